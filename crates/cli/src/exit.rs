@@ -1,0 +1,49 @@
+//! Exit codes, and how a failure is told: `error: …`, then `hint: …`, on standard error.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | the answer is no: a check fell short, a key forbids it |
+//! | 2 | the command line is wrong, or the answer could not be learned |
+//! | 3 | a server or a file could not be reached; try again |
+//! | 70 | a fault of ours |
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// A command that did not do what was asked.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code, from the table above.
+    pub code: u8,
+    /// What went wrong, one line, lower case, no full stop.
+    pub error: String,
+    /// What to do now; may be empty.
+    pub hint: String,
+}
+
+impl Failure {
+    /// A failure with this code, text and hint.
+    pub fn new(code: u8, error: impl fmt::Display, hint: impl Into<String>) -> Self {
+        Self { code, error: error.to_string(), hint: hint.into() }
+    }
+}
+
+/// What every command returns.
+pub type Done = Result<(), Failure>;
+
+/// Tells a failure and gives the process's exit code.
+pub fn code(done: Done) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.error.is_empty() {
+                eprintln!("error: {}", failure.error);
+            }
+            if !failure.hint.is_empty() {
+                eprintln!("hint: {}", failure.hint);
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}

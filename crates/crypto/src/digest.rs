@@ -1,0 +1,34 @@
+//! Hashes and keyed hashes.
+
+use aws_lc_rs::{constant_time, digest, hmac};
+
+/// SHA-256 (FIPS 180-4) of `bytes`.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let digest = digest::digest(&digest::SHA256, bytes);
+    digest.as_ref().try_into().expect("SHA-256 gives 32 bytes")
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A key for HMAC-SHA-256 (RFC 2104).
+pub struct MacKey(hmac::Key);
+
+impl MacKey {
+    /// Makes a MAC key of `bytes`.
+    pub fn new(bytes: &[u8]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+    }
+
+    /// The tag of `message`.
+    pub fn tag(&self, message: &[u8]) -> [u8; 32] {
+        hmac::sign(&self.0, message).as_ref().try_into().expect("HMAC-SHA-256 gives 32 bytes")
+    }
+}
+
+/// Whether two byte strings are equal, in time that depends on their lengths only.
+pub fn equal(a: &[u8], b: &[u8]) -> bool {
+    constant_time::verify_slices_are_equal(a, b).is_ok()
+}

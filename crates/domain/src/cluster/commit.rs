@@ -1,0 +1,297 @@
+//! The only ways in which a cluster's durable truth changes.
+
+use super::ring::{Kek, Role};
+use super::{
+    Cluster, Finished, HISTORY_MAX, Operation, OperationKind, Residue, Rewrite, Stage, TakeUp,
+    Target, Verified,
+};
+use crate::id::{AgentName, OperationId, Serial, UnixMs};
+use crate::key::RootKey;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// One durable change of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "commit", rename_all = "kebab-case")]
+pub enum Commit {
+    /// An agent joined: its API server belongs to the cluster now.
+    Joined {
+        /// Who.
+        agent: AgentName,
+    },
+    /// An operation begins.
+    Opened {
+        /// Its identifier.
+        id: OperationId,
+        /// Why.
+        kind: OperationKind,
+        /// The root key to move to.
+        target: RootKey,
+        /// How API servers take files up.
+        take_up: TakeUp,
+        /// Whether agents use the public name of the key service; kept as it is if none.
+        public_endpoint: Option<bool>,
+        /// Who asked.
+        by: String,
+    },
+    /// Every agent proved the target.
+    Preflighted,
+    /// The operation ends before it changed anything.
+    Rejected {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// The cluster is registered on the target key.
+    Registered,
+    /// A KEK was made, wrapped under the target and unwrapped again.
+    Minted {
+        /// The KEK, its role Staged.
+        kek: Kek,
+    },
+    /// An API server is to have this stage.
+    TakeUp {
+        /// Which.
+        agent: AgentName,
+        /// The stage.
+        stage: Stage,
+    },
+    /// The operation's KEK seals from now on.
+    Promoted,
+    /// The rewrite got this far.
+    Rewriting {
+        /// How far.
+        rewrite: Rewrite,
+    },
+    /// etcd's bytes were counted and all was under the write KEK.
+    Verified {
+        /// The proof.
+        verified: Verified,
+    },
+    /// History is compacted at this revision, every member defragmented.
+    Compacted {
+        /// etcd's revision.
+        revision: i64,
+    },
+    /// etcd's files were searched for plaintext.
+    Residue {
+        /// What was found.
+        residue: Residue,
+    },
+    /// No progress for this reason; `None` takes it back.
+    Stuck {
+        /// Why.
+        reason: Option<String>,
+    },
+    /// The operation is done.
+    Finished,
+}
+
+/// Why a commit was refused. Nothing was changed.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum Refusal {
+    /// Another operation is in progress.
+    #[error(
+        "{kind} operation {id} is in progress; wait for it to end, or follow it with `ks kms status`"
+    )]
+    Busy {
+        /// Its identifier.
+        id: OperationId,
+        /// Its kind.
+        kind: OperationKind,
+    },
+    /// The commit needs an operation and there is none.
+    #[error("no operation is in progress")]
+    Idle,
+    /// A root key is used once in the life of a cluster.
+    #[error(
+        "root key {0} was used by this cluster before and cannot be used again; create a new root key, or rotate the current one"
+    )]
+    Reused(RootKey),
+    /// No such API server in the cluster.
+    #[error("API server {0} does not belong to this cluster")]
+    UnknownServer(AgentName),
+    /// A step came out of order: a fault in the agent.
+    #[error("commit out of order: {0}")]
+    OutOfOrder(&'static str),
+}
+
+/// Applies `commit` to `cluster`. On success its revision has risen by one; on refusal it is
+/// unchanged. Keeps these, whatever the order of calls: at most one KEK has the role Write;
+/// serials rise and are never reused; a KEK is Staged before it is Write; a stage never falls;
+/// a root key is never used a second time; no KEK is removed.
+pub fn apply(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Refusal> {
+    let mut next = cluster.clone();
+    change(&mut next, commit, now)?;
+    next.revision += 1;
+    *cluster = next;
+    Ok(())
+}
+
+fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Refusal> {
+    match commit {
+        Commit::Joined { agent } => {
+            cluster
+                .servers
+                .entry(agent.clone())
+                .or_insert(Target { stage: Stage::Bare, since: now });
+        }
+        Commit::Opened { id, kind, target, take_up, public_endpoint, by } => {
+            if let Some(op) = &cluster.operation {
+                return Err(Refusal::Busy { id: op.id, kind: op.kind });
+            }
+            let write = cluster.ring.write().map(|k| k.root.root);
+            let consistent = match kind {
+                OperationKind::Enable => write.is_none(),
+                OperationKind::Rotate => write == Some(*target),
+                OperationKind::Switch => write.is_some() && write != Some(*target),
+            };
+            if !consistent {
+                return Err(Refusal::OutOfOrder("the kind does not fit the key in use"));
+            }
+            if *kind != OperationKind::Rotate && cluster.used.contains(target) {
+                return Err(Refusal::Reused(*target));
+            }
+            if let Some(public) = public_endpoint {
+                cluster.public_endpoint = *public;
+            }
+            cluster.operation = Some(Operation {
+                id: *id,
+                kind: *kind,
+                target: *target,
+                take_up: *take_up,
+                requested: now,
+                requested_by: by.clone(),
+                preflighted: false,
+                registered: false,
+                serial: None,
+                promoted: None,
+                rewrite: None,
+                verified: None,
+                compacted: None,
+                stuck: None,
+            });
+        }
+        Commit::Preflighted => operation(cluster)?.preflighted = true,
+        Commit::Rejected { reason } => {
+            if operation(cluster)?.serial.is_some() {
+                return Err(Refusal::OutOfOrder(
+                    "a KEK exists already; the operation goes forward",
+                ));
+            }
+            finish(cluster, now, Some(reason.clone()))?;
+        }
+        Commit::Registered => {
+            let op = operation(cluster)?;
+            if !op.preflighted {
+                return Err(Refusal::OutOfOrder("registered before the preflight"));
+            }
+            op.registered = true;
+        }
+        Commit::Minted { kek } => {
+            let expected = cluster.ring.next_serial();
+            let op = operation(cluster)?;
+            if !op.registered {
+                return Err(Refusal::OutOfOrder("minted before the registration"));
+            }
+            if op.serial.is_some() {
+                return Err(Refusal::OutOfOrder("this operation has its KEK"));
+            }
+            if kek.role != Role::Staged || kek.serial != expected || kek.root.root != op.target {
+                return Err(Refusal::OutOfOrder("not a staged KEK of the target, next in line"));
+            }
+            op.serial = Some(kek.serial);
+            if !cluster.used.contains(&kek.root.root) {
+                cluster.used.push(kek.root.root);
+            }
+            cluster.ring.keks.push(kek.clone());
+        }
+        Commit::TakeUp { agent, stage } => {
+            if cluster.ring.reported().is_none() {
+                return Err(Refusal::OutOfOrder("no KEK that a configuration could name"));
+            }
+            let target = cluster
+                .servers
+                .get_mut(agent)
+                .ok_or_else(|| Refusal::UnknownServer(agent.clone()))?;
+            if *stage < target.stage {
+                return Err(Refusal::OutOfOrder("a stage never falls"));
+            }
+            *target = Target { stage: *stage, since: now };
+        }
+        Commit::Promoted => {
+            let serial = operation(cluster)?
+                .serial
+                .ok_or(Refusal::OutOfOrder("promoted before it was minted"))?;
+            promote(cluster, serial)?;
+            operation(cluster)?.promoted = Some(now);
+        }
+        Commit::Rewriting { rewrite } => operation(cluster)?.rewrite = Some(*rewrite),
+        Commit::Verified { verified } => {
+            let op = operation(cluster)?;
+            if op.promoted.is_none() {
+                return Err(Refusal::OutOfOrder("verified before the KEK was promoted"));
+            }
+            op.verified = Some(*verified);
+            cluster.verified = Some(*verified);
+        }
+        Commit::Compacted { revision } => {
+            let op = operation(cluster)?;
+            if op.verified.is_none() {
+                return Err(Refusal::OutOfOrder("compacted before it was verified"));
+            }
+            op.compacted = Some(*revision);
+        }
+        Commit::Residue { residue } => cluster.residue = Some(*residue),
+        Commit::Stuck { reason } => operation(cluster)?.stuck.clone_from(reason),
+        Commit::Finished => {
+            if operation(cluster)?.verified.is_none() {
+                return Err(Refusal::OutOfOrder("finished before it was verified"));
+            }
+            finish(cluster, now, None)?;
+        }
+    }
+    Ok(())
+}
+
+fn operation(cluster: &mut Cluster) -> Result<&mut Operation, Refusal> {
+    cluster.operation.as_mut().ok_or(Refusal::Idle)
+}
+
+fn promote(cluster: &mut Cluster, serial: Serial) -> Result<(), Refusal> {
+    let staged = cluster.ring.get(serial).is_some_and(|k| k.role == Role::Staged);
+    if !staged {
+        return Err(Refusal::OutOfOrder("only a staged KEK can be promoted"));
+    }
+    for kek in &mut cluster.ring.keks {
+        if kek.serial == serial {
+            kek.role = Role::Write;
+        } else if kek.role == Role::Write {
+            kek.role = Role::Read;
+        }
+    }
+    Ok(())
+}
+
+fn finish(cluster: &mut Cluster, now: UnixMs, rejected: Option<String>) -> Result<(), Refusal> {
+    let op = cluster.operation.take().ok_or(Refusal::Idle)?;
+    if rejected.is_none() {
+        for kek in &mut cluster.ring.keks {
+            if kek.role == Role::Read {
+                kek.role = Role::Retained;
+            }
+        }
+    }
+    let done = Finished {
+        id: op.id,
+        kind: op.kind,
+        target: op.target,
+        requested: op.requested,
+        requested_by: op.requested_by,
+        ended: now,
+        rejected,
+        serial: op.serial,
+    };
+    cluster.history.insert(0, done);
+    cluster.history.truncate(HISTORY_MAX);
+    Ok(())
+}

@@ -1,0 +1,356 @@
+//! The next step of enable, rotate and switch: a pure function of what is seen.
+//!
+//! Order, for N API servers: prove the target on every node; register; mint a KEK; let every
+//! plugin open with it; (first enablement, N > 1) let every API server read our records; let it
+//! write; see a canary of every API server under it; rewrite; prove from etcd's bytes; (first
+//! enablement) let nobody read plaintext, compact, defragment; done. Each step is safe to
+//! repeat, and every answer carries its reason.
+
+use super::{
+    Access, Cluster, FRESH_MS, OperationKind, REQUEST_TIMEOUT_MS, RootStatus, Seen, Stage, TakeUp,
+    Tally,
+};
+use crate::id::{AgentName, OperationId, Serial, UnixMs};
+use crate::key::{KeyState, RootKey};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Everything a decision rests on.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// The last durable commit.
+    pub cluster: &'a Cluster,
+    /// The newest observation of each agent.
+    pub seen: &'a BTreeMap<AgentName, Seen>,
+    /// What the key service says of the cluster's root keys and of the operation's target.
+    pub roots: &'a [RootStatus],
+    /// A count of etcd, taken after the observations; needed only when [`needs_tally`].
+    pub tally: Option<&'a Tally>,
+    /// The server's clock.
+    pub now: UnixMs,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing to do.
+    Rest,
+    /// Look again later: somebody else must move first.
+    Wait(Why),
+    /// Begin a rotation: the root key has a version newer than the one in use.
+    Open {
+        /// The root key.
+        target: RootKey,
+    },
+    /// Commit that every agent proved the target.
+    CommitPreflighted,
+    /// End the operation, nothing was changed.
+    Reject {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// Register the cluster as a user of the target, deletion prevented.
+    Register {
+        /// The root key.
+        target: RootKey,
+    },
+    /// Make a KEK, wrap it under the target, unwrap it again, commit it as Staged.
+    Mint {
+        /// The root key.
+        target: RootKey,
+        /// Its number.
+        serial: Serial,
+    },
+    /// Give this API server this stage.
+    TakeUp {
+        /// Which.
+        agent: AgentName,
+        /// The stage.
+        stage: Stage,
+    },
+    /// Make the operation's KEK the one that seals.
+    Promote {
+        /// Which.
+        serial: Serial,
+    },
+    /// Store every record again that is not under the write KEK.
+    Rewrite {
+        /// How many are left.
+        left: u64,
+    },
+    /// Count etcd's bytes again and open a sample with a fresh plugin; commit the proof.
+    Verify,
+    /// Compact history at the proven revision, defragment every member, leader last.
+    Compact {
+        /// etcd's revision.
+        revision: i64,
+    },
+    /// Point the registration at the version in use, commit the end.
+    Finish,
+}
+
+/// Why a step must wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// No API server has joined.
+    NoServer,
+    /// No word from this agent yet, or too long ago.
+    Silent(AgentName),
+    /// The node is fenced or cannot open the ring.
+    Closed(AgentName),
+    /// The agent has not tried the target yet.
+    Preflight(AgentName),
+    /// The plugin has not opened the new KEK yet.
+    NotOpened(AgentName),
+    /// The API server has not taken the file up yet.
+    NotTaken(AgentName, Stage),
+    /// The plugin does not report the new `key_id` yet.
+    NotReported(AgentName),
+    /// No canary of this process under the write KEK yet.
+    NoCanary(AgentName),
+    /// etcd could not be counted.
+    NoTally,
+    /// Requests that an API server began before its take-up may still write plaintext.
+    Requests {
+        /// For so many more milliseconds.
+        left_ms: u64,
+    },
+    /// Records that nobody can decode; they are left byte for byte.
+    Unknown(u64),
+    /// The root key does not wrap now.
+    Root(RootKey, KeyState),
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::NoServer => f.write_str("no agent has joined this cluster yet"),
+            Why::Silent(a) => write!(f, "no fresh word from agent {a}"),
+            Why::Closed(a) => write!(f, "agent {a} cannot open the key ring now"),
+            Why::Preflight(a) => write!(f, "agent {a} is still trying the root key"),
+            Why::NotOpened(a) => write!(f, "the plugin of {a} has not opened the new KEK yet"),
+            Why::NotTaken(a, stage) => write!(f, "API server {a} has not taken up {stage} yet"),
+            Why::NotReported(a) => {
+                write!(f, "the plugin of {a} does not report the new key id yet")
+            }
+            Why::NoCanary(a) => {
+                write!(f, "API server {a} has not yet written a record under the new KEK")
+            }
+            Why::NoTally => f.write_str("etcd could not be read"),
+            Why::Requests { left_ms } => write!(
+                f,
+                "requests begun before the last take-up may still write plaintext for {} s",
+                left_ms.div_ceil(1000)
+            ),
+            Why::Unknown(n) => {
+                write!(
+                    f,
+                    "{n} records cannot be decoded; `census` names them; nothing touches them"
+                )
+            }
+            Why::Root(root, state) => write!(f, "root key {} is {state}", root.key),
+        }
+    }
+}
+
+/// Whether [`plan`] will ask for a count of etcd.
+pub fn needs_tally(cluster: &Cluster) -> bool {
+    cluster.operation.as_ref().is_some_and(|op| op.promoted.is_some())
+}
+
+/// The next step.
+pub fn plan(facts: &Facts<'_>) -> Step {
+    let Some(op) = &facts.cluster.operation else { return idle(facts) };
+    if let Some(wait) = everybody_speaks(facts) {
+        return Step::Wait(wait);
+    }
+    if op.serial.is_none() {
+        return before_the_kek(facts);
+    }
+    let serial = op.serial.unwrap_or_default();
+    if let Some(wait) = everybody_open(facts) {
+        return Step::Wait(wait);
+    }
+    // Read before write: every plugin opens with the new KEK before any seals with it.
+    for (agent, seen) in servers(facts) {
+        if !seen.observation.opened.contains(&serial) {
+            return Step::Wait(Why::NotOpened(agent));
+        }
+    }
+    let first = op.kind == OperationKind::Enable;
+    if first
+        && op.promoted.is_none()
+        && facts.cluster.servers.len() > 1
+        && let Some(step) = bring_to(facts, Stage::ReadFirst)
+    {
+        return step;
+    }
+    let Some(promoted) = op.promoted else { return Step::Promote { serial } };
+    let key_id = facts.cluster.ring.get(serial).map(|k| k.key_id(&facts.cluster.id));
+    for (agent, seen) in servers(facts) {
+        if seen.observation.key_id != key_id {
+            return Step::Wait(Why::NotReported(agent));
+        }
+    }
+    if let Some(step) = bring_to(facts, Stage::WriteFirst) {
+        return step;
+    }
+    for (agent, seen) in servers(facts) {
+        let o = &seen.observation;
+        let proven = o.canary.is_some_and(|c| {
+            c.serial == Some(serial) && Some(c.process) == o.process && c.stage >= Stage::WriteFirst
+        });
+        if !proven {
+            return Step::Wait(Why::NoCanary(agent));
+        }
+    }
+    let Some(tally) = facts.tally else { return Step::Wait(Why::NoTally) };
+    if tally.stale + tally.plaintext > 0 {
+        return Step::Rewrite { left: tally.stale + tally.plaintext };
+    }
+    if tally.unknown > 0 {
+        return Step::Wait(Why::Unknown(tally.unknown));
+    }
+    let Some(verified) = op.verified else { return Step::Verify };
+    if first {
+        // Before a reader goes, whoever wrote plaintext must be gone, and a proof be newer.
+        let last = last_take_up(facts, Stage::WriteFirst).max(promoted);
+        if op.take_up == TakeUp::Reload && not_yet_only(facts) {
+            let since = facts.now.since(last);
+            if since < REQUEST_TIMEOUT_MS {
+                return Step::Wait(Why::Requests { left_ms: REQUEST_TIMEOUT_MS - since });
+            }
+            if verified.at.since(last) < REQUEST_TIMEOUT_MS {
+                return Step::Verify;
+            }
+        }
+        if let Some(step) = bring_to(facts, Stage::Only) {
+            return step;
+        }
+        if op.compacted.is_none() {
+            return Step::Compact { revision: verified.revision };
+        }
+    }
+    Step::Finish
+}
+
+fn idle(facts: &Facts<'_>) -> Step {
+    let Some(write) = facts.cluster.ring.write() else { return Step::Rest };
+    let Some(root) = facts.roots.iter().find(|r| r.root == write.root.root) else {
+        return Step::Rest;
+    };
+    match root.current {
+        Some(current) if root.state == KeyState::Active && current != write.root.version => {
+            Step::Open { target: root.root }
+        }
+        _ => Step::Rest,
+    }
+}
+
+fn before_the_kek(facts: &Facts<'_>) -> Step {
+    let Some(op) = &facts.cluster.operation else { return Step::Rest };
+    match facts.roots.iter().find(|r| r.root == op.target).map(|r| r.state) {
+        Some(KeyState::Active) => {}
+        Some(state) if op.kind == OperationKind::Rotate => {
+            return Step::Wait(Why::Root(op.target, state));
+        }
+        Some(state) => {
+            return Step::Reject {
+                reason: format!("root key {} is {state}; only an active key wraps", op.target.key),
+            };
+        }
+        None => {
+            return Step::Reject { reason: format!("root key {} no longer exists", op.target.key) };
+        }
+    }
+    if !op.preflighted {
+        return preflight(facts, op.id, op.kind);
+    }
+    if !op.registered {
+        return Step::Register { target: op.target };
+    }
+    Step::Mint { target: op.target, serial: facts.cluster.ring.next_serial() }
+}
+
+fn preflight(facts: &Facts<'_>, operation: OperationId, kind: OperationKind) -> Step {
+    let mut failures = Vec::new();
+    for (agent, seen) in servers(facts) {
+        match seen.observation.preflight.as_ref().filter(|p| p.operation == operation) {
+            None => return Step::Wait(Why::Preflight(agent)),
+            Some(p) => failures.extend(p.failure.iter().map(|f| format!("{agent}: {f}"))),
+        }
+    }
+    if failures.is_empty() {
+        Step::CommitPreflighted
+    } else if kind == OperationKind::Rotate {
+        // The root key did rotate; to give up would leave the cluster on the old version.
+        match facts.cluster.servers.keys().next() {
+            Some(agent) => Step::Wait(Why::Preflight(agent.clone())),
+            None => Step::Wait(Why::NoServer),
+        }
+    } else {
+        Step::Reject { reason: format!("preflight failed: {}", failures.join("; ")) }
+    }
+}
+
+/// Every API server of the cluster with its agent's newest word.
+fn servers<'a>(facts: &Facts<'a>) -> impl Iterator<Item = (AgentName, &'a Seen)> + use<'a> {
+    let seen = facts.seen;
+    facts.cluster.servers.keys().filter_map(move |a| seen.get(a).map(|s| (a.clone(), s)))
+}
+
+fn everybody_speaks(facts: &Facts<'_>) -> Option<Why> {
+    if facts.cluster.servers.is_empty() {
+        return Some(Why::NoServer);
+    }
+    facts.cluster.servers.keys().find_map(|agent| {
+        let fresh = facts.seen.get(agent).is_some_and(|s| facts.now.since(s.at) < FRESH_MS);
+        (!fresh).then(|| Why::Silent(agent.clone()))
+    })
+}
+
+fn everybody_open(facts: &Facts<'_>) -> Option<Why> {
+    servers(facts).find_map(|(agent, seen)| {
+        (seen.observation.access != Access::Open).then_some(Why::Closed(agent))
+    })
+}
+
+/// The step that brings every API server to `stage`, one at a time; none when all are there.
+fn bring_to(facts: &Facts<'_>, stage: Stage) -> Option<Step> {
+    for (agent, target) in &facts.cluster.servers {
+        if target.stage < stage {
+            return Some(Step::TakeUp { agent: agent.clone(), stage });
+        }
+        let taken = facts.seen.get(agent).is_some_and(|s| {
+            let o = &s.observation;
+            o.stage_loaded.is_some_and(|l| l >= stage) && o.stage_on_disk >= stage && o.ready
+        });
+        if !taken {
+            return Some(Step::Wait(Why::NotTaken(agent.clone(), target.stage)));
+        }
+    }
+    None
+}
+
+fn not_yet_only(facts: &Facts<'_>) -> bool {
+    facts.cluster.servers.values().any(|t| t.stage < Stage::Only)
+}
+
+fn last_take_up(facts: &Facts<'_>, stage: Stage) -> UnixMs {
+    let times = facts.cluster.servers.values().filter(|t| t.stage == stage).map(|t| t.since);
+    times.max().unwrap_or_default()
+}
+
+/// The root key whose suspension closes the cluster now, if one does: that of the KEK that
+/// seals, or of a KEK that live records may still be under. Expired and deleted act the same.
+pub fn must_fence<'a>(cluster: &Cluster, roots: &'a [RootStatus]) -> Option<&'a RootStatus> {
+    use super::ring::Role;
+    let in_use = |root: RootKey| {
+        cluster
+            .ring
+            .keks
+            .iter()
+            .any(|k| k.root.root == root && matches!(k.role, Role::Write | Role::Read))
+    };
+    roots.iter().find(|r| r.state != KeyState::Active && in_use(r.root))
+}

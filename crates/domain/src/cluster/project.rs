@@ -1,0 +1,90 @@
+//! The cluster's state in the words of the public API: four fields and a text.
+
+use super::plan::must_fence;
+use super::{Access, Cluster, FRESH_MS, RootStatus, Seen};
+use crate::id::{AgentName, UnixMs};
+use crate::key::KeyState;
+use std::collections::BTreeMap;
+
+/// What `cluster get` shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Projection {
+    /// `normal`, `warning` or `critical`.
+    pub state: &'static str,
+    /// `deployed` or `updating`.
+    pub master_state: &'static str,
+    /// `normal`, `unavailable` or `error`.
+    pub master_health: &'static str,
+    /// For people; exactly `Ready` when all is well.
+    pub master_status: String,
+    /// Whether encryption is enabled and was proven.
+    pub enabled: bool,
+}
+
+/// The text while an operation changes the control plane.
+pub const IN_PROGRESS: &str = "Key management service feature enablement in progress.";
+
+/// Projects the cluster's truth and what its agents said.
+pub fn project(
+    cluster: &Cluster,
+    seen: &BTreeMap<AgentName, Seen>,
+    roots: &[RootStatus],
+    now: UnixMs,
+) -> Projection {
+    let enabled = cluster.verified.is_some();
+    let calm = |master_status: &str| Projection {
+        state: "normal",
+        master_state: "deployed",
+        master_health: "normal",
+        master_status: master_status.to_owned(),
+        enabled,
+    };
+    if let Some(root) = must_fence(cluster, roots) {
+        let text = match root.state {
+            KeyState::Destroyed => "Root key was deleted; restore it to regain access.",
+            KeyState::Deactivated => "Root key expired; encrypted data cannot be read.",
+            _ => "Root key is disabled. Re-enable the root key to restore access.",
+        };
+        return Projection {
+            state: "warning",
+            master_state: "deployed",
+            master_health: "unavailable",
+            ..calm(text)
+        };
+    }
+    let fenced = |s: &Seen| matches!(s.observation.access, Access::Fenced { .. });
+    if seen.iter().any(|(a, s)| cluster.servers.contains_key(a) && fenced(s)) {
+        return Projection {
+            state: "warning",
+            master_health: "unavailable",
+            ..calm("Root key is enabled again; the control plane is returning.")
+        };
+    }
+    if let Some(op) = &cluster.operation {
+        if let Some(reason) = &op.stuck {
+            return Projection {
+                state: "warning",
+                ..calm(&format!("Secret rewrite stopped: {reason}"))
+            };
+        }
+        // Until the rewrite, the control plane changes; afterwards it serves as ever. A first
+        // enablement counts as in progress until nobody can read plaintext.
+        if op.promoted.is_none() || cluster.verified.is_none() || op.rewrite.is_none() {
+            return Projection { master_state: "updating", ..calm(IN_PROGRESS) };
+        }
+        if op.kind == super::OperationKind::Enable {
+            return Projection { master_state: "updating", enabled: false, ..calm(IN_PROGRESS) };
+        }
+    }
+    let silent =
+        cluster.servers.keys().find(|a| !seen.get(*a).is_some_and(|s| now.since(s.at) < FRESH_MS));
+    if let Some(agent) = silent
+        && !cluster.ring.keks.is_empty()
+    {
+        return Projection {
+            state: "warning",
+            ..calm(&format!("No word from agent {agent}; its API server may serve cached keys."))
+        };
+    }
+    calm("Ready")
+}

@@ -1,0 +1,85 @@
+//! The key ring of a cluster: its KEKs in order, wrapped, each with a role.
+
+use crate::id::{ClusterId, Serial, UnixMs};
+use crate::key::RootVersion;
+use serde::{Deserialize, Serialize};
+
+/// What a KEK may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Every plugin must be able to open with it before any seals with it.
+    Staged,
+    /// Seals. At most one KEK has this role.
+    Write,
+    /// Opens; records or un-compacted revisions may be under it, and its root key's suspension
+    /// fences the cluster.
+    Read,
+    /// Opens; no live record is under it, only old revisions or backups can be.
+    Retained,
+}
+
+/// A KEK as everybody but the plugin sees it: wrapped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kek {
+    /// Its number, never reused.
+    pub serial: Serial,
+    /// The root key version that wraps it.
+    pub root: RootVersion,
+    /// The wrapped KEK, as the key service answered: opaque text, at most 4 KiB.
+    pub wrapped: String,
+    /// What it may be used for.
+    pub role: Role,
+    /// When it was minted.
+    pub created: UnixMs,
+}
+
+impl Kek {
+    /// The `key_id` that an API server stores with each record under this KEK.
+    ///
+    /// Opaque to Kubernetes, at most 1 KiB there; ours is under 64 bytes. It changes exactly
+    /// when the KEK changes and never returns, since serials are never reused.
+    pub fn key_id(&self, cluster: &ClusterId) -> String {
+        let version = self.root.version.0.simple().to_string();
+        format!("v2:{}:{}:{}", cluster.short(), self.serial, &version[..8])
+    }
+}
+
+/// The serial in a `key_id` that [`Kek::key_id`] made, or none.
+pub fn serial_of(key_id: &str) -> Option<Serial> {
+    let mut parts = key_id.split(':');
+    match (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some("v2"), Some(_), Some(serial), Some(_), None) => serial.parse().ok().map(Serial),
+        _ => None,
+    }
+}
+
+/// The KEKs of a cluster, by rising serial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Ring {
+    /// Every KEK the cluster has.
+    pub keks: Vec<Kek>,
+}
+
+impl Ring {
+    /// The KEK that seals.
+    pub fn write(&self) -> Option<&Kek> {
+        self.keks.iter().find(|k| k.role == Role::Write)
+    }
+
+    /// The KEK whose `key_id` the plugins report: the write KEK, or at first enablement, while
+    /// API servers only read, the staged one.
+    pub fn reported(&self) -> Option<&Kek> {
+        self.write().or_else(|| self.keks.iter().find(|k| k.role == Role::Staged))
+    }
+
+    /// The KEK with this serial.
+    pub fn get(&self, serial: Serial) -> Option<&Kek> {
+        self.keks.iter().find(|k| k.serial == serial)
+    }
+
+    /// The serial that the next KEK gets.
+    pub fn next_serial(&self) -> Serial {
+        Serial(self.keks.iter().map(|k| k.serial.0).max().unwrap_or(0) + 1)
+    }
+}

@@ -1,0 +1,1 @@
+//! etcd over gRPC, what its records say, and its files.

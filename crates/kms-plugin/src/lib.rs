@@ -1,0 +1,1 @@
+//! KMS v2 for kube-apiserver on a Unix socket.

@@ -1,0 +1,1 @@
+//! The key service, IAM and the cluster service over HTTPS.

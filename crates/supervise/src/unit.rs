@@ -1,0 +1,1 @@
+//! A unit that is a process of this machine.

@@ -1,0 +1,179 @@
+//! Between a node agent and the server: `/agent/v1`, over TLS with the agent's certificate.
+//!
+//! The server never connects into a cluster. Each agent posts what it observes, reads the whole
+//! [`State`] and acts on it; a stream says when to look again, and polling covers a stream that
+//! is down. One agent of a cluster at a time holds the lease and runs the loop; every commit
+//! names its fencing token and the revision it was planned on.
+//!
+//! | call | body | answer |
+//! |---|---|---|
+//! | `POST /agent/v1/join` (no certificate) | [`JoinRequest`] | 200 [`Certificate`] |
+//! | `POST /agent/v1/renew` | [`RenewRequest`] | 200 [`Certificate`] |
+//! | `GET /agent/v1/state` | | 200 [`State`] |
+//! | `GET /agent/v1/stream` | | 200 `text/event-stream`, events [`Nudge`], a comment each 5 s |
+//! | `POST /agent/v1/observation` | [`claviger_domain::cluster::Observation`] | 204 |
+//! | `POST /agent/v1/lease` | [`LeaseRequest`] | 200 [`Lease`], 409 while another holds it |
+//! | `POST /agent/v1/commit` | [`CommitRequest`] | 200 [`State`], 409 stale or refused |
+//! | `POST /agent/v1/ack` | [`Acknowledgement`] | 204 |
+//! | `POST /agent/v1/jobs/{id}` | [`JobReport`] | 204 |
+//! | `POST /identity/token` with grant type [`crate::iam::GRANT_NODE`] | form | a token |
+
+use claviger_domain::cluster::commit::Commit;
+use claviger_domain::cluster::{Cluster, RootStatus, Seen};
+use claviger_domain::id::{AgentName, ClusterId, JobId, UnixMs};
+use claviger_domain::key::{KeyState, RootKey};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Asks for a node's first certificate.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// One-time token that `ks cluster register` or `ks cluster join-token` printed.
+    pub token: String,
+    /// Name that the agent wants.
+    pub agent: AgentName,
+    /// PKCS#10 certificate request, PEM. Only its public key is used.
+    pub csr: String,
+}
+
+/// Asks for a new certificate for the same node.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RenewRequest {
+    /// PKCS#10 certificate request, PEM.
+    pub csr: String,
+}
+
+/// A node's certificate. Its subject alternative name is
+/// `URI:claviger://cluster/<cluster id>/agent/<name>`; it lives 30 days.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Certificate {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The certificate, PEM.
+    pub certificate: String,
+    /// The CA that signed it and the server's own, PEM.
+    pub ca: String,
+    /// When it ends.
+    pub not_after: UnixMs,
+}
+
+/// Everything an agent needs to know.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// The cluster's durable truth.
+    pub cluster: Cluster,
+    /// The newest observation of every agent of the cluster.
+    pub seen: BTreeMap<AgentName, Seen>,
+    /// The root keys of the ring and of the operation.
+    pub roots: Vec<RootStatus>,
+    /// Who holds the lease, if anybody.
+    pub lease: Option<LeaseHolder>,
+    /// Work that an operator asked for and nobody finished.
+    pub jobs: Vec<Job>,
+    /// Base URL of the key service, by the name that the cluster is to use.
+    pub key_service: String,
+    /// The server's clock.
+    pub now: UnixMs,
+}
+
+/// Who holds the lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseHolder {
+    /// The agent.
+    pub agent: AgentName,
+    /// Until when, by the server's clock.
+    pub until: UnixMs,
+}
+
+/// Tells an agent to look again; the data of a server-sent event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nudge {
+    /// The cluster's revision.
+    pub revision: u64,
+    /// The newest key event that concerns the cluster.
+    pub event: u64,
+}
+
+/// Asks for the lease, or for more of it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LeaseRequest {
+    /// The token held so far, to go on with it.
+    pub fencing: Option<u64>,
+}
+
+/// The right to run the loop, for 15 seconds at a time.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Lease {
+    /// Rises with each new holder; a commit with an older one is refused.
+    pub fencing: u64,
+    /// Until when, by the server's clock.
+    pub until: UnixMs,
+}
+
+/// Asks for one durable change.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CommitRequest {
+    /// The lease's fencing token.
+    pub fencing: u64,
+    /// The revision the step was planned on.
+    pub revision: u64,
+    /// The change.
+    pub commit: Commit,
+}
+
+/// An agent has acted on a key event.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Acknowledgement {
+    /// The root key.
+    pub root: RootKey,
+    /// The event.
+    pub event: u64,
+    /// The key's state that the agent acted on.
+    pub state: KeyState,
+    /// Whether this node's API server is fenced now.
+    pub fenced: bool,
+}
+
+/// Work that an operator asked for. Whichever agent holds the lease does it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its identifier.
+    pub id: JobId,
+    /// What to do.
+    pub kind: JobKind,
+    /// When it was asked for.
+    pub requested: UnixMs,
+}
+
+/// What an operator can ask a cluster's agents for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobKind {
+    /// Count etcd's records; the result is a census.
+    Census,
+    /// Clear plaintext out of etcd's files; the result is a residue report.
+    Scrub,
+    /// Prove from etcd's bytes and by a freshly started plugin; the result is a verification.
+    Verify,
+}
+
+/// How a job stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "kebab-case")]
+pub enum JobReport {
+    /// Under way.
+    Running {
+        /// What is being done, for people.
+        note: String,
+    },
+    /// Done.
+    Done {
+        /// What came out; its shape follows from the kind.
+        result: serde_json::Value,
+    },
+    /// Given up.
+    Failed {
+        /// Why, and what to do.
+        reason: String,
+    },
+}

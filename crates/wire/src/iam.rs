@@ -1,0 +1,48 @@
+//! The token endpoint: `POST /identity/token` and `POST /oidc/token`, form-encoded.
+
+use serde::{Deserialize, Serialize};
+
+/// Grant type of an API key (field `apikey`).
+pub const GRANT_APIKEY: &str = "urn:ibm:params:oauth:grant-type:apikey";
+
+/// Grant type of a node agent: its certificate is the credential, the form carries nothing else.
+pub const GRANT_NODE: &str = "urn:claviger:params:oauth:grant-type:node-certificate";
+
+/// A token, as clients of IBM's IAM expect it.
+#[derive(Serialize, Deserialize)]
+pub struct Token {
+    /// A JWT.
+    pub access_token: String,
+    /// Not in use; clients want the field.
+    pub refresh_token: String,
+    /// `Bearer`.
+    pub token_type: String,
+    /// Seconds from now.
+    pub expires_in: u64,
+    /// Seconds since the Unix epoch.
+    pub expiration: i64,
+    /// Not in use; clients want the field.
+    pub scope: String,
+}
+
+/// The body of an error of the token endpoint.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TokenError {
+    /// For instance `BXNIM0415E`.
+    #[serde(rename = "errorCode")]
+    pub error_code: String,
+    /// For people.
+    #[serde(rename = "errorMessage")]
+    pub error_message: String,
+    /// Where to look it up.
+    #[serde(default)]
+    pub context: ErrorContext,
+}
+
+/// Identifies the failed request.
+#[derive(Debug, Serialize, Deserialize, Default)]
+pub struct ErrorContext {
+    /// The correlation id.
+    #[serde(rename = "requestId")]
+    pub request_id: String,
+}

@@ -1,0 +1,273 @@
+//! Key Protect v2: bodies of `/api/v2`. Names and shapes are the clients'.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Header that names the instance.
+pub const INSTANCE_HEADER: &str = "Bluemix-Instance";
+/// Header that ties an act to a caller's own record of it.
+pub const CORRELATION_HEADER: &str = "Correlation-Id";
+
+/// Media type of a key; Python's generated client needs it on key answers.
+pub const KEY_TYPE: &str = "application/vnd.ibm.kms.key+json";
+/// Media type of an error.
+pub const ERROR_TYPE: &str = "application/vnd.ibm.kms.error+json";
+
+/// What an envelope carries.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Media type of the resources.
+    #[serde(rename = "collectionType")]
+    pub collection_type: String,
+    /// Number of resources in this envelope.
+    #[serde(rename = "collectionTotal")]
+    pub collection_total: u64,
+    /// Number of matches, ignoring limit and offset; only with `totalCount=true`.
+    #[serde(rename = "totalCount", skip_serializing_if = "Option::is_none", default)]
+    pub total_count: Option<u64>,
+}
+
+/// The outer shape of nearly every body.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Envelope<T> {
+    /// Type and number of the resources.
+    pub metadata: Metadata,
+    /// The resources; an empty list is `[]`, never absent.
+    #[serde(default = "Vec::new")]
+    pub resources: Vec<T>,
+}
+
+impl<T> Envelope<T> {
+    /// An envelope of `resources` of this media type.
+    pub fn of(collection_type: &str, resources: Vec<T>) -> Self {
+        let total = resources.len() as u64;
+        let metadata = Metadata {
+            collection_type: collection_type.to_owned(),
+            collection_total: total,
+            total_count: None,
+        };
+        Self { metadata, resources }
+    }
+}
+
+/// A key, in answers.
+#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)] // The names are the contract.
+pub struct Key {
+    #[serde(rename = "type")]
+    pub media_type: String,
+    pub id: Uuid,
+    pub name: String,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub aliases: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub description: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub tags: Vec<String>,
+    pub state: u8,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expiration_date: Option<String>,
+    pub extractable: bool,
+    pub crn: String,
+    pub imported: bool,
+    #[serde(rename = "keyRingID", default)]
+    pub key_ring_id: String,
+    pub creation_date: String,
+    pub created_by: String,
+    pub algorithm_type: String,
+    pub algorithm_metadata: AlgorithmMetadata,
+    pub algorithm_bit_size: u32,
+    pub algorithm_mode: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub nonactive_state_reason: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_update_date: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_rotate_date: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub key_version: Option<KeyVersion>,
+    pub deleted: bool,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub deletion_date: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub deleted_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub restore_allowed: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub restore_expiration_date: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub purge_allowed: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub purge_allowed_from: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub purge_scheduled_on: Option<String>,
+    /// Base64; standard keys only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub payload: Option<String>,
+}
+
+/// Kept for clients that read it; the values are constants.
+#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct AlgorithmMetadata {
+    pub bit_length: String,
+    pub mode: String,
+}
+
+/// A key version, by id.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct KeyVersion {
+    pub id: Uuid,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub creation_date: Option<String>,
+}
+
+/// A key to create or import. Go writes `Tags`, the others `tags`; unknown fields are ignored.
+#[derive(Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct NewKey {
+    #[serde(rename = "type", default)]
+    pub media_type: String,
+    #[serde(default)]
+    pub name: String,
+    #[serde(default)]
+    pub extractable: bool,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub description: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub aliases: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default, alias = "Tags")]
+    pub tags: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expiration_date: Option<String>,
+    /// Base64.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub payload: Option<String>,
+}
+
+/// `wrap`: without a plaintext the service makes 32 random bytes and answers them too.
+#[derive(Serialize, Deserialize, Default)]
+#[allow(missing_docs)]
+pub struct WrapRequest {
+    /// Base64.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub plaintext: Option<String>,
+    /// In order; a null counts as an empty string.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub aad: Option<Vec<Option<String>>>,
+}
+
+/// `unwrap` and `rewrap`.
+#[derive(Serialize, Deserialize, Default)]
+#[allow(missing_docs)]
+pub struct UnwrapRequest {
+    #[serde(default)]
+    pub ciphertext: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub aad: Option<Vec<Option<String>>>,
+}
+
+/// The answer to wrap, unwrap and rewrap: a bare object.
+#[derive(Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct ActionAnswer {
+    /// Base64; wrap without a plaintext, and unwrap.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub plaintext: Option<String>,
+    /// Wrap and rewrap; unwrap when a newer version exists.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ciphertext: Option<String>,
+    /// The version that wrapped what came in, or that wraps what goes out.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub key_version: Option<KeyVersion>,
+    /// The version of `ciphertext`, where it differs.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rewrapped_key_version: Option<KeyVersion>,
+}
+
+/// `rotate`: a payload for imported keys only.
+#[derive(Serialize, Deserialize, Default)]
+#[allow(missing_docs)]
+pub struct RotateRequest {
+    /// Base64.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub payload: Option<String>,
+}
+
+/// A registration: which resource uses which key version.
+#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Registration {
+    #[serde(default)]
+    pub key_id: Uuid,
+    #[serde(default)]
+    pub resource_crn: String,
+    #[serde(default)]
+    pub created_by: String,
+    #[serde(default)]
+    pub creation_date: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub updated_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_updated: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub description: Option<String>,
+    #[serde(default)]
+    pub prevent_key_deletion: bool,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub key_version: Option<KeyVersion>,
+}
+
+/// A registration to write; POST needs `prevent_key_deletion`, PATCH only what changes.
+#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct RegistrationInput {
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub description: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub prevent_key_deletion: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub key_version_id: Option<Uuid>,
+}
+
+/// An error, inside an envelope of [`ERROR_TYPE`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct ErrorBody {
+    pub error_msg: String,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub reasons: Vec<Reason>,
+}
+
+/// One reason of an error.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Reason {
+    pub code: String,
+    pub message: String,
+    /// A number, or Go cannot read the error at all.
+    pub status: u16,
+    pub more_info: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub target: Option<Target>,
+}
+
+/// What a reason is about.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Target {
+    /// `field`, `query_param` or `header`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub name: String,
+}

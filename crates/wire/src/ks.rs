@@ -1,0 +1,234 @@
+//! The cluster service: shapes that IBM's clients know, and ours under `/v3`.
+//!
+//! | call | body | answer |
+//! |---|---|---|
+//! | `POST /v2/enableKMS` | [`EnableKms`] | 201 `{}`; 200 `{}` when it is so already |
+//! | `GET /v2/getKMSInstances` | | 200 list of [`KmsInstance`] |
+//! | `GET /v2/getCRKs?kms_instance=` | | 200 list of [`Crk`] |
+//! | `GET /v2/getCluster?cluster=` | | 200 [`ClusterView`] |
+//! | `GET /v2/vpc/getClusters`, `GET /v1/clusters` | | 200 list of [`ClusterView`] |
+//! | `GET /v1/logging/{cluster}/clusterkeyowner` | | 200 [`KeyOwner`] |
+//! | `POST /v3/clusters` | [`RegisterCluster`] | 201 [`Registered`] |
+//! | `POST /v3/clusters/{c}/join-tokens` | | 201 [`Registered`] |
+//! | `GET /v3/clusters/{c}/kms` | | 200 [`KmsStatus`] |
+//! | `POST /v3/clusters/{c}/kms/operations` | [`OpenOperation`] | 202 [`Opened`], 200 when it is so already |
+//! | `POST /v3/clusters/{c}/jobs` | [`NewJob`] | 202 [`JobView`] |
+//! | `GET /v3/clusters/{c}/jobs/{id}` | | 200 [`JobView`] |
+//! | `GET /v3/clusters/{c}/kubeconfig` | | 200 text; 409 while the root key is suspended |
+//!
+//! `{c}` is an id or a name. All paths answer with and without the prefix `/global`.
+
+use crate::agent::{JobKind, JobReport, State};
+use claviger_domain::cluster::TakeUp;
+use claviger_domain::id::{ClusterId, InstanceId, JobId, KeyId, OperationId};
+use serde::{Deserialize, Serialize};
+
+/// `POST /v2/enableKMS`.
+#[derive(Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct EnableKms {
+    pub cluster: String,
+    /// GUID or CRN.
+    pub instance_id: String,
+    /// GUID or CRN.
+    pub crk_id: String,
+    /// Absent means true.
+    #[serde(default)]
+    pub private_endpoint: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub account_id: Option<String>,
+}
+
+/// An instance of a key service.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct KmsInstance {
+    pub instance_id: InstanceId,
+    pub name: String,
+    pub region: String,
+    /// `kms` or `hs-crypto`.
+    pub service: String,
+}
+
+/// A root key. The first two fields are IBM's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Crk {
+    pub crk_id: KeyId,
+    pub name: String,
+    pub state: String,
+    pub version: Option<claviger_domain::id::KeyVersionId>,
+    pub expires: Option<String>,
+    /// Names of the clusters registered on it.
+    pub clusters: Vec<String>,
+    /// `generated` or `imported`.
+    pub origin: String,
+}
+
+/// What `getCluster` shows; names as IBM's clients decode them.
+#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct ClusterView {
+    pub id: String,
+    pub name: String,
+    pub state: String,
+    pub status: String,
+    pub created_date: String,
+    pub location: String,
+    pub region: String,
+    pub resource_group: String,
+    pub resource_group_name: String,
+    pub provider: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub master_kube_version: String,
+    pub target_version: String,
+    #[serde(rename = "masterURL")]
+    pub master_url: String,
+    #[serde(rename = "serverURL")]
+    pub server_url: String,
+    pub master_health: String,
+    pub master_status: String,
+    pub worker_count: u32,
+    pub owner_email: String,
+    pub crn: String,
+    pub lifecycle: Lifecycle,
+    pub features: Features,
+    /// Not IBM's: everything else.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub kms: Option<KmsView>,
+}
+
+/// Where the control plane is in its life.
+#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Lifecycle {
+    pub modified_date: String,
+    pub master_status: String,
+    pub master_status_modified_date: String,
+    pub master_health: String,
+    pub master_state: String,
+}
+
+/// What the cluster can do.
+#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct Features {
+    pub key_protect_enabled: bool,
+    pub pull_secret_applied: bool,
+}
+
+/// The key service as this cluster uses it.
+#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct KmsView {
+    pub provider: String,
+    #[serde(rename = "instanceID")]
+    pub instance_id: Option<InstanceId>,
+    #[serde(rename = "crkID")]
+    pub crk_id: Option<KeyId>,
+    /// `private` or `public`; both lead to one listener today.
+    pub endpoint: String,
+    /// The step in progress, in words; empty at rest.
+    pub phase: String,
+    pub write_key_id: Option<String>,
+    /// Progress of the rewrite in per cent, while there is one.
+    pub rewrite: Option<claviger_domain::cluster::Rewrite>,
+}
+
+/// Whose credentials talk to the key service for a cluster.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct KeyOwner {
+    pub id: String,
+    pub name: String,
+    pub email: String,
+}
+
+/// Makes a cluster known.
+#[derive(Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct RegisterCluster {
+    pub name: String,
+    /// URL of its API server, for kubeconfigs.
+    pub server_url: String,
+    /// PEM of the CA of its API server.
+    pub ca: String,
+}
+
+/// A cluster and a one-time token with which one agent may join it, for one hour.
+#[derive(Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Registered {
+    pub id: ClusterId,
+    pub name: String,
+    pub join_token: String,
+}
+
+/// Everything about a cluster's encryption, for `ks kms status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct KmsStatus {
+    pub view: ClusterView,
+    pub state: State,
+    /// The next step and why, as the planner sees it now.
+    pub next: String,
+}
+
+/// Asks for enablement, or a switch of key or instance.
+#[derive(Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct OpenOperation {
+    pub instance_id: InstanceId,
+    pub crk_id: KeyId,
+    #[serde(default)]
+    pub public_endpoint: bool,
+    #[serde(default)]
+    pub take_up: TakeUp,
+}
+
+/// The accepted operation; none when the cluster already is as asked.
+#[derive(Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Opened {
+    pub operation: Option<OperationId>,
+    /// For people: for instance that no backup of the key server exists.
+    pub warnings: Vec<String>,
+}
+
+/// Asks a cluster's agents for work.
+#[derive(Debug, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct NewJob {
+    pub kind: JobKind,
+}
+
+/// A job and how it stands.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct JobView {
+    pub id: JobId,
+    pub kind: JobKind,
+    pub report: Option<JobReport>,
+}
+
+/// The error body of the cluster service.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ServiceError {
+    #[serde(rename = "incidentID")]
+    pub incident_id: String,
+    pub code: String,
+    pub description: String,
+    #[serde(rename = "terseDescription", default)]
+    pub terse_description: String,
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// The command that mends it.
+    #[serde(rename = "recoveryCLI", default)]
+    pub recovery_cli: String,
+}

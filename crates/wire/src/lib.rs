@@ -1,0 +1,10 @@
+//! The HTTP contracts: paths, headers, bodies and error bodies, for both ends.
+//!
+//! [`kp`] is Key Protect v2, [`iam`] the token endpoint, [`ks`] the cluster service as IBM's
+//! clients know it and our own additions under `/v3`, [`agent`] what a node agent and the server
+//! say to each other. Only shapes live here, no transport and no rules.
+
+pub mod agent;
+pub mod iam;
+pub mod kp;
+pub mod ks;
