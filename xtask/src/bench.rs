@@ -1,0 +1,51 @@
+//! `cargo xtask bench [NAME]`: measurements, built with optimisation.
+
+use crate::sh::{self, Done, cargo};
+use crate::testbed;
+
+/// Programs of the crate `bench`, and whether each needs a real cluster.
+const BENCHES: &[(&str, bool)] = &[("plugin", false), ("rewrite", true)];
+
+/// Runs one, or each that is there.
+pub fn run(args: &[String]) -> Done {
+    let (name, rest) = match args.split_first() {
+        Some((name, rest)) if !name.starts_with('-') => (Some(name.as_str()), rest),
+        _ => (None, args),
+    };
+    if let Some(name) = name
+        && !BENCHES.iter().any(|(known, _)| *known == name)
+    {
+        let known: Vec<&str> = BENCHES.iter().map(|(known, _)| *known).collect();
+        return Err(format!("no bench {name:?}; there are {}", known.join(", ")));
+    }
+    for (bench, real) in BENCHES {
+        if name.is_some_and(|name| name != *bench) {
+            continue;
+        }
+        if !sh::root().join(format!("bench/src/bin/{bench}.rs")).is_file() {
+            if name.is_some() {
+                return Err(format!("bench {bench} is not written yet"));
+            }
+            continue;
+        }
+        if *real {
+            testbed::run(&[])?;
+        }
+        sh::run(
+            &format!("bench {bench} (optimised build; the first takes minutes)"),
+            cargo()
+                .args([
+                    "run",
+                    "--locked",
+                    "--release",
+                    "-p",
+                    "claviger-bench",
+                    "--bin",
+                    bench,
+                    "--",
+                ])
+                .args(rest),
+        )?;
+    }
+    Ok(())
+}

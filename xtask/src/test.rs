@@ -1,0 +1,106 @@
+//! `cargo xtask test`: every test there is, cheapest first.
+
+use crate::sh::{self, Done, cargo, say};
+use crate::{testbed, tidy};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// Test threads of the unit tests: many start processes and wait for disks, so a machine of
+/// few cores is not helped by more.
+const THREADS: usize = 4;
+
+/// What was counted so far.
+#[derive(Default, Debug, PartialEq, Eq)]
+struct Count {
+    passed: u64,
+    failed: u64,
+}
+
+/// Runs it. `--quick` leaves the end-to-end tests out.
+pub fn run(args: &[String]) -> Done {
+    let quick = match args {
+        [] => false,
+        [arg] if arg == "--quick" => true,
+        _ => return Err(format!("test takes --quick, not {args:?}")),
+    };
+    sh::need_basics()?;
+    let started = Instant::now();
+    tidy::run(&[])?;
+    let mut count = Count::default();
+    let mut whole = cargo_test(
+        "unit tests and tests in process",
+        &["--workspace", "--", &format!("--test-threads={THREADS}")],
+        &[],
+        &mut count,
+    )?;
+    if !quick {
+        testbed::run(&[])?;
+        let claviger = sh::build_claviger()?;
+        let claviger = claviger.to_string_lossy();
+        // One at a time: each starts a whole cluster.
+        whole &= cargo_test(
+            "end-to-end tests on real API servers and etcd",
+            &["-p", "claviger-tests", "--", "--ignored", "--test-threads=1"],
+            &[("CLAVIGER_BIN", &claviger)],
+            &mut count,
+        )?;
+    }
+    println!(
+        "{} passed, {} failed ({} s)",
+        count.passed,
+        count.failed,
+        started.elapsed().as_secs()
+    );
+    if whole && count.failed == 0 { Ok(()) } else { Err("some tests failed; see above".to_owned()) }
+}
+
+/// Runs `cargo test`, shows its output, adds up its result lines. False when it failed.
+fn cargo_test(
+    what: &str,
+    args: &[&str],
+    env: &[(&str, &str)],
+    count: &mut Count,
+) -> Result<bool, String> {
+    say(what);
+    let started = Instant::now();
+    let mut command: Command = cargo();
+    command.args(["test", "--locked", "--no-fail-fast"]).args(args).stdout(Stdio::piped());
+    command.envs(env.iter().copied());
+    let mut child = command.spawn().map_err(|e| format!("cannot start cargo: {e}"))?;
+    let out = child.stdout.take().expect("standard output is a pipe");
+    for line in BufReader::new(out).lines() {
+        let line = line.map_err(|e| format!("cannot read what cargo says: {e}"))?;
+        println!("{line}");
+        add(count, &line);
+    }
+    let status = child.wait().map_err(|e| format!("cannot wait for cargo: {e}"))?;
+    eprintln!("    {:.1} s", started.elapsed().as_secs_f64());
+    Ok(status.success())
+}
+
+/// Adds a line of the form `test result: ok. 3 passed; 1 failed; 0 ignored; …`.
+fn add(count: &mut Count, line: &str) {
+    let Some(rest) = line.strip_prefix("test result: ") else { return };
+    let number = |word: &str| {
+        let words: Vec<&str> = rest.split_whitespace().collect();
+        let at = words.iter().position(|w| w.trim_end_matches(';') == word)?;
+        words.get(at.checked_sub(1)?)?.parse::<u64>().ok()
+    };
+    count.passed += number("passed").unwrap_or(0);
+    count.failed += number("failed").unwrap_or(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_lines_add_up() {
+        let mut count = Count::default();
+        add(&mut count, "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured");
+        add(&mut count, "test result: FAILED. 3 passed; 2 failed; 0 ignored");
+        add(&mut count, "running 7 tests");
+        assert_eq!(count, Count { passed: 15, failed: 2 });
+    }
+}
