@@ -10,6 +10,8 @@ use claviger_domain::cluster::Process;
 use std::fmt;
 use thiserror::Error;
 
+mod file;
+pub mod proc;
 pub mod unit;
 
 /// What a supervisor sees of its program.

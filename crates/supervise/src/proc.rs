@@ -1,0 +1,124 @@
+//! What the kernel says of a process: `/proc/PID/stat` and `/proc/PID/environ`.
+
+use claviger_domain::cluster::Process;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::OwnedFd;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::fs;
+use std::io;
+use std::time::{Duration, Instant};
+
+/// One line of `/proc/PID/stat`, as far as it is of use here (format: proc(5)).
+struct Stat {
+    /// Field 3; `Z` and `X` are dead.
+    state: u8,
+    /// Field 6.
+    session: i32,
+    /// Field 22, clock ticks since boot.
+    start: u64,
+}
+
+fn stat(pid: i32) -> Option<Stat> {
+    let line = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Field 2 is the program's name in parentheses and may hold anything, so count from its end.
+    let mut fields = line.get(line.rfind(')')? + 1..)?.split_ascii_whitespace();
+    let state = *fields.next()?.as_bytes().first()?;
+    let session = fields.nth(2)?.parse().ok()?;
+    let start = fields.nth(15)?.parse().ok()?;
+    Some(Stat { state, session, start })
+}
+
+/// The process with this id, unless there is none or it is a zombie.
+pub fn alive(pid: i32) -> Option<Process> {
+    let stat = stat(pid)?;
+    (!matches!(stat.state, b'Z' | b'X' | b'x')).then_some(Process { pid, start: stat.start })
+}
+
+/// Whether exactly this process, not another with its id, still runs. A zombie does not.
+pub fn is_alive(process: Process) -> bool {
+    alive(process.pid) == Some(process)
+}
+
+/// Identifies this run of the kernel: a start time counts only together with it.
+pub(crate) fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|text| text.trim().to_owned())
+        .unwrap_or_default()
+}
+
+/// What a search by environment found.
+pub(crate) enum Found {
+    /// The session leader that carries the variable: the program itself.
+    Leader(Process),
+    /// Only processes that carry it and lead no session (yet).
+    Others,
+    /// Nothing.
+    Nobody,
+}
+
+/// Looks through all processes for one whose environment holds `variable` (`NAME=value`).
+/// Descendants of a program inherit its environment but not its place as session leader.
+pub(crate) fn find_by_environment(variable: &str) -> Found {
+    let mut found = Found::Nobody;
+    let Ok(entries) = fs::read_dir("/proc") else { return found };
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let Ok(environ) = fs::read(format!("/proc/{pid}/environ")) else { continue };
+        if !environ.split(|b| *b == 0).any(|one| one == variable.as_bytes()) {
+            continue;
+        }
+        match stat(pid) {
+            Some(s) if matches!(s.state, b'Z' | b'X' | b'x') => {}
+            Some(s) if s.session == pid => {
+                return Found::Leader(Process { pid, start: s.start });
+            }
+            Some(_) => found = Found::Others,
+            None => {}
+        }
+    }
+    found
+}
+
+/// A handle that names one process for good, whatever becomes of its id.
+pub(crate) struct Handle(OwnedFd);
+
+/// Opens a handle on `process`; none if it is dead.
+pub(crate) fn handle(process: Process) -> io::Result<Option<Handle>> {
+    let Some(pid) = Pid::from_raw(process.pid) else { return Ok(None) };
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        // The id may have passed to another process before the handle was opened, not after.
+        Ok(fd) => Ok(is_alive(process).then_some(Handle(fd))),
+        Err(rustix::io::Errno::SRCH) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+impl Handle {
+    /// Sends a signal; no error if the process is gone.
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+        match pidfd_send_signal(&self.0, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Waits until the process has ended, at most `limit`; says whether it has.
+    pub(crate) fn wait(&self, limit: Duration) -> io::Result<bool> {
+        let until = Instant::now() + limit;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let left = Timespec {
+                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            };
+            let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+            match poll(&mut fds, Some(&left)) {
+                Ok(n) => return Ok(n > 0),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
