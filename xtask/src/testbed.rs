@@ -99,9 +99,7 @@ fn module(name: &str) -> PathBuf {
 /// Where a module's programs belong in the cache.
 fn target(name: &str) -> Result<PathBuf, String> {
     let sums = sh::output(
-        Command::new("sh")
-            .current_dir(module(name))
-            .args(["-c", "cat go.mod go.sum | sha256sum"]),
+        Command::new("sh").current_dir(module(name)).args(["-c", "cat go.mod go.sum | sha256sum"]),
     )?;
     let hash = sums.get(..16).filter(|h| h.bytes().all(|b| b.is_ascii_hexdigit()));
     let hash = hash.ok_or_else(|| format!("sha256sum wrote {sums:?}"))?;
@@ -159,12 +157,15 @@ fn build(name: &str, packages: &[(&str, &str)], flags: &str) -> Done {
             .arg(package);
         if let Err(why) = sh::run(&format!("building {program} ({name})"), &mut go) {
             let _ = fs::remove_dir_all(&temp);
-            return Err(format!("{why}\nhint: is the Go module proxy reachable? see go env GOPROXY"));
+            return Err(format!(
+                "{why}\nhint: is the Go module proxy reachable? see go env GOPROXY"
+            ));
         }
     }
     if target.exists() {
         // Another run was faster, or left an incomplete directory of an older layout.
-        fs::remove_dir_all(&target).map_err(|e| format!("cannot remove {}: {e}", target.display()))?;
+        fs::remove_dir_all(&target)
+            .map_err(|e| format!("cannot remove {}: {e}", target.display()))?;
     }
     fs::rename(&temp, &target).map_err(|e| io("rename", e))
 }
