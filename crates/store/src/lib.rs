@@ -1,1 +1,3 @@
 //! The database behind one transaction seam.
+
+pub mod clusters;
