@@ -17,6 +17,9 @@
 //! | `POST /agent/v1/ack` | [`Acknowledgement`] | 204 |
 //! | `POST /agent/v1/jobs/{id}` | [`JobReport`] | 204 |
 //! | `POST /identity/token` with grant type [`crate::iam::GRANT_NODE`] | form | a token |
+//!
+//! An error is a [`crate::ks::ServiceError`] with a [`code`] or one of [`crate::ks::code`]. The
+//! stream is full when too many are open (429): poll meanwhile.
 
 use claviger_domain::cluster::commit::Commit;
 use claviger_domain::cluster::{Cluster, RootStatus, Seen};
@@ -25,8 +28,22 @@ use claviger_domain::key::{KeyState, RootKey};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// Codes of refusals that an agent tells apart.
+pub mod code {
+    /// Another agent holds the lease: ask again when it ends.
+    pub const LEASE_HELD: &str = "E4096";
+    /// The fencing token is not the current one, or its time is over: get the lease again.
+    pub const STALE_FENCING: &str = "E4097";
+    /// The cluster changed since the step was planned: read the state and plan again.
+    pub const STALE_REVISION: &str = "E4098";
+    /// The rules of `domain::cluster::commit` refuse the commit: read the state and plan again.
+    pub const REFUSED: &str = "E4099";
+    /// This certificate was replaced by a later join under the same name: join again.
+    pub const CERTIFICATE_REPLACED: &str = "E4012";
+}
+
 /// Asks for a node's first certificate.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub struct JoinRequest {
     /// One-time token that `ks cluster register` or `ks cluster join-token` printed.
     pub token: String,

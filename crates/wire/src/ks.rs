@@ -16,11 +16,12 @@
 //! | `GET /v3/clusters/{c}/jobs/{id}` | | 200 [`JobView`] |
 //! | `GET /v3/clusters/{c}/kubeconfig` | | 200 text; 409 while the root key is suspended |
 //!
-//! `{c}` is an id or a name. All paths answer with and without the prefix `/global`.
+//! `{c}` is an id or a name. All paths answer with and without the prefix `/global`. Errors are
+//! [`ServiceError`] with a [`code`].
 
 use crate::agent::{JobKind, JobReport, State};
 use claviger_domain::cluster::TakeUp;
-use claviger_domain::id::{ClusterId, InstanceId, JobId, KeyId, OperationId};
+use claviger_domain::id::{AgentName, ClusterId, InstanceId, JobId, KeyId, OperationId, UnixMs};
 use serde::{Deserialize, Serialize};
 
 /// `POST /v2/enableKMS`.
@@ -150,14 +151,19 @@ pub struct KeyOwner {
 }
 
 /// Makes a cluster known.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct RegisterCluster {
+    /// 1 to 63 characters of `[a-z0-9-]`, unique in the account.
     pub name: String,
     /// URL of its API server, for kubeconfigs.
     pub server_url: String,
     /// PEM of the CA of its API server.
     pub ca: String,
+    /// A kubeconfig that `ks cluster config` may hand out, at most 32 KiB; kept sealed. Without
+    /// it, `ks cluster config` writes one that names server and CA and no credentials.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub admin_kubeconfig: Option<String>,
 }
 
 /// A cluster and a one-time token with which one agent may join it, for one hour.
@@ -177,6 +183,38 @@ pub struct KmsStatus {
     pub state: State,
     /// The next step and why, as the planner sees it now.
     pub next: String,
+    /// What the cluster's version and registration allow, in the order of the document's table.
+    #[serde(default)]
+    pub features: Vec<FeatureRow>,
+    /// Every agent of the cluster: whether its word is fresh, and what it acknowledged.
+    #[serde(default)]
+    pub agents: Vec<AgentView>,
+}
+
+/// One row of the table of features by version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct FeatureRow {
+    pub name: String,
+    pub available: bool,
+    /// Why not, or what it rests on.
+    pub because: String,
+}
+
+/// One agent, as the server knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct AgentView {
+    pub agent: AgentName,
+    /// When its certificate ends.
+    pub not_after: UnixMs,
+    /// When it last proved who it is.
+    pub last_contact: UnixMs,
+    /// Whether the newest key event of the key that writes was acknowledged by it; none while
+    /// there is no such event. While it is not: `not confirmed, last seen ...`.
+    pub acknowledged: Option<bool>,
+    /// Whether it said with that acknowledgement that its API server is fenced.
+    pub fenced: bool,
 }
 
 /// Asks for enablement, or a switch of key or instance.
@@ -231,4 +269,46 @@ pub struct ServiceError {
     /// The command that mends it.
     #[serde(rename = "recoveryCLI", default)]
     pub recovery_cli: String,
+}
+
+/// Codes of [`ServiceError`]. IBM's are not public; these are ours.
+pub mod code {
+    /// The request is not understood.
+    pub const BAD_REQUEST: &str = "E4000";
+    /// The key is a standard key, not a root key.
+    pub const NOT_A_ROOT_KEY: &str = "E4002";
+    /// No or no good token or certificate.
+    pub const UNAUTHENTICATED: &str = "E4010";
+    /// A join token that is unknown, used or past its hour.
+    pub const JOIN_TOKEN: &str = "E4011";
+    /// The caller lacks a role.
+    pub const FORBIDDEN: &str = "E4031";
+    /// No such cluster, or not visible to the caller.
+    pub const NO_CLUSTER: &str = "E4041";
+    /// No such instance.
+    pub const NO_INSTANCE: &str = "E4042";
+    /// No such root key.
+    pub const NO_KEY: &str = "E4043";
+    /// No such job.
+    pub const NO_JOB: &str = "E4044";
+    /// No such path.
+    pub const NO_PATH: &str = "E4045";
+    /// Another operation is in progress.
+    pub const BUSY: &str = "E4091";
+    /// The cluster used this root key before.
+    pub const REUSED: &str = "E4092";
+    /// A cluster of this name exists.
+    pub const NAME_TAKEN: &str = "E4094";
+    /// The cluster's root key is suspended, or its control plane is fenced.
+    pub const SUSPENDED: &str = "E4095";
+    /// Too many of something are open already.
+    pub const TOO_MANY: &str = "E4291";
+    /// An API server is too old, or the versions differ too much.
+    pub const VERSION: &str = "E4122";
+    /// The root key is not active.
+    pub const NOT_ACTIVE: &str = "E4221";
+    /// The server could not do it now; try again.
+    pub const UNAVAILABLE: &str = "E5030";
+    /// A fault of the server.
+    pub const BUG: &str = "E5000";
 }
