@@ -122,10 +122,11 @@ pub fn admin_kubeconfig(db: &Connection, id: &ClusterId) -> Result<Option<Vec<u8
 /// Stores what a commit made of the cluster. Answers false, and changes nothing, unless the
 /// stored revision is the one just before.
 pub fn update(db: &Connection, cluster: &Cluster) -> Result<bool> {
-    let changed = db.prepare_cached(
-        "UPDATE clusters SET revision = ?2, doc = ?3 WHERE id = ?1 AND revision = ?2 - 1",
-    )?
-    .execute(params![cluster.id.as_str(), number(cluster.revision), text(cluster)])?;
+    let changed = db
+        .prepare_cached(
+            "UPDATE clusters SET revision = ?2, doc = ?3 WHERE id = ?1 AND revision = ?2 - 1",
+        )?
+        .execute(params![cluster.id.as_str(), number(cluster.revision), text(cluster)])?;
     Ok(changed == 1)
 }
 
@@ -198,7 +199,11 @@ pub fn use_join_token(
             "SELECT cluster, expires_ms, used_by FROM join_tokens WHERE tag = ?1",
             [tag.as_slice()],
             |row| {
-                Ok((parsed::<ClusterId>(row, 0)?, row.get::<_, i64>(1)?, row.get::<_, Option<String>>(2)?))
+                Ok((
+                    parsed::<ClusterId>(row, 0)?,
+                    row.get::<_, i64>(1)?,
+                    row.get::<_, Option<String>>(2)?,
+                ))
             },
         )
         .optional()?;
@@ -248,9 +253,11 @@ const AGENT_COLUMNS: &str = "name, fingerprint, previous, not_after_ms, joined_m
 
 /// The agents of a cluster, by name.
 pub fn agents(db: &Connection, cluster: &ClusterId) -> Result<Vec<AgentRow>> {
-    db.prepare_cached(&format!("SELECT {AGENT_COLUMNS} FROM agents WHERE cluster = ?1 ORDER BY name"))?
-        .query_map([cluster.as_str()], agent_row)?
-        .collect()
+    db.prepare_cached(&format!(
+        "SELECT {AGENT_COLUMNS} FROM agents WHERE cluster = ?1 ORDER BY name"
+    ))?
+    .query_map([cluster.as_str()], agent_row)?
+    .collect()
 }
 
 /// One agent.
@@ -374,7 +381,12 @@ pub fn set_lease(db: &Connection, cluster: &ClusterId, lease: &LeaseRow) -> Resu
         "INSERT INTO leases (cluster, agent, fencing, until_ms) VALUES (?1, ?2, ?3, ?4)
          ON CONFLICT (cluster) DO UPDATE SET agent = ?2, fencing = ?3, until_ms = ?4",
     )?
-    .execute(params![cluster.as_str(), lease.agent.as_str(), number(lease.fencing), lease.until.0])?;
+    .execute(params![
+        cluster.as_str(),
+        lease.agent.as_str(),
+        number(lease.fencing),
+        lease.until.0
+    ])?;
     Ok(())
 }
 
