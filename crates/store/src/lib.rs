@@ -1,3 +1,290 @@
 //! The database behind one transaction seam.
+//!
+//! [`Store::tx`] is the only way to write and [`Store::read`] the only way to read; both are
+//! synchronous, so an async caller runs them on a blocking thread. The modules hold the SQL of
+//! one subject each, as functions over [`Tx`]; no rules live here.
 
+mod migrate;
+
+pub mod audit;
 pub mod clusters;
+pub mod events;
+pub mod iam;
+pub mod keys;
+pub mod meta;
+pub mod registrations;
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use std::fs::{File, OpenOptions};
+use std::ops::Deref;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use thiserror::Error;
+
+pub use rusqlite;
+
+/// How long a statement waits for SQLite's own locks. Only an outside tool that has the file
+/// open can hold one, so this is rarely used; longer would hide that tool.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// Connections that read. More would only wait for the two or four cores.
+const READERS: usize = 4;
+
+/// Why the database did not do it.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The database cannot be opened.
+    #[error("cannot open the database {path}: {why}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        why: String,
+    },
+    /// Another process has it open.
+    #[error("the database {0} is in use by another server")]
+    InUse(PathBuf),
+    /// It was written by a newer version of this program.
+    #[error("the database has schema {found}, this program knows {known}; use a newer claviger")]
+    Newer {
+        /// Schema number in the file.
+        found: i64,
+        /// The newest that is known here.
+        known: i64,
+    },
+    /// A value in the database cannot be read. A fault of ours or a damaged file.
+    #[error("the database holds a value that cannot be read: {0}")]
+    Damaged(String),
+    /// SQLite refused.
+    #[error("database: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+impl StoreError {
+    /// Whether a UNIQUE or PRIMARY KEY constraint was hit: the thing exists already.
+    pub fn is_taken(&self) -> bool {
+        matches!(self, StoreError::Sqlite(e)
+            if e.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation))
+    }
+
+    /// Whether the disk is full or not writable, which an operator has to mend.
+    pub fn is_disk(&self) -> bool {
+        use rusqlite::ErrorCode::{CannotOpen, DiskFull, ReadOnly, SystemIoFailure};
+        matches!(self, StoreError::Sqlite(e)
+            if matches!(e.sqlite_error_code(),
+                Some(DiskFull | ReadOnly | SystemIoFailure | CannotOpen)))
+    }
+}
+
+/// A transaction, or a consistent view for reading. Dereferences to the connection.
+pub struct Tx<'c>(rusqlite::Transaction<'c>);
+
+impl Deref for Tx<'_> {
+    type Target = Connection;
+    fn deref(&self) -> &Connection {
+        &self.0
+    }
+}
+
+/// The database. Cheap to clone.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    writer: Mutex<Connection>,
+    readers: Mutex<Vec<Connection>>,
+    returned: Condvar,
+    // Holds the lock that keeps a second server out; freed when the process ends, however.
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the database at `path`, makes it (mode 0600) if there is none, and brings its
+    /// schema up to date. Fails if another process has it, or if it is of a newer version.
+    pub fn open(path: &Path) -> Result<Store, StoreError> {
+        let failed =
+            |why: std::io::Error| StoreError::Open { path: path.to_owned(), why: why.to_string() };
+        let lock = private_file(&path.with_extension("lock")).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(StoreError::InUse(path.into())),
+            Err(std::fs::TryLockError::Error(e)) => return Err(failed(e)),
+        }
+        // SQLite gives its log and index files the mode of the database file.
+        drop(private_file(path).map_err(failed)?);
+        let mut writer = connect(path)
+            .map_err(|e| StoreError::Open { path: path.to_owned(), why: e.to_string() })?;
+        migrate::run(&mut writer)?;
+        let readers = (0..READERS)
+            .map(|_| {
+                let reader = connect(path)?;
+                reader.pragma_update(None, "query_only", true)?;
+                Ok(reader)
+            })
+            .collect::<Result<Vec<_>, rusqlite::Error>>()?;
+        Ok(Store(Arc::new(Inner {
+            path: path.to_owned(),
+            writer: Mutex::new(writer),
+            readers: Mutex::new(readers),
+            returned: Condvar::new(),
+            _lock: lock,
+        })))
+    }
+
+    /// The database file.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Runs `work` in a transaction: all of it is durable when this returns `Ok`, none of it
+    /// was done when it returns `Err`. One at a time; blocks. `name` is for logs. `work` must be
+    /// repeatable: it may be called again after a conflict, so it must have no other effects.
+    pub fn tx<T, E: From<StoreError>>(
+        &self,
+        name: &'static str,
+        mut work: impl FnMut(&Tx<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut writer = held(&self.0.writer);
+        let tx = writer
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(StoreError::from)?;
+        let tx = Tx(tx);
+        let done = work(&tx)?;
+        tx.0.commit().map_err(|e| {
+            tracing::error!(transaction = name, error = %e, "commit failed");
+            StoreError::from(e)
+        })?;
+        Ok(done)
+    }
+
+    /// Runs `work` on one consistent view. Never waits for a writer. Blocks while all readers
+    /// are busy.
+    pub fn read<T, E: From<StoreError>>(
+        &self,
+        name: &'static str,
+        work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let _ = name;
+        let mut reader = Reader { inner: &self.0, connection: Some(self.take_reader()) };
+        let connection = reader.connection.as_mut().expect("set above, taken in drop");
+        let tx = connection.transaction().map_err(StoreError::from)?;
+        work(&Tx(tx))
+    }
+
+    /// Copies the database, as of one moment, into a new file with mode 0600.
+    pub fn copy_to(&self, path: &Path) -> Result<(), StoreError> {
+        let failed =
+            |why: std::io::Error| StoreError::Open { path: path.to_owned(), why: why.to_string() };
+        drop(private_file(path).map_err(failed)?);
+        let writer = held(&self.0.writer);
+        let mut copy = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        rusqlite::backup::Backup::new(&writer, &mut copy)?.run_to_completion(
+            1024,
+            Duration::ZERO,
+            None,
+        )?;
+        Ok(())
+    }
+
+    fn take_reader(&self) -> Connection {
+        let mut readers = held(&self.0.readers);
+        loop {
+            if let Some(reader) = readers.pop() {
+                return reader;
+            }
+            readers = self.0.returned.wait(readers).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+struct Reader<'s> {
+    inner: &'s Inner,
+    connection: Option<Connection>,
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            held(&self.inner.readers).push(connection);
+            self.inner.returned.notify_one();
+        }
+    }
+}
+
+// A panic inside a transaction rolls it back, so the connection stays good.
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn private_file(path: &Path) -> std::io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
+fn connect(path: &Path) -> Result<Connection, rusqlite::Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    // Deleted material is overwritten, not left in free pages.
+    connection.pragma_update(None, "secure_delete", true)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_transaction_leaves_nothing_and_a_second_server_is_refused() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("claviger.db");
+        let store = Store::open(&path).expect("opens");
+        assert!(matches!(Store::open(&path), Err(StoreError::InUse(_))));
+        let failed: Result<(), StoreError> = store.tx("t", |tx| {
+            meta::put(tx, "a", b"1")?;
+            Err(StoreError::Damaged("on purpose".into()))
+        });
+        assert!(failed.is_err());
+        let seen = store.read("t", |tx| meta::get(tx, "a")).expect("reads");
+        assert_eq!(seen, None);
+        store.tx("t", |tx| meta::put(tx, "a", b"2")).expect("writes");
+        assert_eq!(store.read("t", |tx| meta::get(tx, "a")).expect("reads"), Some(b"2".to_vec()));
+        let mode = std::fs::metadata(&path).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        drop(store);
+        Store::open(&path).expect("free again");
+    }
+
+    #[test]
+    fn reads_cannot_write() {
+        let dir = tempfile::tempdir().expect("dir");
+        let store = Store::open(&dir.path().join("claviger.db")).expect("opens");
+        assert!(store.read("t", |tx| meta::put(tx, "a", b"1")).is_err());
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("claviger.db");
+        let store = Store::open(&path).expect("opens");
+        let newer = store
+            .tx("t", |tx| Ok::<_, StoreError>(tx.pragma_update(None, "user_version", 9_999)?));
+        newer.expect("sets");
+        drop(store);
+        assert!(matches!(Store::open(&path), Err(StoreError::Newer { found: 9_999, .. })));
+    }
+}

@@ -1,0 +1,227 @@
+//! Who there is, their API keys and what they may do.
+
+use crate::keys::{id, opt_id};
+use crate::{StoreError, Tx};
+use claviger_domain::access::{PlatformRole, ServiceRole};
+use claviger_domain::id::{InstanceId, KeyId, UnixMs};
+use rusqlite::{OptionalExtension, params};
+use uuid::Uuid;
+
+/// Someone or something that can hold roles.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    /// For instance `IBMid-…` or `iam-ServiceId-…`.
+    pub iam_id: String,
+    /// A service, not a person.
+    pub service: bool,
+    /// For people.
+    pub name: String,
+    /// May be empty for services.
+    pub email: String,
+}
+
+/// One thing that a principal may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grant {
+    /// A service role; none for the instance or the key means all of them.
+    Service {
+        /// The role.
+        role: ServiceRole,
+        /// Where.
+        instance: Option<InstanceId>,
+        /// On which key.
+        key: Option<KeyId>,
+    },
+    /// A platform role on everything.
+    Platform(PlatformRole),
+}
+
+/// Adds a principal.
+pub fn add_principal(tx: &Tx<'_>, p: &Principal, now: UnixMs) -> Result<(), StoreError> {
+    let sql =
+        "INSERT INTO principals (iam_id, kind, name, email, created) VALUES (?1, ?2, ?3, ?4, ?5)";
+    let kind = if p.service { "service" } else { "user" };
+    tx.prepare_cached(sql)?.execute(params![p.iam_id, kind, p.name, p.email, now.0])?;
+    Ok(())
+}
+
+/// The principal with this IAM id.
+pub fn principal(tx: &Tx<'_>, iam_id: &str) -> Result<Option<Principal>, StoreError> {
+    let sql = "SELECT iam_id, kind, name, email FROM principals WHERE iam_id = ?1";
+    let row = tx.prepare_cached(sql)?.query_row([iam_id], read_principal).optional()?;
+    Ok(row)
+}
+
+/// Adds an API key by its MAC.
+pub fn add_api_key(
+    tx: &Tx<'_>,
+    iam_id: &str,
+    name: &str,
+    mac: &[u8; 32],
+    now: UnixMs,
+) -> Result<Uuid, StoreError> {
+    let sql = "INSERT INTO api_keys (id, iam_id, name, mac, created) VALUES (?1, ?2, ?3, ?4, ?5)";
+    let id = Uuid::new_v4();
+    tx.prepare_cached(sql)?.execute(params![id.to_string(), iam_id, name, mac, now.0])?;
+    Ok(id)
+}
+
+/// Whose API key has this MAC. The MAC is keyed by a secret, so a look-up by index tells a
+/// prober nothing about the keys that exist.
+pub fn by_api_key(
+    tx: &Tx<'_>,
+    mac: &[u8; 32],
+) -> Result<Option<(Principal, [u8; 32])>, StoreError> {
+    let sql = "SELECT p.iam_id, p.kind, p.name, p.email, k.mac
+               FROM api_keys k JOIN principals p ON p.iam_id = k.iam_id WHERE k.mac = ?1";
+    let row = tx
+        .prepare_cached(sql)?
+        .query_row([mac.as_slice()], |row| Ok((read_principal(row)?, row.get(4)?)))
+        .optional()?;
+    Ok(row)
+}
+
+/// Adds a grant.
+pub fn add_grant(tx: &Tx<'_>, iam_id: &str, grant: &Grant) -> Result<(), StoreError> {
+    let (scope, role, instance, key) = match grant {
+        Grant::Service { role, instance, key } => ("service", service_name(*role), *instance, *key),
+        Grant::Platform(role) => ("platform", platform_name(*role), None, None),
+    };
+    let sql = "INSERT INTO grants (iam_id, scope, role, instance, key) VALUES (?1, ?2, ?3, ?4, ?5)";
+    tx.prepare_cached(sql)?.execute(params![
+        iam_id,
+        scope,
+        role,
+        instance.map(|i| i.to_string()),
+        key.map(|k| k.to_string())
+    ])?;
+    Ok(())
+}
+
+/// Everything that a principal may do.
+pub fn grants_of(tx: &Tx<'_>, iam_id: &str) -> Result<Vec<Grant>, StoreError> {
+    let sql = "SELECT scope, role, instance, key FROM grants WHERE iam_id = ?1";
+    let mut query = tx.prepare_cached(sql)?;
+    let mut rows = query.query([iam_id])?;
+    let mut out = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (scope, role): (String, String) = (row.get(0)?, row.get(1)?);
+        let damaged = || StoreError::Damaged(format!("role {role:?}"));
+        out.push(if scope == "platform" {
+            let known = PLATFORM.into_iter().find(|r| platform_name(*r) == role);
+            Grant::Platform(known.ok_or_else(damaged)?)
+        } else {
+            let known = SERVICE.into_iter().find(|r| service_name(*r) == role);
+            Grant::Service {
+                role: known.ok_or_else(damaged)?,
+                instance: opt_id(row.get(2)?)?,
+                key: opt_id(row.get(3)?)?,
+            }
+        });
+    }
+    Ok(out)
+}
+
+/// An instance of the key service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// Its identifier.
+    pub id: InstanceId,
+    /// Its name.
+    pub name: String,
+    /// Its region.
+    pub region: String,
+    /// When it was made.
+    pub created: UnixMs,
+}
+
+/// Adds a resource group.
+pub fn add_resource_group(
+    tx: &Tx<'_>,
+    group: Uuid,
+    name: &str,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO resource_groups (id, name, created) VALUES (?1, ?2, ?3)";
+    tx.prepare_cached(sql)?.execute(params![group.to_string(), name, now.0])?;
+    Ok(())
+}
+
+/// Adds an instance to a resource group.
+pub fn add_instance(tx: &Tx<'_>, instance: &Instance, group: Uuid) -> Result<(), StoreError> {
+    let sql = "INSERT INTO instances (id, name, region, resource_group, created)
+               VALUES (?1, ?2, ?3, ?4, ?5)";
+    tx.prepare_cached(sql)?.execute(params![
+        instance.id.to_string(),
+        instance.name,
+        instance.region,
+        group.to_string(),
+        instance.created.0
+    ])?;
+    Ok(())
+}
+
+/// Every instance, by name.
+pub fn instances(tx: &Tx<'_>) -> Result<Vec<Instance>, StoreError> {
+    let sql = "SELECT id, name, region, created FROM instances ORDER BY name";
+    let mut query = tx.prepare_cached(sql)?;
+    let mut rows = query.query([])?;
+    let mut out = Vec::new();
+    while let Some(row) = rows.next()? {
+        out.push(Instance {
+            id: id(&row.get::<_, String>(0)?)?,
+            name: row.get(1)?,
+            region: row.get(2)?,
+            created: UnixMs(row.get(3)?),
+        });
+    }
+    Ok(out)
+}
+
+/// Whether there is such an instance.
+pub fn has_instance(tx: &Tx<'_>, instance: InstanceId) -> Result<bool, StoreError> {
+    let sql = "SELECT 1 FROM instances WHERE id = ?1";
+    Ok(tx.prepare_cached(sql)?.exists([instance.to_string()])?)
+}
+
+fn read_principal(row: &rusqlite::Row<'_>) -> Result<Principal, rusqlite::Error> {
+    Ok(Principal {
+        iam_id: row.get(0)?,
+        service: row.get::<_, String>(1)? == "service",
+        name: row.get(2)?,
+        email: row.get(3)?,
+    })
+}
+
+const SERVICE: [ServiceRole; 5] = [
+    ServiceRole::Reader,
+    ServiceRole::ReaderPlus,
+    ServiceRole::Writer,
+    ServiceRole::Manager,
+    ServiceRole::KeyPurge,
+];
+const PLATFORM: [PlatformRole; 4] = [
+    PlatformRole::Viewer,
+    PlatformRole::Operator,
+    PlatformRole::Editor,
+    PlatformRole::Administrator,
+];
+
+fn service_name(role: ServiceRole) -> &'static str {
+    match role {
+        ServiceRole::Reader => "Reader",
+        ServiceRole::ReaderPlus => "ReaderPlus",
+        ServiceRole::Writer => "Writer",
+        ServiceRole::Manager => "Manager",
+        ServiceRole::KeyPurge => "KeyPurge",
+    }
+}
+
+fn platform_name(role: PlatformRole) -> &'static str {
+    match role {
+        PlatformRole::Viewer => "Viewer",
+        PlatformRole::Operator => "Operator",
+        PlatformRole::Editor => "Editor",
+        PlatformRole::Administrator => "Administrator",
+    }
+}
