@@ -5,6 +5,7 @@ use claviger_domain::key::RootVersion;
 use thiserror::Error;
 
 pub mod software;
+pub mod suite;
 
 /// Material of a root key version, sealed by its custodian: what the store keeps. Bound to the
 /// version, so that it cannot be moved to another row.
@@ -28,7 +29,7 @@ pub enum CustodyError {
     Unavailable(&'static str),
 }
 
-/// Holds root keys. Implementations pass one suite (`suite` in this crate's tests).
+/// Holds root keys. Implementations pass one suite: [`suite`].
 pub trait Custodian: Send + Sync {
     /// A short name for logs and audit.
     fn name(&self) -> &'static str;
