@@ -1,1 +1,3 @@
 //! The agent of a control-plane node.
+
+pub mod control;
