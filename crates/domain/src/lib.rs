@@ -7,5 +7,6 @@
 
 pub mod access;
 pub mod cluster;
+pub mod features;
 pub mod id;
 pub mod key;

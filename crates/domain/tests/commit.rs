@@ -1,0 +1,233 @@
+//! Whatever is committed in whatever order: what `commit::apply` promises holds.
+
+use claviger_domain::cluster::commit::{Commit, Refusal, apply};
+use claviger_domain::cluster::ring::{Kek, Ring, Role};
+use claviger_domain::cluster::{
+    Cluster, HISTORY_MAX, OperationKind, Residue, Rewrite, Stage, TakeUp, Verified,
+};
+use claviger_domain::id::{
+    AgentName, ClusterId, InstanceId, KeyId, KeyVersionId, OperationId, Serial, UnixMs,
+};
+use claviger_domain::key::{RootKey, RootVersion};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// Few roots and agents, so that random commits meet.
+fn root(n: u8) -> RootKey {
+    RootKey { instance: InstanceId(Uuid::from_u128(1)), key: KeyId(Uuid::from_u128(n.into())) }
+}
+
+fn agent(n: u8) -> AgentName {
+    format!("n{n}").parse().unwrap()
+}
+
+fn empty() -> Cluster {
+    Cluster {
+        id: "abcdefghij0123456789".parse::<ClusterId>().unwrap(),
+        name: "c".into(),
+        created: UnixMs(0),
+        revision: 0,
+        ring: Ring::default(),
+        servers: BTreeMap::new(),
+        operation: None,
+        history: Vec::new(),
+        used: Vec::new(),
+        public_endpoint: false,
+        verified: None,
+        residue: None,
+    }
+}
+
+fn stage() -> impl Strategy<Value = Stage> {
+    prop_oneof![
+        Just(Stage::Bare),
+        Just(Stage::ReadFirst),
+        Just(Stage::WriteFirst),
+        Just(Stage::Only)
+    ]
+}
+
+fn kind() -> impl Strategy<Value = OperationKind> {
+    prop_oneof![
+        Just(OperationKind::Enable),
+        Just(OperationKind::Rotate),
+        Just(OperationKind::Switch)
+    ]
+}
+
+fn role() -> impl Strategy<Value = Role> {
+    prop_oneof![8 => Just(Role::Staged), 1 => Just(Role::Write), 1 => Just(Role::Read)]
+}
+
+/// What a commit says that depends on the state is often right, sometimes not.
+#[derive(Debug, Clone)]
+enum Draw {
+    Given(Commit),
+    Mint { off: u64, root: Option<u8>, version: u8, role: Role },
+    Open { kind: Option<OperationKind>, target: Option<u8> },
+}
+
+fn draw() -> impl Strategy<Value = Draw> {
+    let verified = Verified { revision: 7, at: UnixMs(7), records: 3, sampled: 1 };
+    let given = prop_oneof![
+        2 => (0u8..3).prop_map(|n| Commit::Joined { agent: agent(n) }),
+        4 => Just(Commit::Preflighted),
+        1 => Just(Commit::Rejected { reason: "no".into() }),
+        4 => Just(Commit::Registered),
+        6 => (0u8..4, stage()).prop_map(|(n, stage)| Commit::TakeUp { agent: agent(n), stage }),
+        4 => Just(Commit::Promoted),
+        2 => Just(Commit::Rewriting { rewrite: Rewrite { done: 1, total: 2, per_second: 3 } }),
+        4 => Just(Commit::Verified { verified }),
+        2 => Just(Commit::Compacted { revision: 7 }),
+        1 => Just(Commit::Residue { residue: Residue { live: 0, db: 0, wal: 9, at: UnixMs(7) } }),
+        1 => any::<bool>().prop_map(|on| Commit::Stuck { reason: on.then(|| "why".into()) }),
+        4 => Just(Commit::Finished),
+    ];
+    prop_oneof![
+        8 => given.prop_map(Draw::Given),
+        2 => (prop_oneof![6 => Just(0u64), 1 => 1u64..3], prop::option::weighted(0.1, 1u8..5),
+              0u8..9, role())
+            .prop_map(|(off, root, version, role)| Draw::Mint { off, root, version, role }),
+        2 => (prop::option::weighted(0.3, kind()), prop::option::weighted(0.7, 1u8..5))
+            .prop_map(|(kind, target)| Draw::Open { kind, target }),
+    ]
+}
+
+fn commit_of(draw: Draw, cluster: &Cluster, step: usize) -> Commit {
+    match draw {
+        Draw::Given(commit) => commit,
+        Draw::Mint { off, root: chosen, version, role } => {
+            let target = cluster.operation.as_ref().map_or(root(1), |op| op.target);
+            Commit::Minted {
+                kek: Kek {
+                    serial: Serial(cluster.ring.next_serial().0 + off),
+                    root: RootVersion {
+                        root: chosen.map_or(target, root),
+                        version: KeyVersionId(Uuid::from_u128(version.into())),
+                    },
+                    wrapped: String::new(),
+                    role,
+                    created: UnixMs(1),
+                },
+            }
+        }
+        Draw::Open { kind, target } => {
+            let write = cluster.ring.write().map(|k| k.root.root);
+            let target = target.map(root).or(write).unwrap_or(root(1));
+            let fitting = match write {
+                None => OperationKind::Enable,
+                Some(write) if write == target => OperationKind::Rotate,
+                Some(_) => OperationKind::Switch,
+            };
+            Commit::Opened {
+                id: OperationId(Uuid::from_u128(step as u128)),
+                kind: kind.unwrap_or(fitting),
+                target,
+                take_up: TakeUp::Restart,
+                public_endpoint: None,
+                by: "me".into(),
+            }
+        }
+    }
+}
+
+fn check(before: &Cluster, commit: &Commit, result: &Result<(), Refusal>, after: &Cluster) {
+    if result.is_err() {
+        assert_eq!(before, after, "a refused commit changes nothing: {commit:?}");
+        return;
+    }
+    assert_eq!(after.revision, before.revision + 1, "{commit:?}");
+
+    let writers = after.ring.keks.iter().filter(|k| k.role == Role::Write).count();
+    assert!(writers <= 1, "at most one KEK seals");
+    let serials: Vec<_> = after.ring.keks.iter().map(|k| k.serial).collect();
+    assert!(serials.windows(2).all(|w| w[0] < w[1]), "serials rise: {serials:?}");
+    for (old, new) in before.ring.keks.iter().zip(&after.ring.keks) {
+        assert_eq!((old.serial, old.root, &old.wrapped), (new.serial, new.root, &new.wrapped));
+        let passed = match (old.role, new.role) {
+            (Role::Staged, Role::Staged | Role::Write) => true,
+            (Role::Write, Role::Write | Role::Read) => true,
+            (Role::Read, Role::Read | Role::Retained) => true,
+            (Role::Retained, Role::Retained) => true,
+            _ => false,
+        };
+        assert!(passed, "{commit:?} took a KEK from {:?} to {:?}", old.role, new.role);
+    }
+    assert!(after.ring.keks.len() >= before.ring.keks.len(), "no KEK is removed");
+    for new in &after.ring.keks[before.ring.keks.len()..] {
+        assert_eq!(new.role, Role::Staged, "a KEK is staged before it seals");
+    }
+    for (agent, target) in &before.servers {
+        let now = after.servers.get(agent).expect("no API server leaves");
+        assert!(now.stage >= target.stage, "a stage never falls");
+    }
+    assert!(after.used.starts_with(&before.used), "used root keys stay used");
+    for kek in &after.ring.keks {
+        assert!(after.used.contains(&kek.root.root), "a root key with a KEK counts as used");
+    }
+    if let Commit::Opened { kind, target, .. } = commit
+        && *kind != OperationKind::Rotate
+    {
+        assert!(!before.used.contains(target), "a root key is used once");
+    }
+    if let Some(op) = &after.operation {
+        assert!(!op.registered || op.preflighted);
+        assert!(op.serial.is_none() || op.registered, "registered before the first KEK");
+        assert!(op.promoted.is_none() || op.serial.is_some());
+        assert!(op.verified.is_none() || op.promoted.is_some());
+        assert!(op.compacted.is_none() || op.verified.is_some());
+    }
+    if let (Some(was), Some(is)) = (&before.operation, &after.operation) {
+        assert_eq!(was.id, is.id, "one operation at a time, and it ends before another begins");
+        assert!(is.preflighted >= was.preflighted && is.registered >= was.registered);
+        assert!(was.serial.is_none() || is.serial == was.serial);
+        assert!(was.promoted.is_none() || is.promoted == was.promoted);
+    }
+    assert!(after.history.len() <= HISTORY_MAX);
+    if before.operation.is_some() && after.operation.is_none() {
+        let done = &after.history[0];
+        let op = before.operation.as_ref().expect("just looked");
+        assert_eq!(done.id, op.id);
+        assert_eq!(done.rejected.is_none(), op.verified.is_some() && *commit == Commit::Finished);
+    }
+    assert!(after.verified.is_some() || before.verified.is_none(), "a proof is not taken back");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn promises_hold_for_any_sequence(draws in prop::collection::vec(draw(), 1..120)) {
+        let mut cluster = empty();
+        for (step, draw) in draws.into_iter().enumerate() {
+            let commit = commit_of(draw, &cluster, step);
+            let before = cluster.clone();
+            let result = apply(&mut cluster, &commit, UnixMs(step as i64));
+            check(&before, &commit, &result, &cluster);
+        }
+    }
+}
+
+/// The random walk is only worth something if it gets far.
+#[test]
+fn random_sequences_reach_finished_operations_of_every_kind() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+    let mut runner = TestRunner::deterministic();
+    let mut finished = BTreeMap::new();
+    for _ in 0..300 {
+        let draws = prop::collection::vec(draw(), 250).new_tree(&mut runner).unwrap().current();
+        let mut cluster = empty();
+        for (step, draw) in draws.into_iter().enumerate() {
+            let commit = commit_of(draw, &cluster, step);
+            let _ = apply(&mut cluster, &commit, UnixMs(step as i64));
+        }
+        for done in cluster.history.iter().filter(|d| d.rejected.is_none()) {
+            *finished.entry(done.kind.to_string()).or_insert(0) += 1;
+        }
+    }
+    for kind in ["enable", "rotate", "switch"] {
+        assert!(finished.get(kind).is_some_and(|n| *n > 10), "{finished:?}");
+    }
+}
