@@ -77,7 +77,7 @@ pub fn project(
         }
     }
     let silent =
-        cluster.servers.keys().find(|a| !seen.get(*a).is_some_and(|s| now.since(s.at) < FRESH_MS));
+        cluster.servers.keys().find(|a| seen.get(*a).is_none_or(|s| now.since(s.at) >= FRESH_MS));
     if let Some(agent) = silent
         && !cluster.ring.keks.is_empty()
     {
