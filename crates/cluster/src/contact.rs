@@ -137,9 +137,9 @@ impl Contact {
     fn keep(&mut self) -> Result<(), FileError> {
         let Some(mark) = &self.mark else { return Ok(()) };
         let now = mark.at.since_boot_ms;
-        let due = self.written_ms.is_none_or(|w| {
-            u128::from(now.saturating_sub(w)) >= WRITE_EVERY.as_millis()
-        });
+        let due = self
+            .written_ms
+            .is_none_or(|w| u128::from(now.saturating_sub(w)) >= WRITE_EVERY.as_millis());
         if due {
             file::write_json(&self.path, mark)?;
             self.written_ms = Some(now);

@@ -53,9 +53,7 @@ pub fn stage_of(file: &[u8], socket: &Path) -> Option<Stage> {
 
 /// The stage of the file whose hash is `hash`; none if it is not ours.
 pub fn stage_of_hash(hash: &str, socket: &Path) -> Option<Stage> {
-    STAGES
-        .into_iter()
-        .find(|s| bytes(*s, socket).is_some_and(|b| self::hash(&b) == hash))
+    STAGES.into_iter().find(|s| bytes(*s, socket).is_some_and(|b| self::hash(&b) == hash))
 }
 
 /// Whether the file says `identity` and no other provider that kube-apiserver knows. A text
