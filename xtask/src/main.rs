@@ -23,7 +23,7 @@ usage: cargo xtask TASK [OPTIONS]
                              watch a real cluster being encrypted, rotated, revoked, given back
   bench [NAME] [OPTIONS]     measure: plugin, rewrite
   testbed [--kubernetes V]   build kube-apiserver, kubectl, etcd from source, once
-  torture [--runs N] [--seed S]
+  torture [--runs N] [--seed S] [--minutes M]
                              kill processes at random moments of enable and rotate
 ";
 

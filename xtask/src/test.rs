@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test there is, cheapest first.
 
 use crate::sh::{self, Done, cargo, say};
-use crate::{testbed, tidy};
+use crate::{testbed, tidy, torture};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -46,6 +46,9 @@ pub fn run(args: &[String]) -> Done {
             &mut count,
         )?;
     }
+    if !quick {
+        whole &= torture(&mut count)?;
+    }
     println!(
         "{} passed, {} failed ({} s)",
         count.passed,
@@ -55,6 +58,28 @@ pub fn run(args: &[String]) -> Done {
     if whole && count.failed == 0 { Ok(()) } else { Err("some tests failed; see above".to_owned()) }
 }
 
+/// Ten seeds of kill -9 at random moments; the hundred of `cargo xtask torture` take an hour.
+fn torture(count: &mut Count) -> Result<bool, String> {
+    let program = torture::build()?;
+    let mut command = Command::new(program);
+    // No new seed begins after twelve minutes, so that a slow machine still gets an answer.
+    command.args(["--runs", "10", "--minutes", "12"]);
+    let claviger = sh::beside_us("claviger")?;
+    let whole = told(
+        "kill -9 at random moments, ten seeds",
+        command.env("CLAVIGER_BIN", claviger),
+        |line| {
+            if line.starts_with("seed ") && line.contains(": passed") {
+                count.passed += 1;
+            }
+        },
+    )?;
+    if !whole {
+        count.failed += 1;
+    }
+    Ok(whole)
+}
+
 /// Runs `cargo test`, shows its output, adds up its result lines. False when it failed.
 fn cargo_test(
     what: &str,
@@ -62,19 +87,27 @@ fn cargo_test(
     env: &[(&str, &str)],
     count: &mut Count,
 ) -> Result<bool, String> {
+    let mut command: Command = cargo();
+    command.args(["test", "--locked", "--no-fail-fast"]).args(args);
+    command.envs(env.iter().copied());
+    told(what, &mut command, |line| add(count, line))
+}
+
+/// Runs `command`, shows what it writes and has each line looked at. False when it failed.
+fn told(what: &str, command: &mut Command, mut look: impl FnMut(&str)) -> Result<bool, String> {
     say(what);
     let started = Instant::now();
-    let mut command: Command = cargo();
-    command.args(["test", "--locked", "--no-fail-fast"]).args(args).stdout(Stdio::piped());
-    command.envs(env.iter().copied());
-    let mut child = command.spawn().map_err(|e| format!("cannot start cargo: {e}"))?;
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|e| format!("cannot start {}: {e}", command.get_program().display()))?;
     let out = child.stdout.take().expect("standard output is a pipe");
     for line in BufReader::new(out).lines() {
-        let line = line.map_err(|e| format!("cannot read what cargo says: {e}"))?;
+        let line = line.map_err(|e| format!("cannot read what it says: {e}"))?;
         println!("{line}");
-        add(count, &line);
+        look(&line);
     }
-    let status = child.wait().map_err(|e| format!("cannot wait for cargo: {e}"))?;
+    let status = child.wait().map_err(|e| format!("cannot wait for it: {e}"))?;
     eprintln!("    {:.1} s", started.elapsed().as_secs_f64());
     Ok(status.success())
 }
