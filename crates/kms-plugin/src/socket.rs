@@ -1,0 +1,316 @@
+//! The Unix socket: who may connect, and how it comes and goes.
+
+use crate::proto::key_management_service_server::KeyManagementServiceServer;
+use crate::service::Plugin;
+use std::fs::{DirBuilder, File, Permissions};
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+
+/// Longest path of a socket: `sun_path` of Linux has 108 bytes, the last of them zero.
+pub const PATH_MAX: usize = 107;
+/// Largest message that is read: a ciphertext of 1 KiB with annotations of 32 KiB, and as much
+/// again for their framing.
+pub const MESSAGE_MAX: usize = 64 << 10;
+/// Connections at once. An API server keeps one for each provider of its configuration, and a
+/// second set while it reloads.
+pub const CONNECTIONS_MAX: usize = 64;
+/// Calls at once on one connection; others wait in kube-apiserver.
+pub const CALLS_MAX: u32 = 256;
+/// How long calls under way may take to end when the socket closes.
+pub const DRAIN: Duration = Duration::from_secs(2);
+/// How long a call may take: `timeout` of the EncryptionConfiguration that the agent writes.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after a failed accept, which is nearly always a lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The socket could not be opened.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    /// The path does not fit.
+    #[error(
+        "socket path {path} has {len} bytes, Linux allows {PATH_MAX}; choose a shorter one, \
+         for instance under /run"
+    )]
+    TooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// The path names no file in a directory.
+    #[error(
+        "socket path {0} must be absolute and name a file, for instance /run/claviger/kms.sock"
+    )]
+    NoName(PathBuf),
+    /// Somebody answers there.
+    #[error("socket {0} is already in use by a running process; stop that one, or choose another")]
+    InUse(PathBuf),
+    /// Something else lies there, which is left alone.
+    #[error("{0} exists and is no socket; remove it yourself, or choose another path")]
+    NotASocket(PathBuf),
+    /// Others could put a socket of their own in its place.
+    #[error("directory {0} may be written by every user; run `chmod go-w` on it")]
+    OpenToAll(PathBuf),
+    /// The operating system said no.
+    #[error("cannot {doing} {path}")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A listening socket, mode 0600 from its first moment. Its file goes when this is dropped.
+pub struct Listener {
+    listener: UnixListener,
+    file: Owned,
+}
+
+/// The socket's file, removed on drop unless another has taken its place.
+struct Owned {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+    uid: u32,
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        let ours = std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|m| (m.dev(), m.ino()) == (self.device, self.inode));
+        if ours {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Listener {
+    /// Listens on `path`, whose directory must exist. A socket that a dead process left there is
+    /// replaced. Must be called in a Tokio runtime.
+    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+        let len = path.as_os_str().as_bytes().len();
+        if len > PATH_MAX {
+            return Err(SocketError::TooLong { path: path.to_owned(), len });
+        }
+        let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(SocketError::NoName(path.to_owned()));
+        };
+        if !path.is_absolute() {
+            return Err(SocketError::NoName(path.to_owned()));
+        }
+        let parent = std::fs::metadata(directory).map_err(io_error("read", directory))?;
+        // The sticky bit keeps others from renaming what is ours.
+        if parent.mode() & 0o1002 == 0o0002 {
+            return Err(SocketError::OpenToAll(directory.to_owned()));
+        }
+        refuse_unless_stale(path)?;
+
+        // Bound in a directory that only this user may enter, so that nobody can connect before
+        // the mode is set; then moved over whatever stale socket is there, in one step.
+        let mut fresh = std::ffi::OsString::from(".");
+        fresh.push(name);
+        fresh.push(".new");
+        let fresh = directory.join(fresh);
+        clear(&fresh)?;
+        DirBuilder::new().mode(0o700).create(&fresh).map_err(io_error("create", &fresh))?;
+        let bound = Self::bind_in(&fresh, path);
+        let cleared = clear(&fresh);
+        let listener = bound?;
+        cleared?;
+        Ok(listener)
+    }
+
+    fn bind_in(fresh: &Path, path: &Path) -> Result<Self, SocketError> {
+        // By the descriptor of the directory, since its own path may be too long.
+        let directory = File::open(fresh).map_err(io_error("open", fresh))?;
+        let short = format!("/proc/self/fd/{}/s", directory.as_raw_fd());
+        let listener = UnixListener::bind(&short).map_err(io_error("listen on", path))?;
+        let socket = fresh.join("s");
+        std::fs::set_permissions(&socket, Permissions::from_mode(0o600))
+            .map_err(io_error("set the mode of", &socket))?;
+        let found = std::fs::symlink_metadata(&socket).map_err(io_error("read", &socket))?;
+        std::fs::rename(&socket, path).map_err(io_error("put in place", path))?;
+        let file = Owned {
+            path: path.to_owned(),
+            device: found.dev(),
+            inode: found.ino(),
+            uid: found.uid(),
+        };
+        Ok(Self { listener, file })
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.file.path
+    }
+
+    /// Serves `plugin` until `shutdown` ends; then lets calls under way end, [`DRAIN`] at most,
+    /// and removes the socket. Only root and this process's own user may connect.
+    pub async fn serve(
+        self,
+        plugin: Plugin,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), tonic::transport::Error> {
+        let service = KeyManagementServiceServer::new(plugin)
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX);
+        let (sender, receiver) = mpsc::channel(1);
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let server = Server::builder()
+            .timeout(CALL_TIMEOUT)
+            .max_concurrent_streams(CALLS_MAX)
+            .add_service(service)
+            .serve_with_incoming_shutdown(ReceiverStream::new(receiver), async {
+                let _ = stopped.await;
+            });
+        tokio::pin!(server, shutdown);
+        {
+            let accepting = accept(&self.listener, self.file.uid, sender);
+            tokio::pin!(accepting);
+            tokio::select! {
+                ended = &mut server => return ended,
+                () = &mut accepting => {}
+                () = &mut shutdown => {}
+            }
+        }
+        let Self { listener, file } = self;
+        drop(file);
+        drop(listener);
+        let _ = stop.send(());
+        match tokio::time::timeout(DRAIN, &mut server).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                tracing::warn!("calls were still under way {DRAIN:?} after the socket closed");
+                Ok(())
+            }
+        }
+    }
+}
+
+async fn accept(
+    listener: &UnixListener,
+    own: u32,
+    to: mpsc::Sender<Result<Connection, io::Error>>,
+) {
+    let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = free.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => match stream.peer_cred() {
+                Ok(peer) if peer.uid() == 0 || peer.uid() == own => {
+                    if to.send(Ok(Connection { stream, _permit: permit })).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(peer) => {
+                    tracing::warn!(uid = peer.uid(), "refused a connection of another user")
+                }
+                Err(error) => tracing::warn!(%error, "refused a connection of an unknown user"),
+            },
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Lets a stale socket or nothing at all pass.
+fn refuse_unless_stale(path: &Path) -> Result<(), SocketError> {
+    let found = match std::fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(io_error("read", path)(e)),
+    };
+    if !found.file_type().is_socket() {
+        return Err(SocketError::NotASocket(path.to_owned()));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(SocketError::InUse(path.to_owned())),
+        Err(e) if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => Ok(()),
+        // A full backlog, for one: somebody listens.
+        Err(e) if e.kind() == ErrorKind::WouldBlock => Err(SocketError::InUse(path.to_owned())),
+        Err(e) => Err(io_error("connect to", path)(e)),
+    }
+}
+
+/// Removes the directory of an earlier try, which holds one socket at most.
+fn clear(fresh: &Path) -> Result<(), SocketError> {
+    let gone = |done: io::Result<()>| match done {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        other => other.map_err(io_error("remove", fresh)),
+    };
+    gone(std::fs::remove_file(fresh.join("s")))?;
+    gone(std::fs::remove_dir(fresh))
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketError {
+    let path = path.to_owned();
+    move |source| SocketError::Io { doing, path, source }
+}
+
+/// An accepted connection that counts against [`CONNECTIONS_MAX`] while it lives.
+struct Connection {
+    stream: UnixStream,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
