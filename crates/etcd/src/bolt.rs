@@ -305,9 +305,9 @@ fn newest(file: &File, len: u64) -> Result<Meta, Stop> {
         Ok(meta) => vec![meta.page_size],
         Err(_) => (9..=16).map(|shift| 1 << shift).collect(),
     };
-    let second = sizes.into_iter().find_map(|size| {
-        meta(file, size as u64, len).ok().filter(|m| m.page_size == size)
-    });
+    let second = sizes
+        .into_iter()
+        .find_map(|size| meta(file, size as u64, len).ok().filter(|m| m.page_size == size));
     match (first, second) {
         (Ok(a), Some(b)) if b.transaction > a.transaction => Ok(b),
         (Ok(a), _) => Ok(a),

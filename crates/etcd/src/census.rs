@@ -184,9 +184,12 @@ impl Counting {
         let digest = carried.as_ref().map(|c| hex(&sha256(c.wrapped.as_bytes())));
         let root = carried.as_ref().map(|c| c.root);
         let serial = carried.as_ref().map(|c| c.serial);
-        let group = (provider.to_owned(), key_id.to_owned(), serial, carried.map(|c| {
-            hex(&sha256(&c.to_bytes()))
-        }));
+        let group = (
+            provider.to_owned(),
+            key_id.to_owned(),
+            serial,
+            carried.map(|c| hex(&sha256(&c.to_bytes()))),
+        );
         if let Some(at) = self.index.get(&group) {
             self.counts.under[usize::from(*at)].records += 1;
             return Kind::Under(*at);
@@ -334,9 +337,8 @@ impl Census {
         for counts in self.resources.values() {
             tally.total += counts.records;
             tally.plaintext += counts.plaintext.records;
-            tally.unknown += counts.unknown.records
-                + counts.undecodable.records
-                + counts.forged.records;
+            tally.unknown +=
+                counts.unknown.records + counts.undecodable.records + counts.forged.records;
             for under in &counts.under {
                 match opener(under, cluster, ring).map(|k| k.role) {
                     Some(Role::Write) => tally.current += under.records,

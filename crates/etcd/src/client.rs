@@ -253,7 +253,8 @@ impl Etcd {
 
     /// The record under `key`, by a quorum.
     pub async fn get(&self, key: &[u8]) -> Result<Found, EtcdError> {
-        let request = rpc::RangeRequest { key: key.to_vec().into(), limit: 1, ..Default::default() };
+        let request =
+            rpc::RangeRequest { key: key.to_vec().into(), limit: 1, ..Default::default() };
         let answer = self.ask("read", 0, |mut kv, timeout| {
             let request = deadline(request.clone(), timeout);
             async move { kv.range(request).await }
@@ -330,7 +331,9 @@ impl Etcd {
             let mut client = ClusterClient::new(remote.channel.clone());
             let request = deadline(rpc::MemberListRequest { linearizable: true }, self.timeout);
             match client.member_list(request).await {
-                Ok(answer) => return Ok(answer.into_inner().members.into_iter().map(member).collect()),
+                Ok(answer) => {
+                    return Ok(answer.into_inner().members.into_iter().map(member).collect());
+                }
                 Err(status) => match failed(&remote.url, "list its members", 0, status) {
                     e @ EtcdError::Unreachable { .. } => last = Some(e),
                     e => return Err(e),
@@ -394,7 +397,8 @@ impl Etcd {
     /// An endpoint that leads to `member`, and its status: a configured one if it answers as
     /// that member, else one that the member itself advertises.
     async fn reach(&self, member: &Member) -> Result<(String, MemberStatus), EtcdError> {
-        let mut last = EtcdError::Config(format!("member {} advertises no client URL", member.name));
+        let mut last =
+            EtcdError::Config(format!("member {} advertises no client URL", member.name));
         for url in self.endpoints().chain(member.client_urls.iter().map(String::as_str)) {
             match self.status(url).await {
                 Ok(status) if status.member == member.id => return Ok((url.to_owned(), status)),
@@ -426,7 +430,12 @@ impl Etcd {
     }
 
     /// Makes a call, at the next endpoint when one does not answer; each at most once.
-    async fn ask<T, F, A>(&self, doing: &'static str, revision: i64, call: F) -> Result<T, EtcdError>
+    async fn ask<T, F, A>(
+        &self,
+        doing: &'static str,
+        revision: i64,
+        call: F,
+    ) -> Result<T, EtcdError>
     where
         F: Fn(KvClient<Channel>, Duration) -> A,
         A: Future<Output = Result<tonic::Response<T>, Status>>,
@@ -436,7 +445,8 @@ impl Etcd {
         for i in 0..count {
             let at = (first + i) % count;
             let remote = &self.remotes[at];
-            let client = KvClient::new(remote.channel.clone()).max_decoding_message_size(ANSWER_MAX);
+            let client =
+                KvClient::new(remote.channel.clone()).max_decoding_message_size(ANSWER_MAX);
             match call(client, self.timeout).await {
                 Ok(answer) => {
                     self.preferred.store(at, Ordering::Relaxed);
@@ -576,10 +586,13 @@ fn pem(path: &Path) -> Result<Vec<u8>, EtcdError> {
     std::fs::read(path).map_err(failed)
 }
 
-fn remote(url: &str, tls: Option<&ClientTlsConfig>, timeout: Duration) -> Result<Remote, EtcdError> {
-    let invalid = |why: &dyn std::fmt::Display| {
-        EtcdError::Config(format!("etcd endpoint {url:?}: {why}"))
-    };
+fn remote(
+    url: &str,
+    tls: Option<&ClientTlsConfig>,
+    timeout: Duration,
+) -> Result<Remote, EtcdError> {
+    let invalid =
+        |why: &dyn std::fmt::Display| EtcdError::Config(format!("etcd endpoint {url:?}: {why}"));
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| invalid(&e))?;
     let host = endpoint.uri().host().unwrap_or_default().to_owned();
     let mut endpoint = endpoint
@@ -632,7 +645,8 @@ mod tests {
         for good in ["http://127.0.0.1:2379", "http://[::1]:2379", "http://localhost:1"] {
             assert!(remote(good, None, t).is_ok(), "{good}");
         }
-        for bad in ["http://10.0.0.1:2379", "https://127.0.0.1:1", "127.0.0.1:2379", "", "ftp://x"] {
+        for bad in ["http://10.0.0.1:2379", "https://127.0.0.1:1", "127.0.0.1:2379", "", "ftp://x"]
+        {
             assert!(matches!(remote(bad, None, t), Err(EtcdError::Config(_))), "{bad}");
         }
     }

@@ -354,7 +354,9 @@ mod tests {
             let expected = Record::Other { transformer: t, key_name: "key1" };
             assert_eq!(Record::parse(value.as_bytes()), expected);
         }
-        for bad in ["", "x", "k8s:enc:", "k8s:enc:new:v1:k:x", "k8s:enc:aescbc:v1:", "k8s:enc:kms:v2:p:"] {
+        for bad in
+            ["", "x", "k8s:enc:", "k8s:enc:new:v1:k:x", "k8s:enc:aescbc:v1:", "k8s:enc:kms:v2:p:"]
+        {
             assert!(matches!(Record::parse(bad.as_bytes()), Record::Undecodable { .. }), "{bad}");
         }
     }

@@ -117,7 +117,11 @@ fn scan_dir(
             scan_dir(base, &path, depth + 1, seen, found)?;
         } else if kind.is_file() {
             let records = match scan_file(&path) {
-                Err(ResidueError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => 0,
+                Err(ResidueError::Io { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound =>
+                {
+                    0
+                }
                 other => other?,
             };
             let below = path.strip_prefix(base).unwrap_or(&path).to_owned();

@@ -4,7 +4,13 @@ use claviger_domain::id::{InstanceId, KeyId, KeyVersionId};
 
 fn kek(serial: u64, root: RootKey, role: Role) -> Kek {
     let root = RootVersion { root, version: KeyVersionId::random() };
-    Kek { serial: Serial(serial), root, wrapped: format!("wrapped {serial}"), role, created: UnixMs(0) }
+    Kek {
+        serial: Serial(serial),
+        root,
+        wrapped: format!("wrapped {serial}"),
+        role,
+        created: UnixMs(0),
+    }
 }
 
 fn carried(kek: &Kek) -> Carried {

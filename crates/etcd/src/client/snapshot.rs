@@ -37,7 +37,11 @@ pub struct SnapshotFile {
     pub sha256: [u8; TRAILER],
 }
 
-pub(super) async fn take(url: &str, channel: Channel, to: &Path) -> Result<SnapshotFile, EtcdError> {
+pub(super) async fn take(
+    url: &str,
+    channel: Channel,
+    to: &Path,
+) -> Result<SnapshotFile, EtcdError> {
     let mut client = MaintenanceClient::new(channel);
     let request = deadline(SnapshotRequest {}, WHOLE);
     let lost = |status| failed(url, "send a snapshot", 0, status);
