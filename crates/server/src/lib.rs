@@ -1,1 +1,14 @@
 //! The key service, IAM and the cluster service over HTTPS.
+//!
+//! [`app::App`] is what all requests share, [`http::router`] the paths, [`listen::serve`] the
+//! accept loop. The server never connects into a cluster.
+
+pub mod app;
+pub mod authority;
+pub mod clusters;
+pub mod first;
+pub mod http;
+pub mod iam;
+pub mod keys;
+pub mod listen;
+pub mod record;

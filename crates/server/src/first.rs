@@ -1,0 +1,199 @@
+//! The first start, and every later one: what a server must have before it listens.
+
+use crate::app::{Account, App};
+use crate::authority::Authority;
+use crate::iam::token::Tokens;
+use claviger_crypto::SecretBytes;
+use claviger_custody::Custodian;
+use claviger_domain::access::{PlatformRole, ServiceRole};
+use claviger_domain::id::{InstanceId, UnixMs};
+use claviger_store::iam::{self, Grant, Instance, Principal};
+use claviger_store::{Store, StoreError, Tx, meta};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use uuid::Uuid;
+
+/// Why a server does not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The master key is not the one under which this database was sealed.
+    #[error("the master key does not open this database: they do not belong together")]
+    MasterKey,
+    /// Certificates.
+    #[error("certificate: {0}")]
+    Certificate(#[from] rcgen::Error),
+    /// TLS.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The database misses something that the first start writes.
+    #[error("the database is damaged: {0} is missing")]
+    Missing(&'static str),
+}
+
+pub(crate) struct Parts {
+    pub(crate) authority: Authority,
+    pub(crate) account: Account,
+    pub(crate) tokens: Tokens,
+}
+
+/// Bytes that show whether a master key belongs to a database.
+const CHECK: &[u8] = b"claviger";
+/// Keys that are made at the first start: signing tokens, hashing API keys.
+const SECRETS: [&str; 2] = ["token-key", "api-key-pepper"];
+
+/// Makes what is missing, in one transaction, and loads it. Safe to repeat.
+pub(crate) fn establish(
+    store: &Store,
+    custodian: &dyn Custodian,
+    now: UnixMs,
+) -> Result<Parts, StartError> {
+    let known = store.read("start", |tx| meta::get(tx, "check"))?;
+    match known {
+        Some(sealed) => {
+            let opened = custodian.open_column(&["meta", "check"], &sealed);
+            opened.map_err(|_| StartError::MasterKey)?;
+        }
+        None => store.tx("first start", |tx| begin(tx, custodian, now))?,
+    }
+    store.read("start", |tx| load(tx, custodian))
+}
+
+fn begin(tx: &Tx<'_>, custodian: &dyn Custodian, now: UnixMs) -> Result<(), StartError> {
+    let seal = |name: &str, value: &[u8]| {
+        meta::put(tx, name, &custodian.seal_column(&["meta", name], value))
+    };
+    seal("check", CHECK)?;
+    for name in SECRETS {
+        seal(name, SecretBytes::random(32).expose())?;
+    }
+    let (certificate, key) = Authority::generate(now)?;
+    let key = SecretBytes::new(key);
+    meta::put(tx, "ca-certificate", &certificate)?;
+    seal("ca-key", key.expose())?;
+
+    meta::put(tx, "account", Uuid::new_v4().simple().to_string().as_bytes())?;
+    let group = Uuid::new_v4();
+    meta::put(tx, "resource-group", group.to_string().as_bytes())?;
+    iam::add_resource_group(tx, group, "default", now)?;
+    for name in ["claviger-1", "claviger-2"] {
+        let instance = Instance {
+            id: InstanceId::random(),
+            name: name.to_owned(),
+            region: REGION.to_owned(),
+            created: now,
+        };
+        iam::add_instance(tx, &instance, group)?;
+    }
+    Ok(())
+}
+
+/// The region of everything.
+const REGION: &str = "local";
+
+fn load(tx: &Tx<'_>, custodian: &dyn Custodian) -> Result<Parts, StartError> {
+    let get = |name: &'static str| meta::get(tx, name)?.ok_or(StartError::Missing(name));
+    let text =
+        |name: &'static str| String::from_utf8(get(name)?).map_err(|_| StartError::Missing(name));
+    let open = |name: &'static str| {
+        let sealed = get(name)?;
+        custodian.open_column(&["meta", name], &sealed).map_err(|_| StartError::MasterKey)
+    };
+    let resource_group = text("resource-group")?;
+    Ok(Parts {
+        authority: Authority::load(get("ca-certificate")?, open("ca-key")?.expose())?,
+        account: Account {
+            id: text("account")?,
+            region: REGION.to_owned(),
+            resource_group: resource_group
+                .parse()
+                .map_err(|_| StartError::Missing("resource-group"))?,
+        },
+        tokens: Tokens::new(&open("token-key")?, &open("api-key-pepper")?),
+    })
+}
+
+/// What a first start tells the operator, and `claviger dev`. Holds an API key: mode 0600.
+#[derive(Serialize, Deserialize)]
+pub struct Bootstrap {
+    /// The account's id.
+    pub account: String,
+    /// The region.
+    pub region: String,
+    /// Base URL of the server.
+    pub url: String,
+    /// PEM of the authority.
+    pub ca: String,
+    /// SHA-256 of the authority's certificate.
+    pub ca_sha256: String,
+    /// Instances of the key service.
+    pub instances: Vec<BootstrapInstance>,
+    /// IAM id of the administrator.
+    pub iam_id: String,
+    /// The administrator's API key. Kept nowhere else.
+    pub api_key: String,
+}
+
+/// An instance of the key service.
+#[derive(Serialize, Deserialize)]
+pub struct BootstrapInstance {
+    /// Its identifier.
+    pub id: InstanceId,
+    /// Its name.
+    pub name: String,
+}
+
+/// Makes an administrator (Manager on all instances, platform Administrator) with an API key,
+/// unless the database has one whose key was `delivered`; so a crash between the two only leads
+/// to one more key. None when there is nothing to tell. Blocks.
+///
+/// # Errors
+/// When the database does not answer.
+pub fn bootstrap(app: &App) -> Result<Option<Bootstrap>, StartError> {
+    let now = app.clock.now();
+    if app.store.read("bootstrap", |tx| meta::get(tx, "delivered"))?.is_some() {
+        return Ok(None);
+    }
+    let iam_id = format!("IBMid-{}", &app.account.id[..10].to_ascii_uppercase());
+    let api_key = app.tokens.new_api_key();
+    let mac = app.tokens.api_key_mac(&api_key);
+    let instances = app.store.tx("bootstrap", |tx| -> Result<_, StoreError> {
+        if iam::principal(tx, &iam_id)?.is_none() {
+            let admin = Principal {
+                iam_id: iam_id.clone(),
+                service: false,
+                name: "admin".to_owned(),
+                email: "admin@claviger.local".to_owned(),
+            };
+            iam::add_principal(tx, &admin, now)?;
+            let role = ServiceRole::Manager;
+            iam::add_grant(tx, &iam_id, &Grant::Service { role, instance: None, key: None })?;
+            iam::add_grant(tx, &iam_id, &Grant::Platform(PlatformRole::Administrator))?;
+        }
+        iam::add_api_key(tx, &iam_id, "bootstrap", &mac, now)?;
+        iam::instances(tx)
+    })?;
+    let instances =
+        instances.into_iter().map(|i| BootstrapInstance { id: i.id, name: i.name }).collect();
+    Ok(Some(Bootstrap {
+        account: app.account.id.clone(),
+        region: app.account.region.clone(),
+        url: app.settings.url.clone(),
+        ca: app.authority.pem(),
+        ca_sha256: app.authority.fingerprint(),
+        instances,
+        iam_id,
+        api_key,
+    }))
+}
+
+/// Notes that the bootstrap reached the operator, so that none is made again. Blocks.
+///
+/// # Errors
+/// When the database does not answer.
+pub fn delivered(app: &App) -> Result<(), StoreError> {
+    let now = app.clock.now().0.to_string();
+    app.store.tx("bootstrap", |tx| meta::put(tx, "delivered", now.as_bytes()))
+}

@@ -1,0 +1,183 @@
+//! Who calls: a bearer of a token, or a node with its certificate.
+
+use crate::app::App;
+use crate::http::Correlation;
+use crate::http::error::{Form, KpError};
+use axum::extract::FromRequestParts;
+use axum::http::{StatusCode, header, request::Parts};
+use axum::response::{IntoResponse, Response};
+use claviger_domain::access::{
+    KeyOperation, PlatformRole, ServiceRole, role_allows, services_only,
+};
+use claviger_domain::id::{AgentName, ClusterId, InstanceId, KeyId, UnixMs};
+use claviger_store::iam::{self, Grant};
+use std::sync::Arc;
+
+/// Whoever holds a token.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// IAM id; goes into audit records and `createdBy`.
+    pub iam_id: String,
+    /// Whether it is a service, not a person.
+    pub service: bool,
+    /// The CRN of a service that is a resource, such as a cluster.
+    pub crn: Option<String>,
+    /// The cluster, if it is one.
+    pub cluster: Option<ClusterId>,
+    /// What it may do, as of now: looked up for each request, so that a change counts at once.
+    pub grants: Vec<Grant>,
+    /// The request's correlation id.
+    pub correlation: String,
+}
+
+impl Caller {
+    /// Whether the caller may do `operation` on `key`, or on any key of the instance if none is
+    /// named.
+    pub fn permits(
+        &self,
+        operation: KeyOperation,
+        instance: InstanceId,
+        key: Option<KeyId>,
+    ) -> bool {
+        if services_only(operation) && !self.service {
+            return false;
+        }
+        self.grants.iter().any(|grant| match *grant {
+            Grant::Platform(_) => false,
+            Grant::Service { role, instance: i, key: k } => {
+                role_allows(role, operation)
+                    && i.is_none_or(|i| i == instance)
+                    && (k.is_none() || k == key)
+            }
+        })
+    }
+
+    /// Like [`permits`](Self::permits), as the key service's 401.
+    ///
+    /// # Errors
+    /// 401 without reasons.
+    pub fn permit(
+        &self,
+        operation: KeyOperation,
+        instance: InstanceId,
+        key: Option<KeyId>,
+    ) -> Result<(), KpError> {
+        if self.permits(operation, instance, key) { Ok(()) } else { Err(KpError::unauthorized()) }
+    }
+
+    /// Whether some grant of the caller is about this instance.
+    pub fn sees(&self, instance: InstanceId) -> bool {
+        self.grants.iter().any(|grant| match grant {
+            Grant::Platform(_) => false,
+            Grant::Service { instance: i, .. } => i.is_none_or(|i| i == instance),
+        })
+    }
+
+    /// Whether the caller holds at least this platform role.
+    pub fn platform(&self, least: PlatformRole) -> bool {
+        self.grants.iter().any(|grant| matches!(grant, Grant::Platform(role) if *role >= least))
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Caller {
+    type Rejection = Response;
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Response> {
+        let form = Form::of(parts.uri.path());
+        let Ok(Correlation(correlation)) = Correlation::from_request_parts(parts, app).await;
+        let token = parts.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+        // Tokens are bearer secrets: nothing of one is logged or answered.
+        let token = token.and_then(bearer).ok_or_else(|| form.unauthorized())?;
+        let now = app.clock.now();
+        let iam_id = match app.tokens.read(token, now) {
+            Ok(iam_id) => iam_id,
+            Err(crate::iam::token::BadToken::Malformed) if form == Form::KeyProtect => {
+                let what =
+                    "The bearer token is not a token of this server; get one from /identity/token";
+                let code = "BEARER_SUB_EXTRACTION_ERR";
+                return Err(KpError::new(StatusCode::BAD_REQUEST, code, what).into_response());
+            }
+            Err(_) => return Err(form.unauthorized()),
+        };
+        let found = app.blocking(move |app| find(app, &iam_id, correlation)).await;
+        match found {
+            Ok(Some(caller)) => Ok(caller),
+            Ok(None) => Err(form.unauthorized()),
+            Err(e) => Err(form.answer(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "STORAGE_ERR",
+                &format!("The server's database did not answer ({e}). Try again"),
+                None,
+            )),
+        }
+    }
+}
+
+fn find(
+    app: &App,
+    iam_id: &str,
+    correlation: String,
+) -> Result<Option<Caller>, claviger_store::StoreError> {
+    let iam_id = iam_id.to_owned();
+    app.store.read("caller", |tx| {
+        if let Some(crn) = iam_id.strip_prefix("crn-") {
+            let cluster = crn.split(':').nth(7).and_then(|id| id.parse::<ClusterId>().ok());
+            let Some(cluster) = cluster else { return Ok(None) };
+            let role = ServiceRole::Reader;
+            let grants = crate::clusters::scope_of(tx, &cluster)?
+                .into_iter()
+                .map(|root| Grant::Service {
+                    role,
+                    instance: Some(root.instance),
+                    key: Some(root.key),
+                })
+                .collect();
+            let crn = Some(crn.to_owned());
+            return Ok(Some(Caller {
+                iam_id: iam_id.clone(),
+                service: true,
+                crn,
+                cluster: Some(cluster),
+                grants,
+                correlation,
+            }));
+        }
+        let Some(principal) = iam::principal(tx, &iam_id)? else { return Ok(None) };
+        let grants = iam::grants_of(tx, &iam_id)?;
+        let (service, crn, cluster) = (principal.service, None, None);
+        Ok(Some(Caller { iam_id: principal.iam_id, service, crn, cluster, grants, correlation }))
+    })
+}
+
+/// The token of an `Authorization: Bearer …` header; the scheme in any case.
+fn bearer(header: &str) -> Option<&str> {
+    let (scheme, token) = header.trim().split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// The node on the other end of a TLS connection, as its certificate says. The accept loop puts
+/// it into the request; its absence means that no certificate was shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Its agent.
+    pub agent: AgentName,
+    /// SHA-256 of its certificate's DER, lower-case hexadecimal.
+    pub fingerprint: String,
+    /// When its certificate ends.
+    pub not_after: UnixMs,
+}
+
+impl<S: Sync> FromRequestParts<S> for Node {
+    type Rejection = Response;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Response> {
+        parts.extensions.get().cloned().ok_or_else(|| {
+            crate::http::error::service(
+                StatusCode::UNAUTHORIZED,
+                "E0002",
+                "This call needs a node's certificate; join the cluster first.",
+                "claviger ks cluster join-token",
+            )
+        })
+    }
+}

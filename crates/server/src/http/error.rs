@@ -1,0 +1,216 @@
+//! Errors become answers here and nowhere else.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use claviger_wire::kp::{self, Envelope, ErrorBody, Reason, Target};
+use claviger_wire::ks::ServiceError;
+use uuid::Uuid;
+
+/// The shape of an error body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Key Protect's envelope, for `/api/v2`.
+    KeyProtect,
+    /// The cluster service's object, for everything else.
+    Service,
+}
+
+impl Form {
+    /// The shape that clients of this path read.
+    pub fn of(path: &str) -> Form {
+        if path.starts_with("/api/v2") { Form::KeyProtect } else { Form::Service }
+    }
+
+    /// An error answer without a failed operation to name: unknown paths, bodies too long.
+    pub fn answer(
+        self,
+        status: StatusCode,
+        code: &'static str,
+        what: &str,
+        recovery: Option<&str>,
+    ) -> Response {
+        match self {
+            Form::KeyProtect => KpError::new(status, code, what).into_response(),
+            Form::Service => service(status, code, what, recovery.unwrap_or_default()),
+        }
+    }
+
+    /// 401 for whatever the caller may not do. It says no more on purpose: a stranger learns
+    /// nothing about what exists.
+    pub fn unauthorized(self) -> Response {
+        match self {
+            Form::KeyProtect => KpError::unauthorized().into_response(),
+            Form::Service => service(
+                StatusCode::UNAUTHORIZED,
+                "E0001",
+                "Unauthorized: the token is missing, expired or does not allow this.",
+                "",
+            ),
+        }
+    }
+}
+
+/// An error answer of the cluster service.
+pub fn service(status: StatusCode, code: &str, what: &str, recovery: &str) -> Response {
+    let body = ServiceError {
+        incident_id: Uuid::new_v4().to_string(),
+        code: code.to_owned(),
+        description: what.to_owned(),
+        terse_description: String::new(),
+        kind: kind(status).to_owned(),
+        recovery_cli: recovery.to_owned(),
+    };
+    (status, axum::Json(body)).into_response()
+}
+
+fn kind(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 | 403 => "Authentication",
+        404 => "NotFound",
+        400..=499 => "BadRequest",
+        _ => "Infrastructure",
+    }
+}
+
+/// An error answer of the key service.
+#[derive(Debug, Clone)]
+pub struct KpError {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// Reason code; none for 401, which gives no reasons.
+    pub code: Option<&'static str>,
+    /// What failed, for instance `Key could not be deleted`.
+    pub failed: String,
+    /// Why, and what to do.
+    pub message: String,
+    /// The field, parameter or header that is wrong.
+    pub target: Option<Target>,
+    /// Seconds to wait; at most 5, since some clients wait as long as they are told.
+    pub retry_after: Option<u8>,
+}
+
+impl KpError {
+    /// An error with this reason.
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> KpError {
+        KpError {
+            status,
+            code: Some(code),
+            failed: String::new(),
+            message: message.into(),
+            target: None,
+            retry_after: None,
+        }
+    }
+
+    /// 401, which never says why.
+    pub fn unauthorized() -> KpError {
+        KpError {
+            code: None,
+            failed: "The user does not have access to the specified resource".to_owned(),
+            ..KpError::new(StatusCode::UNAUTHORIZED, "", "")
+        }
+    }
+
+    /// 400: the body cannot be read.
+    pub fn body(message: impl Into<String>) -> KpError {
+        KpError::new(StatusCode::BAD_REQUEST, "BAD_BODY_ERR", message)
+    }
+
+    /// 400: a field of the body is wrong.
+    pub fn field(name: &str, message: impl Into<String>) -> KpError {
+        let target = Target { kind: "field".to_owned(), name: name.to_owned() };
+        let error = KpError::new(StatusCode::BAD_REQUEST, "INVALID_FIELD_ERR", message);
+        KpError { target: Some(target), ..error }
+    }
+
+    /// 400: a query parameter is wrong.
+    pub fn query(name: &str, message: impl Into<String>) -> KpError {
+        let target = Target { kind: "query_param".to_owned(), name: name.to_owned() };
+        let error = KpError::new(StatusCode::BAD_REQUEST, "INVALID_QUERY_PARAM_ERR", message);
+        KpError { target: Some(target), ..error }
+    }
+
+    /// 404: no such key.
+    pub fn no_key() -> KpError {
+        KpError::new(StatusCode::NOT_FOUND, "KEY_NOT_FOUND_ERR", "Key does not exist")
+    }
+
+    /// 409 with this reason.
+    pub fn conflict(code: &'static str, message: impl Into<String>) -> KpError {
+        KpError::new(StatusCode::CONFLICT, code, message)
+    }
+
+    /// The same error, saying what could not be done.
+    pub fn failing(mut self, failed: &str) -> KpError {
+        if self.failed.is_empty() {
+            self.failed = failed.to_owned();
+        }
+        self
+    }
+
+    /// The reason code, or empty.
+    pub fn code(&self) -> &'static str {
+        self.code.unwrap_or_default()
+    }
+}
+
+impl From<claviger_store::StoreError> for KpError {
+    fn from(e: claviger_store::StoreError) -> KpError {
+        tracing::error!(error = %e, "database");
+        let (code, what) = if e.is_disk() {
+            (
+                "STORAGE_ERR",
+                "The server cannot write to its disk; nothing was changed. Tell its operator, try again",
+            )
+        } else {
+            ("STORAGE_ERR", "The server's database did not answer; nothing was changed. Try again")
+        };
+        let error = KpError::new(StatusCode::SERVICE_UNAVAILABLE, code, what);
+        KpError { retry_after: Some(2), ..error }
+    }
+}
+
+impl From<crate::record::NotRecorded> for KpError {
+    fn from(_: crate::record::NotRecorded) -> KpError {
+        let what = "The act could not be put on record, so it is not answered. Try again";
+        let error = KpError::new(StatusCode::SERVICE_UNAVAILABLE, "STORAGE_ERR", what);
+        KpError { retry_after: Some(2), ..error }
+    }
+}
+
+impl IntoResponse for KpError {
+    fn into_response(self) -> Response {
+        let phrase = self.status.canonical_reason().unwrap_or("Error");
+        let (error_msg, reasons) = match self.code {
+            None => (format!("{phrase}: {}", self.failed), Vec::new()),
+            Some(code) => {
+                let what = match (self.failed.as_str(), code) {
+                    ("", _) => self.message.clone(),
+                    (failed, "KEY_ACTION_INVALID_STATE_ERR") => {
+                        format!("Key is not in active state: {failed}")
+                    }
+                    (failed, _) => failed.to_owned(),
+                };
+                let reason = Reason {
+                    code: code.to_owned(),
+                    message: self.message,
+                    status: self.status.as_u16(),
+                    more_info: "https://cloud.ibm.com/apidocs/key-protect".to_owned(),
+                    target: self.target,
+                };
+                let text =
+                    format!("{phrase}: {what}: Please see `reasons` for more details ({code})");
+                (text, vec![reason])
+            }
+        };
+        let body = Envelope::of(kp::ERROR_TYPE, vec![ErrorBody { error_msg, reasons }]);
+        let text = serde_json::to_vec(&body).expect("an error body is valid JSON");
+        let mut response = (self.status, text).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kp::ERROR_TYPE));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(u16::from(seconds)));
+        }
+        response
+    }
+}

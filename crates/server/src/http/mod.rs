@@ -1,0 +1,106 @@
+//! Paths, and what every request goes through.
+
+pub mod auth;
+pub mod body;
+pub mod error;
+
+use crate::app::App;
+use axum::Router;
+use axum::extract::{FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use claviger_wire::kp::CORRELATION_HEADER;
+use error::Form;
+use std::convert::Infallible;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Every path of the server.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .merge(crate::keys::routes())
+        .merge(crate::iam::routes())
+        .merge(crate::clusters::routes())
+        .route("/healthz", axum::routing::get(health))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn(correlate))
+        .with_state(app)
+}
+
+/// The id that ties a request, its answer, its audit record and its log lines together: the
+/// caller's own if it sent a sane one, else a new UUID.
+#[derive(Debug, Clone)]
+pub struct Correlation(pub String);
+
+impl<S: Sync> FromRequestParts<S> for Correlation {
+    type Rejection = Infallible;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(parts.extensions.get().cloned().unwrap_or_else(|| of_headers(&parts.headers)))
+    }
+}
+
+/// Longest accepted correlation id; a UUID has 36 characters.
+const CORRELATION_MAX: usize = 64;
+
+fn of_headers(headers: &HeaderMap) -> Correlation {
+    let sane = |text: &&str| {
+        (1..=CORRELATION_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+    };
+    let given = [CORRELATION_HEADER, "X-Correlation-ID", "X-Request-Id"]
+        .iter()
+        .filter_map(|name| headers.get(*name)?.to_str().ok())
+        .find(sane);
+    Correlation(given.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned))
+}
+
+async fn correlate(mut request: Request, next: Next) -> Response {
+    let correlation = of_headers(request.headers());
+    request.extensions_mut().insert(correlation.clone());
+    let mut response = next.run(request).await;
+    if let Ok(value) = HeaderValue::from_str(&correlation.0) {
+        response.headers_mut().insert("correlation-id", value);
+    }
+    response
+}
+
+async fn health(app: axum::extract::State<Arc<App>>) -> Response {
+    match app.blocking(|app| app.alive()).await {
+        Ok(()) => "ok\n".into_response(),
+        Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("{e}\n")).into_response(),
+    }
+}
+
+async fn unknown_path(request: Request) -> Response {
+    let path = request.uri().path();
+    let what = format!("there is no such path: {} {path}", request.method());
+    Form::of(path).answer(StatusCode::NOT_FOUND, "PATH_NOT_FOUND_ERR", &what, None)
+}
+
+async fn wrong_method(request: Request) -> Response {
+    let path = request.uri().path();
+    let what = format!("{path} does not know the method {}", request.method());
+    Form::of(path).answer(StatusCode::METHOD_NOT_ALLOWED, "METHOD_NOT_ALLOWED_ERR", &what, None)
+}
+
+/// Undoes percent-encoding (RFC 3986, section 2.1). What is not an encoding stays as it is.
+pub(crate) fn percent_decode(bytes: &[u8]) -> Vec<u8> {
+    let digit = |at: usize| char::from(*bytes.get(at)?).to_digit(16);
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        match (bytes[at], digit(at + 1), digit(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                at += 3;
+            }
+            (byte, _, _) => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    out
+}

@@ -1,0 +1,207 @@
+//! The accept loop: TLS 1.3 only, client certificates optional, everything bounded.
+
+use crate::app::App;
+use crate::first::StartError;
+use crate::http::auth::Node;
+use axum::Router;
+use axum::body::Body;
+use claviger_crypto::digest::{hex, sha256};
+use claviger_domain::id::UnixMs;
+use claviger_store::{StoreError, meta};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// Connections at one time. Each costs some 50 KiB; an agent holds two or three.
+const CONNECTIONS: usize = 4096;
+/// A handshake takes two round trips.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// From the first byte of a request's head to its last, and between requests.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a stop waits for answers that are under way.
+pub const DRAIN: Duration = Duration::from_secs(10);
+/// Streams of one HTTP/2 connection.
+const STREAMS: u32 = 128;
+/// A server certificate with less life than this left is renewed at start.
+const RENEW: Duration = Duration::from_secs(30 * 86_400);
+
+/// TLS of this server: its certificate, made or renewed if need be, and which clients' it takes.
+/// Blocks.
+///
+/// # Errors
+/// When the database does not answer or a certificate cannot be made.
+pub fn tls(app: &App) -> Result<ServerConfig, StartError> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    names.extend(app.settings.names.iter().cloned());
+    let (certificate, key) = certificate(app, &names)?;
+    let mut roots = RootCertStore::empty();
+    roots.add(app.authority.der().clone())?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| rustls::Error::General(e.to_string()))?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(clients)
+        .with_single_cert(vec![certificate, app.authority.der().clone()], key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn certificate(
+    app: &App,
+    names: &[String],
+) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), StartError> {
+    const KEY: &str = "server-key";
+    let now = app.clock.now();
+    let names_text = names.join(",");
+    let stored = app.store.read("server certificate", |tx| -> Result<_, StoreError> {
+        let get = |name| meta::get(tx, name);
+        Ok((get("server-certificate")?, get(KEY)?, get("server-names")?))
+    })?;
+    if let (Some(certificate), Some(sealed), Some(stored)) = stored
+        && stored == names_text.as_bytes()
+        && not_after(&certificate).is_some_and(|end| end.since(now) > RENEW.as_millis() as u64)
+    {
+        let key = app
+            .custodian
+            .open_column(&["meta", KEY], &sealed)
+            .map_err(|_| StartError::MasterKey)?;
+        let key = PrivateKeyDer::Pkcs8(key.expose().to_vec().into());
+        return Ok((certificate.into(), key));
+    }
+    let (certificate, key) = app.authority.server(names, now)?;
+    let sealed = app.custodian.seal_column(&["meta", KEY], &key);
+    app.store.tx("server certificate", |tx| -> Result<(), StoreError> {
+        meta::put(tx, "server-certificate", &certificate)?;
+        meta::put(tx, KEY, &sealed)?;
+        meta::put(tx, "server-names", names_text.as_bytes())
+    })?;
+    Ok((certificate, PrivateKeyDer::Pkcs8(key.into())))
+}
+
+fn not_after(der: &[u8]) -> Option<UnixMs> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(UnixMs(certificate.validity().not_after.timestamp() * 1000))
+}
+
+/// Serves until `stop` resolves, then lets what is under way end, for at most [`DRAIN`].
+pub async fn serve(
+    app: Arc<App>,
+    tls: ServerConfig,
+    listener: TcpListener,
+    stop: impl Future<Output = ()>,
+) {
+    let router = crate::http::router(app.clone());
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let (closing, closed) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let permit = room.clone().acquire_owned();
+        let accepted = tokio::select! {
+            () = &mut stop => break,
+            accepted = async { (permit.await, listener.accept().await) } => accepted,
+        };
+        // Ended connections are forgotten here, so the set does not grow.
+        while connections.try_join_next().is_some() {}
+        match accepted {
+            (Ok(permit), Ok((stream, peer))) => {
+                let (acceptor, router, closed) = (acceptor.clone(), router.clone(), closed.clone());
+                connections.spawn(async move {
+                    if let Err(e) = connection(stream, acceptor, router, closed).await {
+                        tracing::debug!(%peer, error = %e, "connection");
+                    }
+                    drop(permit);
+                });
+            }
+            (_, Err(e)) => {
+                // Out of file descriptors, mostly: waiting is all that helps.
+                tracing::warn!(error = %e, "accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            (Err(_), _) => break,
+        }
+    }
+    drop(listener);
+    closing.send_replace(true);
+    app.hub.close();
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        tracing::warn!("some answers were still under way and are cut off");
+    }
+}
+
+type Failed = Box<dyn std::error::Error + Send + Sync>;
+
+async fn connection(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    router: Router,
+    mut closed: watch::Receiver<bool>,
+) -> Result<(), Failed> {
+    stream.set_nodelay(true)?;
+    let peer = stream.peer_addr()?;
+    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
+    let (_, session) = stream.get_ref();
+    let node = session.peer_certificates().and_then(|chain| node(chain.first()?));
+    let service = hyper::service::service_fn(move |request: hyper::Request<_>| {
+        let mut request = request.map(Body::new);
+        if let Some(node) = &node {
+            request.extensions_mut().insert(node.clone());
+        }
+        request.extensions_mut().insert(Peer(peer));
+        router.clone().oneshot(request)
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .keep_alive_interval(HEAD_TIMEOUT)
+        .keep_alive_timeout(HANDSHAKE_TIMEOUT);
+    let served = builder.serve_connection(TokioIo::new(stream), service);
+    let mut served = std::pin::pin!(served);
+    tokio::select! {
+        done = served.as_mut() => return done,
+        () = async { let _ = closed.wait_for(|closed| *closed).await; } => {}
+    }
+    served.as_mut().graceful_shutdown();
+    served.await
+}
+
+/// Where a request came from.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
+/// The node that a verified client certificate names, by its one subject alternative name
+/// `URI:claviger://cluster/<cluster id>/agent/<name>`.
+pub fn node(der: &CertificateDer<'_>) -> Option<Node> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let names = certificate.subject_alternative_name().ok()??;
+    let uri = names.value.general_names.iter().find_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    })?;
+    let (cluster, agent) = uri.strip_prefix("claviger://cluster/")?.split_once("/agent/")?;
+    Some(Node {
+        cluster: cluster.parse().ok()?,
+        agent: agent.parse().ok()?,
+        fingerprint: hex(&sha256(der)),
+        not_after: not_after(der)?,
+    })
+}

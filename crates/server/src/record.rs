@@ -1,0 +1,75 @@
+//! Writes audit records that belong to no change of state, many in one transaction.
+//!
+//! Wrap and unwrap are answered only after their record is durable. One disk flush for each
+//! would be the slowest part of them, so all that wait share one.
+
+use claviger_store::audit::{self, Act};
+use claviger_store::{Store, StoreError};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use tokio::sync::oneshot;
+
+/// Records that wait. A full queue means that the disk does not keep up; callers get 503 then
+/// rather than a queue without end.
+const QUEUE: usize = 4096;
+/// Records in one transaction; bounds how long it holds the writer.
+const BATCH: usize = 512;
+
+struct Waiting {
+    act: Act,
+    done: oneshot::Sender<bool>,
+}
+
+/// Puts acts on record.
+pub struct Recorder {
+    queue: SyncSender<Waiting>,
+}
+
+/// An act could not be put on record, so it must not be answered as done.
+#[derive(Debug, thiserror::Error)]
+#[error("the audit record could not be written")]
+pub struct NotRecorded;
+
+impl Recorder {
+    pub(crate) fn start(store: Store) -> Recorder {
+        let (queue, waiting) = sync_channel(QUEUE);
+        // Ends when the last sender is dropped.
+        let spawned =
+            std::thread::Builder::new().name("audit".into()).spawn(move || run(&store, &waiting));
+        spawned.expect("the system gives one more thread at start");
+        Recorder { queue }
+    }
+
+    /// Returns once the record is durable.
+    pub async fn record(&self, act: Act) -> Result<(), NotRecorded> {
+        let (done, answer) = oneshot::channel();
+        match self.queue.try_send(Waiting { act, done }) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return Err(NotRecorded),
+        }
+        match answer.await {
+            Ok(true) => Ok(()),
+            _ => Err(NotRecorded),
+        }
+    }
+}
+
+fn run(store: &Store, waiting: &Receiver<Waiting>) {
+    while let Ok(first) = waiting.recv() {
+        let mut batch = vec![first];
+        while batch.len() < BATCH
+            && let Ok(next) = waiting.try_recv()
+        {
+            batch.push(next);
+        }
+        let written = store
+            .tx("audit", |tx| batch.iter().try_for_each(|waiting| audit::add(tx, &waiting.act)));
+        if let Err(e) = &written {
+            let e: &StoreError = e;
+            tracing::error!(records = batch.len(), error = %e, "audit records not written");
+        }
+        for waiting in batch {
+            // Whoever asked has gone away; the record stands all the same.
+            let _ = waiting.done.send(written.is_ok());
+        }
+    }
+}
