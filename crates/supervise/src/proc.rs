@@ -3,9 +3,14 @@
 use claviger_domain::cluster::Process;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+pub use rustix::process::Signal;
+use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
+use crate::unit::UNIT_VARIABLE;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// One line of `/proc/PID/stat`, as far as it is of use here (format: proc(5)).
@@ -81,11 +86,52 @@ pub(crate) fn find_by_environment(variable: &str) -> Found {
     found
 }
 
+/// All living processes whose environment says that they belong to a unit below `units`, which
+/// must be absolute: the programs themselves and whatever they left behind.
+pub fn of_units_below(units: &Path) -> Vec<Process> {
+    let mut found = Vec::new();
+    let Ok(entries) = fs::read_dir("/proc") else { return found };
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let Ok(environ) = fs::read(format!("/proc/{pid}/environ")) else { continue };
+        let belongs = environ.split(|b| *b == 0).any(|one| {
+            let value = one.strip_prefix(UNIT_VARIABLE.as_bytes());
+            let value = value.and_then(|rest| rest.strip_prefix(b"="));
+            value.is_some_and(|dir| Path::new(OsStr::from_bytes(dir)).starts_with(units))
+        });
+        if belongs {
+            found.extend(alive(pid));
+        }
+    }
+    found
+}
+
+/// Asks exactly this process to end, kills it after `grace`, and returns once it is gone. Fails
+/// when it is still there `KILL_WAIT` after SIGKILL, which only the kernel's own troubles cause.
+pub fn end(process: Process, first: Signal, grace: Duration) -> io::Result<()> {
+    let Some(handle) = handle(process)? else { return Ok(()) };
+    handle.signal(first)?;
+    if handle.wait(grace)? {
+        return Ok(());
+    }
+    handle.signal(Signal::KILL)?;
+    if handle.wait(KILL_WAIT)? {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::TimedOut, "still there 30 s after SIGKILL"))
+}
+
+/// How long a process may take to die after SIGKILL. Only one that the kernel holds (a dead disk)
+/// takes longer than it takes to give its memory back.
+pub(crate) const KILL_WAIT: Duration = Duration::from_secs(30);
+
 /// A handle that names one process for good, whatever becomes of its id.
-pub(crate) struct Handle(OwnedFd);
+struct Handle(OwnedFd);
 
 /// Opens a handle on `process`; none if it is dead.
-pub(crate) fn handle(process: Process) -> io::Result<Option<Handle>> {
+fn handle(process: Process) -> io::Result<Option<Handle>> {
     let Some(pid) = Pid::from_raw(process.pid) else { return Ok(None) };
     match pidfd_open(pid, PidfdFlags::empty()) {
         // The id may have passed to another process before the handle was opened, not after.
@@ -97,7 +143,7 @@ pub(crate) fn handle(process: Process) -> io::Result<Option<Handle>> {
 
 impl Handle {
     /// Sends a signal; no error if the process is gone.
-    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+    fn signal(&self, signal: Signal) -> io::Result<()> {
         match pidfd_send_signal(&self.0, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(e) => Err(e.into()),
@@ -105,7 +151,7 @@ impl Handle {
     }
 
     /// Waits until the process has ended, at most `limit`; says whether it has.
-    pub(crate) fn wait(&self, limit: Duration) -> io::Result<bool> {
+    fn wait(&self, limit: Duration) -> io::Result<bool> {
         let until = Instant::now() + limit;
         loop {
             let left = until.saturating_duration_since(Instant::now());

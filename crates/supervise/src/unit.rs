@@ -11,11 +11,10 @@
 //! [`UNIT_VARIABLE`] and [`START_VARIABLE`]. By the second a process is found again whose starter
 //! was killed before it could write down the process id.
 
-use crate::proc::{self, Found};
+use crate::proc::{self, Found, Signal};
 use crate::{Observed, SuperviseError, Supervisor, file};
 use claviger_domain::cluster::Process;
 use rustix::fs::FlockOperation;
-use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -34,9 +33,6 @@ pub const START_VARIABLE: &str = "CLAVIGER_UNIT_START";
 /// How long to wait for the unit's lock. Holders write small files and spawn, which takes
 /// milliseconds; a machine that swaps may take seconds.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
-/// How long a process may take to die after SIGKILL. Only one that the kernel holds (a dead disk)
-/// takes longer than it takes to give its memory back.
-const KILL_WAIT: Duration = Duration::from_secs(30);
 /// How long a child may be under way between fork and its last exec before a start whose
 /// starter died counts as failed.
 const EXEC_WAIT: Duration = Duration::from_secs(1);
@@ -252,19 +248,8 @@ impl ProcessUnit {
         };
         let Some(process) = process else { return Ok(()) };
         // The lock is free from here on: a fence must not wait for somebody's grace to pass.
-        let inner = || -> io::Result<()> {
-            let Some(handle) = proc::handle(process)? else { return Ok(()) };
-            handle.signal(first)?;
-            if handle.wait(grace)? {
-                return Ok(());
-            }
-            handle.signal(Signal::KILL)?;
-            if handle.wait(KILL_WAIT)? {
-                return Ok(());
-            }
-            Err(io::Error::new(io::ErrorKind::TimedOut, "still there 30 s after SIGKILL"))
-        };
-        inner().map_err(|e| file::error("end the process of", &self.dir, e))
+        proc::end(process, first, grace)
+            .map_err(|e| file::error("end the process of", &self.dir, e))
     }
 }
 
@@ -281,7 +266,7 @@ impl Supervisor for ProcessUnit {
     }
 
     fn kill(&self) -> Result<(), SuperviseError> {
-        self.end(Signal::KILL, KILL_WAIT)
+        self.end(Signal::KILL, proc::KILL_WAIT)
     }
 
     fn stop(&self, grace: Duration) -> Result<(), SuperviseError> {

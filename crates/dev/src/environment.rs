@@ -1,0 +1,69 @@
+//! `D/env`: a shell file by which any other tool joins in.
+
+use crate::error::DevError;
+use crate::files;
+use crate::layout;
+use crate::parts::{Dev, Part};
+use std::collections::BTreeMap;
+
+/// Writes the file if what it says has changed. `pids` holds the processes that live.
+pub fn write(dev: &Dev, pids: &BTreeMap<Part, i32>) -> Result<(), DevError> {
+    let mut text = String::from("# Variables of a development cluster; kept current while it runs.\n");
+    for (name, value) in variables(dev, pids)? {
+        text.push_str(&format!("export {name}={}\n", quoted(&value)));
+    }
+    files::write_if_new(&dev.layout.env(), text.as_bytes())
+}
+
+/// What the file says.
+pub fn variables(
+    dev: &Dev,
+    pids: &BTreeMap<Part, i32>,
+) -> Result<Vec<(&'static str, String)>, DevError> {
+    let all = |pick: &dyn Fn(&Part) -> bool| {
+        let found: Vec<String> =
+            pids.iter().filter(|(part, _)| pick(part)).map(|(_, pid)| pid.to_string()).collect();
+        found.join(" ")
+    };
+    let mut list = Vec::new();
+    if let Some(binaries) = &dev.binaries {
+        let layout = &dev.layout;
+        let mut sockets = Vec::new();
+        for number in 1..=dev.spec.apiservers {
+            sockets.push(layout::socket(&dev.spec.sockets, number)?.display().to_string());
+        }
+        list.extend([
+            ("KUBECONFIG", layout.kubeconfig().display().to_string()),
+            ("KUBECTL", binaries.kubectl.display().to_string()),
+            ("ETCDCTL_ENDPOINTS", dev.etcd_url()),
+            ("ETCDCTL_CACERT", layout.certificate("etcd-ca").display().to_string()),
+            ("ETCDCTL_CERT", layout.certificate("etcd-client").display().to_string()),
+            ("ETCDCTL_KEY", layout.key("etcd-client").display().to_string()),
+            ("ETCD_DATA_DIR", layout.etcd_data().display().to_string()),
+            ("ETCDUTL", binaries.etcdutl.display().to_string()),
+            ("CLAVIGER_KMS_SOCKET", sockets.join(" ")),
+            ("KUBE_APISERVER_PIDS", all(&|part| matches!(part, Part::ApiServer(_)))),
+            ("ETCD_PID", all(&|part| *part == Part::Etcd)),
+        ]);
+    }
+    Ok(list)
+}
+
+/// A value as the shell takes it, whatever it holds.
+fn quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_survive_the_shell() {
+        for value in ["", "a b", "it's", "$HOME `id` \"x\" \\", "'", "a\nb"] {
+            let script = format!("export V={}\nprintf %s \"$V\"", quoted(value));
+            let out = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+            assert_eq!(String::from_utf8(out.stdout).unwrap(), value);
+        }
+    }
+}
