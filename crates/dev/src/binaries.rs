@@ -13,9 +13,7 @@ use std::process::{Command, Stdio};
 use std::str::FromStr;
 
 /// A minor version of Kubernetes that the testbed can build.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub enum Minor {
     /// The newest.
     #[default]
@@ -128,7 +126,8 @@ fn missing(what: &str, minor: Minor) -> DevError {
 
 /// The directory that has all of these programs.
 fn place(cached: &Path, programs: &[&str], fits: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
-    let all_fit = |dir: &Path| programs.iter().all(|name| version_fits(&dir.join(name), name, fits));
+    let all_fit =
+        |dir: &Path| programs.iter().all(|name| version_fits(&dir.join(name), name, fits));
     let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
     if let Some(dir) = assets.filter(|dir| all_fit(dir)) {
         return std::path::absolute(dir).ok();

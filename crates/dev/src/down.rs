@@ -7,9 +7,9 @@ use crate::keep::{KeeperLock, Progress};
 use crate::layout::Layout;
 use crate::parts::no_cluster;
 use crate::spec::Spec;
+use claviger_supervise::Supervisor;
 use claviger_supervise::proc::{self, Signal};
 use claviger_supervise::unit::ProcessUnit;
-use claviger_supervise::Supervisor;
 use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
@@ -31,8 +31,17 @@ const ORDER: [(&str, Duration); 5] = [
 
 /// Everything that a cluster writes into its directory.
 const ENTRIES: [&str; 11] = [
-    "units", "logs", "pki", "etcd", "server", "kubeconfig", "bootstrap.json", "cluster.json",
-    "ports.json", "keeper.lock", "dev.json",
+    "units",
+    "logs",
+    "pki",
+    "etcd",
+    "server",
+    "kubeconfig",
+    "bootstrap.json",
+    "cluster.json",
+    "ports.json",
+    "keeper.lock",
+    "dev.json",
 ];
 
 /// Ends the cluster in this directory. With `purge` its files too. No error if nothing runs.
@@ -126,9 +135,12 @@ fn end_units(layout: &Layout, prefix: &str, grace: Duration) -> Result<(), DevEr
         other => other.map_err(DevError::io("read", &layout.units()))?,
     };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    let names = names.filter(|name| {
-        if prefix.ends_with('-') { name.starts_with(prefix) } else { name == prefix }
-    });
+    let names =
+        names.filter(
+            |name| {
+                if prefix.ends_with('-') { name.starts_with(prefix) } else { name == prefix }
+            },
+        );
     let ends: Vec<_> = names
         .map(|name| {
             let unit = ProcessUnit::open(&layout.unit(&name)).map_err(DevError::unit(&name));
@@ -158,7 +170,8 @@ fn remove(layout: &Layout) -> Result<(), DevError> {
     // dev.json goes last: while it is there, the same command can be run again.
     for name in numbered.chain(ENTRIES.map(String::from)) {
         let path = layout.dir.join(name);
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        let removed =
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         gone(removed).map_err(DevError::io("remove", &path))?;
     }
     match fs::remove_dir(&layout.dir) {

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 /// Writes the file if what it says has changed. `pids` holds the processes that live.
 pub fn write(dev: &Dev, pids: &BTreeMap<Part, i32>) -> Result<(), DevError> {
-    let mut text = String::from("# Variables of a development cluster; kept current while it runs.\n");
+    let mut text =
+        String::from("# Variables of a development cluster; kept current while it runs.\n");
     for (name, value) in variables(dev, pids)? {
         text.push_str(&format!("export {name}={}\n", quoted(&value)));
     }

@@ -10,11 +10,7 @@ use std::path::Path;
 
 /// Creates a directory of mode 0700, with its parents.
 pub fn make_dir(path: &Path) -> Result<(), DevError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(DevError::io("create", path))
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(DevError::io("create", path))
 }
 
 /// Creates a directory that nobody else can have prepared: it is ours, 0700, and no link. For
@@ -72,8 +68,8 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, DevError
 
 /// Writes a JSON file.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), DevError> {
-    let mut bytes = serde_json::to_vec_pretty(value)
-        .map_err(|e| DevError::io("write", path)(e.into()))?;
+    let mut bytes =
+        serde_json::to_vec_pretty(value).map_err(|e| DevError::io("write", path)(e.into()))?;
     bytes.push(b'\n');
     write(path, &bytes)
 }

@@ -52,10 +52,7 @@ pub fn ensure(layout: &Layout, spec: &Spec) -> Result<(), DevError> {
 
     let accounts = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     files::write(&layout.key("service-accounts"), accounts.serialize_pem().as_bytes())?;
-    files::write(
-        &layout.pki().join("service-accounts.pub"),
-        accounts.public_key_pem().as_bytes(),
-    )?;
+    files::write(&layout.pki().join("service-accounts.pub"), accounts.public_key_pem().as_bytes())?;
     files::write(&marker, b"")
 }
 

@@ -66,7 +66,8 @@ impl Probe {
                 .patch(&url)
                 .header("content-type", "application/apply-patch+yaml")
                 .body(object.to_string());
-            let answer = |text: String| DevError::Answer { part: "apiserver-1".into(), answer: text };
+            let answer =
+                |text: String| DevError::Answer { part: "apiserver-1".into(), answer: text };
             let response = request.send().await.map_err(|e| answer(chain(&e)))?;
             let status = response.status();
             if !status.is_success() {
@@ -119,10 +120,16 @@ fn rights() -> [(&'static str, serde_json::Value); 2] {
 fn client(dev: &Dev, ca: &str, identity: Option<&str>) -> Result<Client, DevError> {
     let path = dev.layout.certificate(ca);
     let pem = files::read_text(&path)?;
-    build(&pem, identity.map(|name| -> Result<String, DevError> {
-        let certificate = files::read_text(&dev.layout.certificate(name))?;
-        Ok(certificate + &files::read_text(&dev.layout.key(name))?)
-    }).transpose()?.as_deref())
+    build(
+        &pem,
+        identity
+            .map(|name| -> Result<String, DevError> {
+                let certificate = files::read_text(&dev.layout.certificate(name))?;
+                Ok(certificate + &files::read_text(&dev.layout.key(name))?)
+            })
+            .transpose()?
+            .as_deref(),
+    )
     .map_err(|e| DevError::io("use", &path)(std::io::Error::other(e)))
 }
 

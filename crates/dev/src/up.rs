@@ -18,10 +18,7 @@ const FIRST_WORD: Duration = Duration::from_secs(20);
 
 /// Keeps the cluster until this process is asked to end, then ends the cluster. None while
 /// another process keeps it.
-pub async fn keep_here(
-    dev: &Dev,
-    say: impl FnMut(&Progress),
-) -> Result<Option<()>, DevError> {
+pub async fn keep_here(dev: &Dev, say: impl FnMut(&Progress)) -> Result<Option<()>, DevError> {
     use tokio::signal::unix::{SignalKind, signal};
     let Some(lock) = KeeperLock::take(&dev.layout)? else { return Ok(None) };
     // What an earlier keeper wrote says nothing any more.
@@ -97,7 +94,8 @@ pub async fn wait_ready(
             note: note.to_owned(),
             logs: dev.layout.logs(),
         };
-        if let Some(failing) = progress.as_ref().filter(|_| alive).and_then(|p| p.failing.as_ref()) {
+        if let Some(failing) = progress.as_ref().filter(|_| alive).and_then(|p| p.failing.as_ref())
+        {
             return Err(not_ready(failing));
         }
         if !alive && began.elapsed() >= FIRST_WORD {

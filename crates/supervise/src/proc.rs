@@ -1,11 +1,11 @@
 //! What the kernel says of a process: `/proc/PID/stat` and `/proc/PID/environ`.
 
+use crate::unit::UNIT_VARIABLE;
 use claviger_domain::cluster::Process;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 pub use rustix::process::Signal;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
-use crate::unit::UNIT_VARIABLE;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;

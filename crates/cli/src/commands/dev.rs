@@ -169,7 +169,10 @@ async fn show(args: &Status) -> Done {
         Some(part) => Err(Failure::new(
             1,
             format!("{} is {}", part.part, part.state),
-            format!("start what is dead: claviger dev up --detach --dir {}", args.dir.dir.display()),
+            format!(
+                "start what is dead: claviger dev up --detach --dir {}",
+                args.dir.dir.display()
+            ),
         )),
     }
 }
