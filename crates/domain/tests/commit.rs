@@ -72,6 +72,7 @@ fn draw() -> impl Strategy<Value = Draw> {
     let verified = Verified { revision: 7, at: UnixMs(7), records: 3, sampled: 1 };
     let given = prop_oneof![
         2 => (0u8..3).prop_map(|n| Commit::Joined { agent: agent(n) }),
+        1 => any::<bool>().prop_map(|public| Commit::Endpoint { public }),
         4 => Just(Commit::Preflighted),
         1 => Just(Commit::Rejected { reason: "no".into() }),
         4 => Just(Commit::Registered),

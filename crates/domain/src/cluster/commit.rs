@@ -34,6 +34,11 @@ pub enum Commit {
         /// Who asked.
         by: String,
     },
+    /// Agents are to use the public name of the key service, or no longer.
+    Endpoint {
+        /// Whether the public one.
+        public: bool,
+    },
     /// Every agent proved the target.
     Preflighted,
     /// The operation ends before it changed anything.
@@ -171,6 +176,7 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
                 stuck: None,
             });
         }
+        Commit::Endpoint { public } => cluster.public_endpoint = *public,
         Commit::Preflighted => operation(cluster)?.preflighted = true,
         Commit::Rejected { reason } => {
             if operation(cluster)?.serial.is_some() {
