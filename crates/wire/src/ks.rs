@@ -277,8 +277,10 @@ pub mod code {
     pub const BAD_REQUEST: &str = "E4000";
     /// The key is a standard key, not a root key.
     pub const NOT_A_ROOT_KEY: &str = "E4002";
-    /// No or no good token or certificate.
-    pub const UNAUTHENTICATED: &str = "E4010";
+    /// No token, a bad or an expired one.
+    pub const UNAUTHENTICATED: &str = "E0001";
+    /// No certificate of a node.
+    pub const NO_CERTIFICATE: &str = "E0002";
     /// A join token that is unknown, used or past its hour.
     pub const JOIN_TOKEN: &str = "E4011";
     /// The caller lacks a role.
@@ -291,8 +293,6 @@ pub mod code {
     pub const NO_KEY: &str = "E4043";
     /// No such job.
     pub const NO_JOB: &str = "E4044";
-    /// No such path.
-    pub const NO_PATH: &str = "E4045";
     /// Another operation is in progress.
     pub const BUSY: &str = "E4091";
     /// The cluster used this root key before.

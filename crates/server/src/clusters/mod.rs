@@ -1,40 +1,64 @@
-//! The cluster service.
+//! The cluster service: clusters, what their agents say and change, what operators ask for.
+//!
+//! It keeps each cluster's durable truth and never connects into a cluster. Truth changes only
+//! through `domain::cluster::commit::apply`, in one transaction: by an agent under the lease's
+//! token and upon the revision it planned on, or by an operator who enables or switches.
+
+mod agents;
+mod commits;
+mod fault;
+mod jobs;
+mod joining;
+mod lease;
+mod limits;
+mod node_ca;
+mod operations;
+mod operators;
+mod register;
+mod request;
+mod roots;
+mod state;
+mod stream;
+mod view;
+mod words;
+
+pub use fault::Fault;
+pub use joining::admits;
+pub use roots::{LAST_BACKUP, scope_of};
 
 use crate::app::App;
-use axum::Router;
-use claviger_domain::id::ClusterId;
-use claviger_domain::key::RootKey;
-use claviger_store::{StoreError, Tx};
+use axum::routing::{get, post};
+use axum::{Extension, Router};
 use std::sync::Arc;
+use stream::Streams;
 
 /// Paths of the cluster service and of the agents' API.
 pub fn routes() -> Router<Arc<App>> {
-    Router::new()
-}
-
-/// The root keys that a cluster uses or is about to use: those of its ring and of its
-/// operation. Its service identity may wrap, unwrap and register on these and no others.
-pub fn scope_of(tx: &Tx<'_>, cluster: &ClusterId) -> Result<Vec<RootKey>, StoreError> {
-    let Some(row) = claviger_store::clusters::get(tx, cluster)? else {
-        return Ok(Vec::new());
-    };
-    let mut roots: Vec<RootKey> = row.cluster.ring.keks.iter().map(|kek| kek.root.root).collect();
-    roots.extend(row.cluster.operation.map(|operation| operation.target));
-    roots.sort();
-    roots.dedup();
-    Ok(roots)
-}
-
-/// Whether a node's certificate still counts: its cluster has an agent of that name with that
-/// certificate.
-pub fn admits(
-    tx: &Tx<'_>,
-    node: &crate::http::auth::Node,
-    now: claviger_domain::id::UnixMs,
-) -> Result<bool, StoreError> {
-    let agent = claviger_store::clusters::agent(tx, &node.cluster, &node.agent)?;
-    let counts = |agent: claviger_store::clusters::AgentRow| {
-        agent.fingerprint == node.fingerprint || agent.previous.as_ref() == Some(&node.fingerprint)
-    };
-    Ok(node.not_after > now && agent.is_some_and(counts))
+    let service = Router::new()
+        .route("/v2/enableKMS", post(operators::enable_kms))
+        .route("/v2/getKMSInstances", get(operators::instances))
+        .route("/v2/getCRKs", get(operators::crks))
+        .route("/v2/getCluster", get(operators::get_cluster))
+        .route("/v2/vpc/getClusters", get(operators::get_clusters))
+        .route("/v1/clusters", get(operators::get_clusters))
+        .route("/v1/logging/{cluster}/clusterkeyowner", get(operators::key_owner))
+        .route("/v3/clusters", post(operators::register))
+        .route("/v3/clusters/{cluster}/join-tokens", post(operators::join_token))
+        .route("/v3/clusters/{cluster}/kms", get(operators::status))
+        .route("/v3/clusters/{cluster}/kms/operations", post(operators::operation))
+        .route("/v3/clusters/{cluster}/jobs", post(operators::new_job))
+        .route("/v3/clusters/{cluster}/jobs/{id}", get(operators::job))
+        .route("/v3/clusters/{cluster}/kubeconfig", get(operators::kubeconfig));
+    let agents = Router::new()
+        .route("/agent/v1/join", post(agents::join))
+        .route("/agent/v1/renew", post(agents::renew))
+        .route("/agent/v1/state", get(agents::state))
+        .route("/agent/v1/stream", get(stream::stream))
+        .route("/agent/v1/observation", post(agents::observation))
+        .route("/agent/v1/lease", post(agents::lease))
+        .route("/agent/v1/commit", post(agents::commit))
+        .route("/agent/v1/ack", post(agents::ack))
+        .route("/agent/v1/jobs/{id}", post(agents::job))
+        .layer(Extension(Arc::new(Streams::default())));
+    service.clone().nest("/global", service).merge(agents)
 }

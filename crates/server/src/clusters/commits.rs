@@ -1,0 +1,130 @@
+//! The one way in which an agent changes its cluster's durable truth.
+
+use super::fault::Fault;
+use super::limits::{REASON_MAX, WRAPPED_MAX};
+use super::state::{Whole, keep_status, row_of};
+use super::{lease, roots};
+use claviger_domain::cluster::OperationKind;
+use claviger_domain::cluster::commit::{Commit, apply};
+use claviger_domain::id::{AgentName, ClusterId, UnixMs};
+use claviger_domain::key::KeyState;
+use claviger_store::clusters::{self, ClusterRow};
+use claviger_store::{Tx, keys};
+use claviger_wire::agent::CommitRequest;
+
+/// Applies an agent's commit: under the lease's token, upon the revision it was planned on.
+pub fn commit(
+    tx: &Tx<'_>,
+    cluster: &ClusterId,
+    agent: &AgentName,
+    request: &CommitRequest,
+    now: UnixMs,
+) -> Result<Whole, Fault> {
+    let held = clusters::lease(tx, cluster)?;
+    if !lease::current(held.as_ref(), agent, request.fencing, now) {
+        return Err(Fault::StaleFencing(request.fencing));
+    }
+    let row = row_of(tx, cluster)?;
+    if row.cluster.revision != request.revision {
+        let is = row.cluster.revision;
+        return Err(Fault::StaleRevision { is, planned: request.revision });
+    }
+    let commit = checked(tx, &row, &request.commit, now)?;
+    store(tx, row, &commit, now)
+}
+
+/// Applies any commit to `row` and stores what comes out.
+pub fn store(
+    tx: &Tx<'_>,
+    mut row: ClusterRow,
+    commit: &Commit,
+    now: UnixMs,
+) -> Result<Whole, Fault> {
+    apply(&mut row.cluster, commit, now)?;
+    if !clusters::update(tx, &row.cluster)? {
+        return Err(Fault::Bug("a cluster changed under its own transaction".into()));
+    }
+    let whole = Whole::of(tx, row, now)?;
+    keep_status(tx, &whole, now)?;
+    Ok(whole)
+}
+
+/// What the rules of the domain cannot know: whose commit it is, and what the key tables say.
+fn checked(tx: &Tx<'_>, row: &ClusterRow, commit: &Commit, now: UnixMs) -> Result<Commit, Fault> {
+    let bad = |why: &str| Err(Fault::Bad(why.to_owned()));
+    match commit {
+        Commit::Joined { .. } => bad("joining is done by /agent/v1/join"),
+        Commit::Endpoint { .. } => bad("operators choose the endpoint, not agents"),
+        Commit::Opened { kind, .. } if *kind != OperationKind::Rotate => {
+            bad("agents open rotations only; operators enable and switch")
+        }
+        Commit::Opened { id, kind, target, take_up, .. } => {
+            let root = roots::statuses(tx, &[*target], now)?;
+            let is = root.first().map_or(KeyState::Destroyed, |r| r.state);
+            if is != KeyState::Active {
+                return Err(Fault::NotActive { root: *target, is });
+            }
+            Ok(Commit::Opened {
+                id: *id,
+                kind: *kind,
+                target: *target,
+                take_up: *take_up,
+                public_endpoint: None,
+                by: "system".into(),
+            })
+        }
+        Commit::Registered => {
+            let target = row.cluster.operation.as_ref().map(|op| op.target);
+            match target {
+                Some(target) if !roots::registered(tx, &target, &row.crn)? => bad(
+                    "the key service does not list the cluster with preventKeyDeletion; register first",
+                ),
+                _ => Ok(commit.clone()),
+            }
+        }
+        Commit::Minted { kek } => {
+            if kek.wrapped.is_empty() || kek.wrapped.len() > WRAPPED_MAX {
+                return bad("a wrapped KEK has 1 to 4096 bytes");
+            }
+            if keys::version(tx, &kek.root.root, kek.root.version)?.is_none() {
+                return bad("the root key has no such version");
+            }
+            Ok(commit.clone())
+        }
+        Commit::Rejected { reason } | Commit::Stuck { reason: Some(reason) }
+            if reason.len() > REASON_MAX =>
+        {
+            let mut end = REASON_MAX;
+            while !reason.is_char_boundary(end) {
+                end -= 1;
+            }
+            let reason = reason[..end].to_owned();
+            Ok(match commit {
+                Commit::Rejected { .. } => Commit::Rejected { reason },
+                _ => Commit::Stuck { reason: Some(reason) },
+            })
+        }
+        _ => Ok(commit.clone()),
+    }
+}
+
+/// The name of a commit in the audit log.
+pub fn audit_name(commit: &Commit) -> &'static str {
+    match commit {
+        Commit::Joined { .. } => "containers-kubernetes.cluster-agent.join",
+        Commit::Opened { .. } => "containers-kubernetes.cluster-kms.enable",
+        Commit::Endpoint { .. } => "containers-kubernetes.cluster-kms-endpoint.update",
+        Commit::Preflighted => "containers-kubernetes.cluster-kms.preflight",
+        Commit::Rejected { .. } => "containers-kubernetes.cluster-kms.reject",
+        Commit::Registered => "containers-kubernetes.cluster-kms.register",
+        Commit::Minted { .. } => "containers-kubernetes.cluster-kek.create",
+        Commit::TakeUp { .. } => "containers-kubernetes.cluster-stage.update",
+        Commit::Promoted => "containers-kubernetes.cluster-kek.promote",
+        Commit::Rewriting { .. } => "containers-kubernetes.cluster-rewrite.progress",
+        Commit::Verified { .. } => "containers-kubernetes.cluster-kms.verify",
+        Commit::Compacted { .. } => "containers-kubernetes.cluster-etcd.compact",
+        Commit::Residue { .. } => "containers-kubernetes.cluster-residue.report",
+        Commit::Stuck { .. } => "containers-kubernetes.cluster-kms.stuck",
+        Commit::Finished => "containers-kubernetes.cluster-kms.finish",
+    }
+}

@@ -1,0 +1,225 @@
+//! What the cluster service answers when it does not do what was asked: whose fault, whether to
+//! retry, what now, in the shape that IBM's clients read.
+
+use super::limits::{BODY_TIMEOUT, JOB_LIFE_MS, JOBS_OPEN_MAX};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use claviger_domain::cluster::commit::Refusal;
+use claviger_domain::features::Unfit;
+use claviger_domain::id::{AgentName, InstanceId, JobId};
+use claviger_domain::key::{KeyState, RootKey};
+use claviger_store::StoreError;
+use claviger_wire::ks::{ServiceError, code};
+use claviger_wire::{agent, ks};
+use thiserror::Error;
+use uuid::Uuid;
+
+/// Every reason for which the cluster service refuses.
+#[derive(Debug, Error)]
+pub enum Fault {
+    /// The request is not understood.
+    #[error("{0}")]
+    Bad(String),
+    /// The body is larger than the path takes.
+    #[error("the body is larger than {0} bytes")]
+    TooLarge(usize),
+    /// The body did not arrive in time.
+    #[error("the body did not arrive within {} s; send it again", BODY_TIMEOUT.as_secs())]
+    TooSlow,
+    /// A later join under the same name replaced it.
+    #[error("the certificate of agent {0} was replaced by a later join under the same name")]
+    Replaced(AgentName),
+    /// The join token is not good.
+    #[error("the join token {0}")]
+    JoinToken(&'static str),
+    /// The role does not suffice.
+    #[error("{who} lacks platform role {needs} on clusters")]
+    Forbidden {
+        /// IAM id.
+        who: String,
+        /// Name of the role.
+        needs: &'static str,
+    },
+    /// No such cluster.
+    #[error("no cluster has the id or name {0:?}")]
+    NoCluster(String),
+    /// No such instance.
+    #[error("no key service instance has the id {0}")]
+    NoInstance(InstanceId),
+    /// No such key.
+    #[error("instance {} has no key {}", .0.instance, .0.key)]
+    NoKey(RootKey),
+    /// No such job.
+    #[error("the cluster has no open job {0}")]
+    NoJob(JobId),
+    /// A standard key cannot wrap.
+    #[error("key {} is a standard key; encryption needs a root key", .0.key)]
+    NotRoot(RootKey),
+    /// The key's state forbids it.
+    #[error("root key {} is {is}; only an active key can encrypt", .root.key)]
+    NotActive {
+        /// The key.
+        root: RootKey,
+        /// Its state.
+        is: KeyState,
+    },
+    /// The API servers cannot be encrypted as they are.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    /// The rules of the cluster refuse.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The name is taken.
+    #[error("a cluster is named {0:?} already")]
+    NameTaken(String),
+    /// Suspended or fenced.
+    #[error("{0}")]
+    Suspended(String),
+    /// Too many open jobs.
+    #[error(
+        "{JOBS_OPEN_MAX} jobs are open; wait for one to end, or {} minutes for it to lapse",
+        JOB_LIFE_MS / 60_000
+    )]
+    TooManyJobs,
+    /// Some other bound is reached.
+    #[error("{0}")]
+    TooMany(&'static str),
+    /// Somebody else holds the lease.
+    #[error("agent {0} holds the lease for {1} ms more")]
+    LeaseHeld(AgentName, u64),
+    /// The fencing token is not the current one, or its time is over.
+    #[error("fencing token {0} is not current")]
+    StaleFencing(u64),
+    /// The cluster is at another revision.
+    #[error("the cluster is at revision {is}, the step was planned on {planned}")]
+    StaleRevision {
+        /// Where it is.
+        is: u64,
+        /// Where the caller thinks it is.
+        planned: u64,
+    },
+    /// The database does not answer.
+    #[error("the server's database did not do it")]
+    Store(#[from] StoreError),
+    /// Ours.
+    #[error("a fault of the server")]
+    Bug(String),
+}
+
+impl Fault {
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        use StatusCode as S;
+        match self {
+            Fault::Bad(_) | Fault::NotRoot(_) => S::BAD_REQUEST,
+            Fault::TooLarge(_) => S::PAYLOAD_TOO_LARGE,
+            Fault::TooSlow => S::REQUEST_TIMEOUT,
+            Fault::Replaced(_) | Fault::JoinToken(_) | Fault::Forbidden { .. } => S::UNAUTHORIZED,
+            Fault::NoCluster(_) | Fault::NoInstance(_) | Fault::NoKey(_) | Fault::NoJob(_) => {
+                S::NOT_FOUND
+            }
+            Fault::NotActive { .. } => S::UNPROCESSABLE_ENTITY,
+            Fault::Unfit(_) => S::PRECONDITION_FAILED,
+            Fault::Refused(_)
+            | Fault::NameTaken(_)
+            | Fault::Suspended(_)
+            | Fault::LeaseHeld(..)
+            | Fault::StaleFencing(_)
+            | Fault::StaleRevision { .. } => S::CONFLICT,
+            Fault::TooManyJobs | Fault::TooMany(_) => S::TOO_MANY_REQUESTS,
+            Fault::Store(e) if e.is_disk() => S::INSUFFICIENT_STORAGE,
+            Fault::Store(_) => S::SERVICE_UNAVAILABLE,
+            Fault::Bug(_) => S::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The code on the wire.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Fault::Bad(_) | Fault::TooLarge(_) | Fault::TooSlow => code::BAD_REQUEST,
+            Fault::Replaced(_) => agent::code::CERTIFICATE_REPLACED,
+            Fault::JoinToken(_) => code::JOIN_TOKEN,
+            Fault::Forbidden { .. } => code::FORBIDDEN,
+            Fault::NoCluster(_) => code::NO_CLUSTER,
+            Fault::NoInstance(_) => code::NO_INSTANCE,
+            Fault::NoKey(_) => code::NO_KEY,
+            Fault::NoJob(_) => code::NO_JOB,
+            Fault::NotRoot(_) => code::NOT_A_ROOT_KEY,
+            Fault::NotActive { .. } => code::NOT_ACTIVE,
+            Fault::Unfit(_) => code::VERSION,
+            Fault::Refused(Refusal::Busy { .. }) => code::BUSY,
+            Fault::Refused(Refusal::Reused(_)) => code::REUSED,
+            Fault::Refused(_) => agent::code::REFUSED,
+            Fault::NameTaken(_) => code::NAME_TAKEN,
+            Fault::Suspended(_) => code::SUSPENDED,
+            Fault::TooManyJobs | Fault::TooMany(_) => code::TOO_MANY,
+            Fault::LeaseHeld(..) => agent::code::LEASE_HELD,
+            Fault::StaleFencing(_) => agent::code::STALE_FENCING,
+            Fault::StaleRevision { .. } => agent::code::STALE_REVISION,
+            Fault::Store(_) => code::UNAVAILABLE,
+            Fault::Bug(_) => code::BUG,
+        }
+    }
+
+    /// The command that mends it; empty where none does.
+    fn recovery(&self) -> String {
+        match self {
+            Fault::NoCluster(_) => "claviger ks cluster ls".into(),
+            Fault::NoInstance(_) => "claviger ks kms instance ls".into(),
+            Fault::NoKey(root) | Fault::NotRoot(root) => {
+                format!("claviger ks kms crk ls --instance-id {}", root.instance)
+            }
+            Fault::NotActive { root, is: KeyState::Suspended } => {
+                format!("claviger key enable {} --instance-id {}", root.key, root.instance)
+            }
+            Fault::NotActive { root, is: KeyState::Destroyed } => {
+                format!("claviger key restore {} --instance-id {}", root.key, root.instance)
+            }
+            Fault::NotActive { root, .. } | Fault::Refused(Refusal::Reused(root)) => {
+                format!("claviger key create --instance-id {}", root.instance)
+            }
+            Fault::Refused(Refusal::Busy { .. }) => "claviger ks kms status -c CLUSTER".into(),
+            Fault::JoinToken(_) | Fault::Replaced(_) => {
+                "claviger ks cluster join-token -c CLUSTER".into()
+            }
+            Fault::NameTaken(_) => "claviger ks cluster ls".into(),
+            _ => String::new(),
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self.status() {
+            StatusCode::UNAUTHORIZED => "Authentication",
+            status if status.is_server_error() => "Server",
+            _ => "User",
+        }
+    }
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(e: rusqlite::Error) -> Fault {
+        Fault::Store(StoreError::from(e))
+    }
+}
+
+impl IntoResponse for Fault {
+    fn into_response(self) -> Response {
+        let incident = Uuid::new_v4().to_string();
+        let status = self.status();
+        match &self {
+            Fault::Bug(why) => tracing::error!(incident, why, "fault of the cluster service"),
+            Fault::Store(e) => tracing::error!(incident, error = %e, "database"),
+            // The text may repeat a part of the request, and a request may hold a token.
+            other => tracing::debug!(incident, code = other.code(), "refused"),
+        }
+        let body = ServiceError {
+            incident_id: incident,
+            code: self.code().to_owned(),
+            description: self.to_string(),
+            terse_description: status.canonical_reason().unwrap_or_default().to_owned(),
+            kind: self.kind().to_owned(),
+            recovery_cli: self.recovery(),
+        };
+        (status, axum::Json::<ks::ServiceError>(body)).into_response()
+    }
+}

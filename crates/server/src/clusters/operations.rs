@@ -1,0 +1,173 @@
+//! Enable encryption, or move a cluster to another root key: what the operator asks for.
+
+use super::fault::Fault;
+use super::state::Whole;
+use super::{commits, roots, view};
+use claviger_domain::cluster::commit::Commit;
+use claviger_domain::cluster::{OperationKind, TakeUp, write_root};
+use claviger_domain::features;
+use claviger_domain::id::{InstanceId, KeyId, OperationId, UnixMs};
+use claviger_domain::key::{KeyState, RootKey};
+use claviger_store::{StoreError, Tx, iam, keys};
+use claviger_wire::ks::Opened;
+
+/// A key that ends sooner than this is worth a warning.
+const EXPIRES_SOON_MS: i64 = 30 * 86_400_000;
+
+/// What an operator wants.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The root key.
+    pub target: RootKey,
+    /// Whether agents are to use the public name of the key service.
+    pub public_endpoint: bool,
+    /// How API servers take files up.
+    pub take_up: TakeUp,
+}
+
+/// What became of the request.
+pub struct Outcome {
+    /// The answer.
+    pub opened: Opened,
+    /// Whether anything was changed by this request.
+    pub changed: bool,
+}
+
+/// Opens the operation, in the caller's transaction. Nothing happens when the cluster is as
+/// asked already, or is on its way there.
+pub fn open(
+    tx: &Tx<'_>,
+    whole: Whole,
+    wanted: &Wanted,
+    by: &str,
+    now: UnixMs,
+) -> Result<Outcome, Fault> {
+    let target = wanted.target;
+    if !iam::has_instance(tx, target.instance)? {
+        return Err(Fault::NoInstance(target.instance));
+    }
+    let key = keys::get(tx, &target)?.ok_or(Fault::NoKey(target))?;
+    if key.extractable {
+        return Err(Fault::NotRoot(target));
+    }
+    let is = key.state_at(now);
+    let cluster = &whole.row.cluster;
+    let mut warnings = warnings(tx, &whole, key.expires, now)?;
+
+    if let Some(op) = &cluster.operation
+        && op.target == target
+        && cluster.public_endpoint == wanted.public_endpoint
+    {
+        let opened = Opened { operation: Some(op.id), warnings };
+        return Ok(Outcome { opened, changed: false });
+    }
+    let write = write_root(cluster).map(|version| version.root);
+    if cluster.operation.is_none() && write == Some(target) {
+        let changed = cluster.public_endpoint != wanted.public_endpoint;
+        if changed {
+            let commit = Commit::Endpoint { public: wanted.public_endpoint };
+            commits::store(tx, whole.row, &commit, now)?;
+        }
+        return Ok(Outcome { opened: Opened { operation: None, warnings }, changed });
+    }
+    if is != KeyState::Active {
+        return Err(Fault::NotActive { root: target, is });
+    }
+    features::fit(&view::versions(cluster, &whole.seen))?;
+    let id = OperationId::random();
+    let commit = Commit::Opened {
+        id,
+        kind: if write.is_some() { OperationKind::Switch } else { OperationKind::Enable },
+        target,
+        take_up: wanted.take_up,
+        public_endpoint: Some(wanted.public_endpoint),
+        by: by.to_owned(),
+    };
+    if cluster.servers.is_empty() {
+        warnings.push(
+            "no agent has joined this cluster; the work begins when one does \
+             (`claviger ks cluster join-token`, then `claviger agent join`)"
+                .into(),
+        );
+    }
+    commits::store(tx, whole.row, &commit, now)?;
+    Ok(Outcome { opened: Opened { operation: Some(id), warnings }, changed: true })
+}
+
+fn warnings(
+    tx: &Tx<'_>,
+    whole: &Whole,
+    expires: Option<UnixMs>,
+    now: UnixMs,
+) -> Result<Vec<String>, StoreError> {
+    let mut out = Vec::new();
+    if !roots::backup_exists(tx)? {
+        out.push(
+            "no backup of the key server exists, and its database is the life of every cluster: \
+             run `claviger server backup`"
+                .to_owned(),
+        );
+    }
+    if let Some(at) = expires
+        && at.0 - now.0 < EXPIRES_SOON_MS
+    {
+        out.push(format!(
+            "the root key expires in {} days; the cluster closes then",
+            (at.0 - now.0).max(0) / 86_400_000
+        ));
+    }
+    let closed = whole.closed();
+    out.extend(closed.map(|why| format!("the cluster is closed now: {why}")));
+    Ok(out)
+}
+
+/// An instance's GUID, given as such or as the eighth segment of a CRN.
+pub fn instance_of(text: &str) -> Result<InstanceId, Fault> {
+    segment(text, 7).parse().map_err(|_| {
+        Fault::Bad(format!("instance_id {:?} is neither a GUID nor a CRN", short(text)))
+    })
+}
+
+/// A key's id, given as such or as the tenth segment of a CRN, whose instance must be `instance`.
+pub fn key_of(text: &str, instance: InstanceId) -> Result<KeyId, Fault> {
+    if text.starts_with("crn:") && instance_of(text).ok() != Some(instance) {
+        return Err(Fault::Bad(format!(
+            "crk_id is the CRN of a key of another instance than instance_id {instance}"
+        )));
+    }
+    segment(text, 9)
+        .parse()
+        .map_err(|_| Fault::Bad(format!("crk_id {:?} is neither a key id nor a CRN", short(text))))
+}
+
+/// The n-th segment of a CRN, or the whole of anything else.
+fn segment(text: &str, n: usize) -> &str {
+    if text.starts_with("crn:") { text.split(':').nth(n).unwrap_or_default() } else { text }
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(128).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_taken_as_such_or_out_of_a_crn() {
+        let (instance, key) = (InstanceId::random(), KeyId::random());
+        let crn = format!("crn:v1:bluemix:public:kms:local:a/x:{instance}");
+        let same = |text: String| instance_of(&text).unwrap_or_else(|e| panic!("{e}")) == instance;
+        assert!(same(instance.to_string()));
+        assert!(same(format!("{crn}::")));
+        let read = |text: &str| key_of(text, instance).ok();
+        assert_eq!(read(&key.to_string()), Some(key));
+        assert_eq!(read(&format!("{crn}:key:{key}")), Some(key));
+        let other = InstanceId::random();
+        let foreign = format!("crn:v1:bluemix:public:kms:local:a/x:{other}:key:{key}");
+        assert_eq!(read(&foreign), None, "another instance's key");
+        for bad in ["", "crn:", "crn:v1", "name"] {
+            assert!(instance_of(bad).is_err() && read(bad).is_none(), "{bad:?}");
+        }
+    }
+}

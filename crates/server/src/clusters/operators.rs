@@ -1,0 +1,395 @@
+//! The operator's API: IBM's paths that its clients call, and our own under `/v3`.
+
+use super::fault::Fault;
+use super::limits::{BODY_MAX, CLUSTERS_MAX};
+use super::operations::{self, Outcome, Wanted, instance_of, key_of};
+use super::request::{Doing, allowed, json, recorded};
+use super::state::Whole;
+use super::{jobs, register, view};
+use crate::app::App;
+use crate::http::auth::Caller;
+use axum::Json;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use claviger_domain::access::PlatformRole::{Administrator, Operator, Viewer};
+use claviger_domain::cluster::TakeUp;
+use claviger_domain::id::{InstanceId, JobId, UnixMs};
+use claviger_domain::key::{KeyState, RootKey};
+use claviger_store::clusters::{self, ClusterRow};
+use claviger_store::{StoreError, Tx, audit, iam, keys, registrations};
+use claviger_wire::ks::{
+    ClusterView, Crk, EnableKms, JobView, KeyOwner, KmsInstance, KmsStatus, NewJob, OpenOperation,
+    Opened, RegisterCluster, Registered,
+};
+use serde_json::json;
+use std::collections::HashMap;
+use std::sync::Arc;
+use zeroize::Zeroizing;
+
+type Shared = State<Arc<App>>;
+type Params = Query<HashMap<String, String>>;
+
+fn find(tx: &Tx<'_>, id_or_name: &str) -> Result<ClusterRow, Fault> {
+    let none = || Fault::NoCluster(id_or_name.chars().take(64).collect());
+    clusters::find(tx, id_or_name)?.ok_or_else(none)
+}
+
+fn whole(tx: &Tx<'_>, id_or_name: &str, now: UnixMs) -> Result<Whole, Fault> {
+    Ok(Whole::of(tx, find(tx, id_or_name)?, now)?)
+}
+
+/// Reads for a caller with role Viewer.
+async fn read<T: Send + 'static>(
+    app: &Arc<App>,
+    caller: &Caller,
+    work: impl FnOnce(&App, &Tx<'_>, UnixMs) -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    allowed(caller, Viewer)?;
+    let run = move |app: &App| {
+        let now = app.clock.now();
+        app.store.read("operator reads", |tx| work(app, tx, now))
+    };
+    app.blocking(run).await
+}
+
+/// Keeps since when each of these clusters shows what it shows now, where that changed with
+/// time alone: an agent fell silent, a key expired.
+async fn keep_shown(app: &Arc<App>, changed: Vec<(claviger_domain::id::ClusterId, String)>) {
+    if changed.is_empty() {
+        return;
+    }
+    let keep = move |app: &App| {
+        let now = app.clock.now();
+        app.store.tx("master status", |tx| -> Result<(), StoreError> {
+            for (id, status) in &changed {
+                clusters::set_master_status(tx, id, status, now)?;
+            }
+            Ok(())
+        })
+    };
+    if let Err(e) = app.blocking(keep).await {
+        tracing::warn!(error = %e, "the time of a master status was not kept");
+    }
+}
+
+fn shown(app: &App, whole: &Whole, now: UnixMs) -> Shown {
+    let view = view::view(app, whole, now);
+    let changed = view.master_status != whole.row.master_status;
+    let changed = changed.then(|| (whole.row.cluster.id.clone(), view.master_status.clone()));
+    Shown { view, changed }
+}
+
+struct Shown {
+    view: ClusterView,
+    changed: Option<(claviger_domain::id::ClusterId, String)>,
+}
+
+/// `GET /v2/getCluster?cluster=`
+pub async fn get_cluster(
+    State(app): Shared,
+    caller: Caller,
+    Query(params): Params,
+) -> Result<Json<ClusterView>, Fault> {
+    let name = params.get("cluster").cloned().filter(|name| !name.is_empty());
+    let name = name.ok_or_else(|| Fault::Bad("the query parameter `cluster` is missing".into()))?;
+    let one = read(&app, &caller, move |app, tx, now| Ok(shown(app, &whole(tx, &name, now)?, now)));
+    let one = one.await?;
+    keep_shown(&app, one.changed.into_iter().collect()).await;
+    Ok(Json(one.view))
+}
+
+/// `GET /v2/vpc/getClusters`, `GET /v1/clusters`
+pub async fn get_clusters(
+    State(app): Shared,
+    caller: Caller,
+) -> Result<Json<Vec<ClusterView>>, Fault> {
+    let all = read(&app, &caller, |app, tx, now| {
+        let rows = clusters::list(tx, CLUSTERS_MAX)?;
+        let one = |row| Ok(shown(app, &Whole::of(tx, row, now)?, now));
+        rows.into_iter().map(one).collect::<Result<Vec<Shown>, Fault>>()
+    });
+    let (views, changed): (Vec<_>, Vec<_>) =
+        all.await?.into_iter().map(|s| (s.view, s.changed)).unzip();
+    keep_shown(&app, changed.into_iter().flatten().collect()).await;
+    Ok(Json(views))
+}
+
+/// `GET /v3/clusters/{c}/kms`
+pub async fn status(
+    State(app): Shared,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<KmsStatus>, Fault> {
+    let status = read(&app, &caller, move |app, tx, now| {
+        let whole = whole(tx, &name, now)?;
+        Ok(view::status(app, tx, &whole, now)?)
+    });
+    Ok(Json(status.await?))
+}
+
+/// `GET /v2/getKMSInstances`
+pub async fn instances(
+    State(app): Shared,
+    caller: Caller,
+) -> Result<Json<Vec<KmsInstance>>, Fault> {
+    allowed(&caller, Viewer)?;
+    let action = "containers-kubernetes.account-key-management-service-instance.list";
+    let doing = Doing::by(&caller, action, &*app.account.id);
+    let all = recorded(&app, doing, |app, doing, now| {
+        app.store.tx("list instances", |tx| -> Result<_, Fault> {
+            audit::add(tx, &doing.done(now))?;
+            Ok(iam::instances(tx)?)
+        })
+    });
+    let row = |i: iam::Instance| KmsInstance {
+        instance_id: i.id,
+        name: i.name,
+        region: i.region,
+        service: "kms".to_owned(),
+    };
+    Ok(Json(all.await?.into_iter().map(row).collect()))
+}
+
+/// `GET /v2/getCRKs?kms_instance=`
+pub async fn crks(
+    State(app): Shared,
+    caller: Caller,
+    Query(params): Params,
+) -> Result<Json<Vec<Crk>>, Fault> {
+    allowed(&caller, Viewer)?;
+    let missing = || Fault::Bad("the query parameter `kms_instance` is missing".into());
+    let instance = instance_of(params.get("kms_instance").ok_or_else(missing)?)?;
+    let action = "containers-kubernetes.account-customer-root-key.list";
+    let doing = Doing::by(&caller, action, app.account.instance_crn(instance));
+    let all = recorded(&app, doing, move |app, doing, now| {
+        app.store.tx("list root keys", |tx| -> Result<_, Fault> {
+            audit::add(tx, &doing.done(now))?;
+            root_keys(tx, instance, now)
+        })
+    });
+    Ok(Json(all.await?))
+}
+
+/// Root keys of an instance, those deleted only while a cluster is registered on them.
+fn root_keys(tx: &Tx<'_>, instance: InstanceId, now: UnixMs) -> Result<Vec<Crk>, Fault> {
+    if !iam::has_instance(tx, instance)? {
+        return Err(Fault::NoInstance(instance));
+    }
+    let names: HashMap<String, String> = clusters::list(tx, CLUSTERS_MAX)?
+        .into_iter()
+        .map(|row| (row.crn, row.cluster.name))
+        .collect();
+    let mut users: HashMap<RootKey, Vec<String>> = HashMap::new();
+    for registration in registrations::of_instance(tx, instance)? {
+        if let Some(name) = names.get(&registration.crn) {
+            users.entry(registration.root).or_default().push(name.clone());
+        }
+    }
+    let mut out = Vec::new();
+    for key in keys::all(tx, instance)? {
+        let state = key.state_at(now);
+        let mut clusters = users.remove(&key.root).unwrap_or_default();
+        if key.extractable || (state == KeyState::Destroyed && clusters.is_empty()) {
+            continue;
+        }
+        clusters.sort();
+        let date = |at: UnixMs| jiff::Timestamp::from_millisecond(at.0).ok();
+        out.push(Crk {
+            crk_id: key.root.key,
+            name: key.name,
+            state: state.to_string(),
+            version: key.current,
+            expires: key.expires.and_then(date).map(|at| format!("{at:.0}")),
+            clusters,
+            origin: if key.imported { "imported" } else { "generated" }.to_owned(),
+        });
+    }
+    Ok(out)
+}
+
+/// `GET /v1/logging/{cluster}/clusterkeyowner`: whose credentials talk to the key service. Not a
+/// person's, whose leaving would lock the cluster out, but the cluster's own.
+pub async fn key_owner(
+    State(app): Shared,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<KeyOwner>, Fault> {
+    let owner = read(&app, &caller, move |_, tx, _| {
+        let row = find(tx, &name)?;
+        let name = format!("cluster {}", row.cluster.name);
+        Ok(KeyOwner { id: format!("crn-{}", row.crn), name, email: String::new() })
+    });
+    Ok(Json(owner.await?))
+}
+
+/// `POST /v3/clusters`
+pub async fn register(
+    State(app): Shared,
+    caller: Caller,
+    request: Request,
+) -> Result<(StatusCode, Json<Registered>), Fault> {
+    let mut asked: RegisterCluster = json(request, BODY_MAX).await?;
+    let admin = asked.admin_kubeconfig.take().map(Zeroizing::new);
+    let name = asked.name.chars().take(64).collect::<String>();
+    let doing = Doing::by(&caller, "containers-kubernetes.cluster.create", name);
+    let registered = recorded(&app, doing, move |app, doing, now| {
+        allowed(&caller, Administrator)?;
+        let admin = admin.as_deref().map(String::as_str);
+        register::checked(&asked, admin)?;
+        app.store.tx("register", |tx| {
+            let registered = register::register(app, tx, &asked, admin, &caller.iam_id, now)?;
+            let target = app.account.cluster_crn(&registered.id);
+            audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
+            Ok::<_, Fault>(registered)
+        })
+    });
+    Ok((StatusCode::CREATED, Json(registered.await?)))
+}
+
+/// `POST /v3/clusters/{c}/join-tokens`
+pub async fn join_token(
+    State(app): Shared,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<(StatusCode, Json<Registered>), Fault> {
+    let doing = Doing::by(&caller, "containers-kubernetes.cluster-join-token.create", &*name);
+    let made = recorded(&app, doing, move |app, doing, now| {
+        allowed(&caller, Administrator)?;
+        app.store.tx("join token", |tx| {
+            let row = find(tx, &name)?;
+            let target = row.crn.clone();
+            audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
+            register::token(tx, &row, &caller.iam_id, now)
+        })
+    });
+    Ok((StatusCode::CREATED, Json(made.await?)))
+}
+
+async fn open(
+    app: &Arc<App>,
+    caller: Caller,
+    name: String,
+    wanted: Result<Wanted, Fault>,
+) -> Result<Outcome, Fault> {
+    let doing = Doing::by(&caller, "containers-kubernetes.cluster-kms.enable", &*name);
+    let opened = recorded(app, doing, move |app, doing, now| {
+        allowed(&caller, Administrator)?;
+        let wanted = wanted?;
+        app.store.tx("open operation", |tx| {
+            let whole = whole(tx, &name, now)?;
+            let (id, target) = (whole.row.cluster.id.clone(), whole.row.crn.clone());
+            let outcome = operations::open(tx, whole, &wanted, &caller.iam_id, now)?;
+            audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
+            Ok::<_, Fault>((id, outcome))
+        })
+    });
+    let (id, outcome) = opened.await?;
+    if outcome.changed {
+        app.hub.cluster_changed(id);
+    }
+    Ok(outcome)
+}
+
+/// `POST /v2/enableKMS`
+pub async fn enable_kms(
+    State(app): Shared,
+    caller: Caller,
+    request: Request,
+) -> Result<Response, Fault> {
+    let asked: EnableKms = json(request, BODY_MAX).await?;
+    let account = asked.account_id.filter(|id| !id.is_empty() && *id != app.account.id);
+    let wanted = match account {
+        Some(_) => Err(Fault::Bad("account_id is not the account of this server".into())),
+        None => instance_of(&asked.instance_id).and_then(|instance| {
+            let key = key_of(&asked.crk_id, instance)?;
+            Ok(Wanted {
+                target: RootKey { instance, key },
+                public_endpoint: asked.private_endpoint == Some(false),
+                take_up: TakeUp::default(),
+            })
+        }),
+    };
+    let outcome = open(&app, caller, asked.cluster, wanted).await?;
+    let status = if outcome.changed { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(json!({}))).into_response())
+}
+
+/// `POST /v3/clusters/{c}/kms/operations`
+pub async fn operation(
+    State(app): Shared,
+    caller: Caller,
+    Path(name): Path<String>,
+    request: Request,
+) -> Result<(StatusCode, Json<Opened>), Fault> {
+    let asked: OpenOperation = json(request, BODY_MAX).await?;
+    let wanted = Wanted {
+        target: RootKey { instance: asked.instance_id, key: asked.crk_id },
+        public_endpoint: asked.public_endpoint,
+        take_up: asked.take_up,
+    };
+    let outcome = open(&app, caller, name, Ok(wanted)).await?;
+    // An operation that was under way already is accepted again, as after a lost answer.
+    let accepted = outcome.opened.operation.is_some();
+    let status = if accepted { StatusCode::ACCEPTED } else { StatusCode::OK };
+    Ok((status, Json(outcome.opened)))
+}
+
+/// `POST /v3/clusters/{c}/jobs`
+pub async fn new_job(
+    State(app): Shared,
+    caller: Caller,
+    Path(name): Path<String>,
+    request: Request,
+) -> Result<(StatusCode, Json<JobView>), Fault> {
+    let asked: NewJob = json(request, BODY_MAX).await?;
+    let doing = Doing::by(&caller, "containers-kubernetes.cluster-job.create", &*name);
+    let made = recorded(&app, doing, move |app, doing, now| {
+        allowed(&caller, Operator)?;
+        app.store.tx("new job", |tx| {
+            let row = find(tx, &name)?;
+            let target = row.crn;
+            audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
+            let job = jobs::create(tx, &row.cluster.id, asked.kind, &caller.iam_id, now)?;
+            Ok::<_, Fault>((row.cluster.id, job))
+        })
+    });
+    let (cluster, job) = made.await?;
+    app.hub.cluster_changed(cluster);
+    Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+/// `GET /v3/clusters/{c}/jobs/{id}`
+pub async fn job(
+    State(app): Shared,
+    caller: Caller,
+    Path((name, id)): Path<(String, String)>,
+) -> Result<Json<JobView>, Fault> {
+    let id: JobId = id.parse().map_err(|e| Fault::Bad(format!("{e}")))?;
+    let view = read(&app, &caller, move |_, tx, now| {
+        jobs::view(tx, &find(tx, &name)?.cluster.id, id, now)
+    });
+    Ok(Json(view.await?))
+}
+
+/// `GET /v3/clusters/{c}/kubeconfig`
+pub async fn kubeconfig(
+    State(app): Shared,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Response, Fault> {
+    let doing = Doing::by(&caller, "containers-kubernetes.cluster.config", &*name);
+    let text = recorded(&app, doing, move |app, doing, now| {
+        // With stored credentials this hands out the whole cluster.
+        allowed(&caller, Administrator)?;
+        app.store.tx("kubeconfig", |tx| {
+            let whole = whole(tx, &name, now)?;
+            let target = whole.row.crn.clone();
+            audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
+            register::kubeconfig(app, tx, &whole)
+        })
+    });
+    let text = text.await?;
+    let headers = [(header::CONTENT_TYPE, "application/yaml"), (header::CACHE_CONTROL, "no-store")];
+    Ok((headers, text.expose().to_vec()).into_response())
+}

@@ -1,0 +1,105 @@
+//! What every handler of the cluster service does: read a body, keep the record.
+
+use super::fault::Fault;
+use super::limits::BODY_TIMEOUT;
+use crate::app::App;
+use crate::http::auth::Caller;
+use axum::body::to_bytes;
+use axum::extract::Request;
+use claviger_domain::access::PlatformRole;
+use claviger_domain::id::UnixMs;
+use claviger_store::audit::Act;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+
+/// Reads a JSON body of at most `max` bytes, whatever its content type.
+pub async fn json<T: DeserializeOwned>(request: Request, max: usize) -> Result<T, Fault> {
+    let body = to_bytes(request.into_body(), max);
+    let bytes = match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Err(_) => return Err(Fault::TooSlow),
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(e)) => {
+            let cause = std::error::Error::source(&e);
+            let long = cause.is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
+            return Err(if long {
+                Fault::TooLarge(max)
+            } else {
+                Fault::Bad("the body ended too early; send it again".into())
+            });
+        }
+    };
+    serde_json::from_slice(&bytes).map_err(|e| Fault::Bad(format!("the body cannot be read: {e}")))
+}
+
+/// Checks that the caller holds at least `least`.
+pub fn allowed(caller: &Caller, least: PlatformRole) -> Result<(), Fault> {
+    if caller.platform(least) {
+        return Ok(());
+    }
+    let needs = match least {
+        PlatformRole::Viewer => "Viewer",
+        PlatformRole::Operator => "Operator",
+        PlatformRole::Editor => "Editor",
+        PlatformRole::Administrator => "Administrator",
+    };
+    Err(Fault::Forbidden { who: caller.iam_id.clone(), needs })
+}
+
+/// An act that an operator is about to do.
+#[derive(Debug, Clone)]
+pub struct Doing {
+    /// IAM id, or a node.
+    pub who: String,
+    /// For instance `containers-kubernetes.cluster-kms.enable`.
+    pub action: &'static str,
+    /// What it is done to.
+    pub target: String,
+    /// The request's correlation id.
+    pub correlation: String,
+}
+
+impl Doing {
+    /// What this caller does.
+    pub fn by(caller: &Caller, action: &'static str, target: impl Into<String>) -> Doing {
+        Doing {
+            who: caller.iam_id.clone(),
+            action,
+            target: target.into(),
+            correlation: caller.correlation.clone(),
+        }
+    }
+
+    /// Its audit record once it is done; goes into the same transaction.
+    pub fn done(&self, at: UnixMs) -> Act {
+        Act {
+            at,
+            who: self.who.clone(),
+            action: self.action,
+            target: self.target.clone(),
+            status: 200,
+            reason: String::new(),
+            correlation: self.correlation.clone(),
+        }
+    }
+
+    fn failed(&self, at: UnixMs, fault: &Fault) -> Act {
+        let (status, reason) = (fault.status().as_u16(), fault.code().to_owned());
+        Act { status, reason, ..self.done(at) }
+    }
+}
+
+/// Runs `work` where it may block. A success puts its own record into its transaction; a failure
+/// is recorded here.
+pub async fn recorded<T: Send + 'static>(
+    app: &Arc<App>,
+    doing: Doing,
+    work: impl FnOnce(&App, &Doing, UnixMs) -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    let (kept, now) = (doing.clone(), app.clock.now());
+    let result = app.blocking(move |app| work(app, &doing, now)).await;
+    if let Err(fault) = &result {
+        // The refusal is answered even if it cannot be put on record: nothing was done.
+        let _ = app.recorder.record(kept.failed(now, fault)).await;
+    }
+    result
+}

@@ -1,0 +1,147 @@
+//! A cluster as IBM's clients decode it, and the whole of it for `ks kms status`.
+
+use super::state::{Whole, state_of};
+use super::{roots, words};
+use crate::app::App;
+use claviger_domain::cluster::{Cluster, Seen, write_root};
+use claviger_domain::features::{self, KubeVersion};
+use claviger_domain::id::{AgentName, UnixMs};
+use claviger_store::{StoreError, Tx, clusters};
+use claviger_wire::ks::{
+    AgentView, ClusterView, FeatureRow, Features, KmsStatus, KmsView, Lifecycle,
+};
+use std::collections::BTreeMap;
+
+/// Name of the one resource group.
+const RESOURCE_GROUP: &str = "default";
+
+/// The version that each API server of the cluster said, none where it said nothing.
+pub fn versions(cluster: &Cluster, seen: &BTreeMap<AgentName, Seen>) -> Vec<Option<KubeVersion>> {
+    let said = |agent| seen.get(agent).and_then(|s: &Seen| s.observation.kubernetes.as_ref());
+    cluster.servers.keys().map(|agent| said(agent)?.parse().ok()).collect()
+}
+
+/// The oldest version among the API servers, and the build of the agent beside it:
+/// `1.37.2_0.1.0`; empty before any has spoken.
+fn kube_version(whole: &Whole) -> String {
+    let members = |agent: &&AgentName| whole.row.cluster.servers.contains_key(*agent);
+    let spoken = whole.seen.iter().filter(|(agent, _)| members(agent)).filter_map(|(_, seen)| {
+        let version: KubeVersion = seen.observation.kubernetes.as_deref()?.parse().ok()?;
+        Some((version, &seen.observation.build))
+    });
+    spoken.min().map(|(version, build)| format!("{version}_{build}")).unwrap_or_default()
+}
+
+/// A cluster as `getCluster` shows it.
+pub fn view(app: &App, whole: &Whole, now: UnixMs) -> ClusterView {
+    let cluster = &whole.row.cluster;
+    let shown = whole.projection(now);
+    let since = if shown.master_status == whole.row.master_status {
+        whole.row.master_status_since
+    } else {
+        now
+    };
+    let version = kube_version(whole);
+    let date = |at: UnixMs| {
+        jiff::Timestamp::from_millisecond(at.0).map(|t| format!("{t:.0}")).unwrap_or_default()
+    };
+    ClusterView {
+        id: cluster.id.to_string(),
+        name: cluster.name.clone(),
+        state: shown.state.to_owned(),
+        status: if shown.state == "normal" { String::new() } else { shown.master_status.clone() },
+        created_date: date(cluster.created),
+        location: app.account.region.clone(),
+        region: app.account.region.clone(),
+        resource_group: app.account.resource_group.to_string(),
+        resource_group_name: RESOURCE_GROUP.to_owned(),
+        provider: "claviger".to_owned(),
+        kind: "kubernetes".to_owned(),
+        master_kube_version: version.clone(),
+        target_version: version,
+        master_url: whole.row.server_url.clone(),
+        server_url: whole.row.server_url.clone(),
+        master_health: shown.master_health.to_owned(),
+        master_status: shown.master_status.clone(),
+        worker_count: 0,
+        owner_email: String::new(),
+        crn: whole.row.crn.clone(),
+        lifecycle: Lifecycle {
+            modified_date: date(since),
+            master_status: shown.master_status,
+            master_status_modified_date: date(since),
+            master_health: shown.master_health.to_owned(),
+            master_state: shown.master_state.to_owned(),
+        },
+        features: Features { key_protect_enabled: shown.enabled, pull_secret_applied: false },
+        kms: kms(whole, now),
+    }
+}
+
+/// How the cluster uses the key service; none before it ever did.
+fn kms(whole: &Whole, now: UnixMs) -> Option<KmsView> {
+    let cluster = &whole.row.cluster;
+    let write = cluster.ring.write();
+    let operation = cluster.operation.as_ref();
+    let root = write.map(|kek| kek.root.root).or(operation.map(|op| op.target))?;
+    let phase = match operation {
+        Some(_) => words::next(cluster, &whole.seen, &whole.roots, now),
+        None => String::new(),
+    };
+    Some(KmsView {
+        provider: "claviger".to_owned(),
+        instance_id: Some(root.instance),
+        crk_id: Some(root.key),
+        endpoint: if cluster.public_endpoint { "public" } else { "private" }.to_owned(),
+        phase,
+        write_key_id: write.map(|kek| kek.key_id(&cluster.id)),
+        rewrite: operation.and_then(|op| op.rewrite),
+    })
+}
+
+/// Everything about a cluster's encryption.
+pub fn status(app: &App, tx: &Tx<'_>, whole: &Whole, now: UnixMs) -> Result<KmsStatus, StoreError> {
+    let cluster = &whole.row.cluster;
+    let registered = match write_root(cluster) {
+        Some(version) => roots::registered(tx, &version.root, &whole.row.crn)?,
+        None => false,
+    };
+    let kubernetes = versions(cluster, &whole.seen);
+    let enabled = cluster.verified.is_some();
+    let facts = features::Facts { kubernetes: &kubernetes, registered, enabled };
+    let rows = features::table(&facts).into_iter().map(|f| FeatureRow {
+        name: f.name.to_owned(),
+        available: f.available,
+        because: f.because,
+    });
+    Ok(KmsStatus {
+        view: view(app, whole, now),
+        state: state_of(tx, whole, &app.settings.url, now)?,
+        next: words::next(cluster, &whole.seen, &whole.roots, now),
+        features: rows.collect(),
+        agents: agents(tx, whole)?,
+    })
+}
+
+/// Every agent, and whether it acted on the newest event of the key that writes.
+fn agents(tx: &Tx<'_>, whole: &Whole) -> Result<Vec<AgentView>, StoreError> {
+    let cluster = &whole.row.cluster;
+    let write = write_root(cluster).map(|version| version.root);
+    let status = whole.roots.iter().find(|r| Some(r.root) == write && r.event > 0);
+    let acks = match status {
+        Some(status) => clusters::acks_of_key(tx, &status.root)?,
+        None => Vec::new(),
+    };
+    let rows = clusters::agents(tx, &cluster.id)?.into_iter().map(|row| {
+        let ack = acks.iter().find(|a| a.cluster == cluster.id && a.agent == row.name);
+        let spoke = whole.seen.get(&row.name).map_or(row.last_contact, |s| s.at);
+        AgentView {
+            acknowledged: status.map(|s| ack.is_some_and(|a| a.event >= s.event)),
+            fenced: ack.is_some_and(|a| a.fenced),
+            agent: row.name,
+            not_after: row.not_after,
+            last_contact: spoke.max(row.last_contact),
+        }
+    });
+    Ok(rows.collect())
+}

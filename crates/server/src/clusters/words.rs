@@ -1,0 +1,69 @@
+//! The next step of a cluster, in words for people.
+
+use claviger_domain::cluster::plan::{Facts, Step, Why, plan};
+use claviger_domain::cluster::{Cluster, RootStatus, Seen, Tally};
+use claviger_domain::id::{AgentName, UnixMs};
+use std::collections::BTreeMap;
+
+/// What happens next and why, as far as the server can tell: it never reads etcd itself. Where a
+/// proof was committed, its count stands for a fresh one.
+pub fn next(
+    cluster: &Cluster,
+    seen: &BTreeMap<AgentName, Seen>,
+    roots: &[RootStatus],
+    now: UnixMs,
+) -> String {
+    let verified = cluster.operation.as_ref().and_then(|op| op.verified);
+    let tally = verified.map(|proof| Tally {
+        revision: proof.revision,
+        at: proof.at,
+        total: proof.records,
+        current: proof.records,
+        stale: 0,
+        plaintext: 0,
+        unknown: 0,
+    });
+    let step = plan(&Facts { cluster, seen, roots, tally: tally.as_ref(), now });
+    let Some(op) = &cluster.operation else { return of(&step) };
+    let text = match (&step, op.rewrite) {
+        (Step::Wait(Why::NoTally), Some(r)) if r.done < r.total => format!(
+            "rewrite every record that is not under the new key: {} of {} done, {} a second",
+            r.done, r.total, r.per_second
+        ),
+        (Step::Wait(Why::NoTally), _) => {
+            "an agent counts etcd and rewrites what is not under the new key".to_owned()
+        }
+        _ => of(&step),
+    };
+    match &op.stuck {
+        Some(reason) => format!("{text}; stopped: {reason}"),
+        None => text,
+    }
+}
+
+/// A step in words.
+pub fn of(step: &Step) -> String {
+    match step {
+        Step::Rest => "nothing to do".into(),
+        Step::Wait(why) => format!("wait: {why}"),
+        Step::Open { target } => {
+            format!("begin a rotation: root key {} has a newer version", target.key)
+        }
+        Step::CommitPreflighted => "note that every agent can use the root key".into(),
+        Step::Reject { reason } => format!("give up, nothing was changed: {reason}"),
+        Step::Register { target } => {
+            format!("register the cluster as a user of root key {}", target.key)
+        }
+        Step::Mint { target, serial } => format!("make KEK {serial} under root key {}", target.key),
+        Step::TakeUp { agent, stage } => {
+            format!("let the API server of {agent} take up {stage}")
+        }
+        Step::Promote { serial } => format!("let KEK {serial} seal"),
+        Step::Rewrite { left } => format!("rewrite {left} records that are not under the new key"),
+        Step::Verify => "count etcd's bytes and open a sample with a fresh plugin".into(),
+        Step::Compact { revision } => {
+            format!("compact etcd's history at revision {revision} and defragment every member")
+        }
+        Step::Finish => "point the registration at the version in use and end".into(),
+    }
+}
