@@ -1,1 +1,22 @@
 //! The server seen from outside: tokens, deadlines, retries.
+//!
+//! [`KeyService`] is Key Protect v2, [`ClusterService`] what operators ask of clusters,
+//! [`AgentApi`] what a node agent and the server say to each other. All go over TLS 1.3 to a
+//! server whose certificate one given CA has signed, and to no other; proxies and the system's
+//! own trust are not looked at.
+//!
+//! What an [`Error`] is decides whether a cluster is fenced: see [`UnwrapOutcome`].
+
+mod agent;
+mod clusters;
+mod config;
+mod error;
+mod http;
+mod keys;
+mod token;
+
+pub use agent::{AgentApi, NudgeStream};
+pub use clusters::ClusterService;
+pub use config::{Config, NodeConfig};
+pub use error::Error;
+pub use keys::{KeyService, UnwrapOutcome, Unwrapped, WrappedDek};

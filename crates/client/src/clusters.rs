@@ -1,0 +1,115 @@
+//! The cluster service, as operators use it.
+
+use crate::config::Config;
+use crate::error::Error;
+use crate::http::{Answer, Call, segment};
+use crate::keys::operator;
+use crate::token::{Credential, Session};
+use claviger_crypto::SecretBytes;
+use claviger_domain::id::{InstanceId, JobId};
+use claviger_wire::ks::{
+    ClusterView, Crk, EnableKms, JobView, KeyOwner, KmsInstance, KmsStatus, NewJob, OpenOperation,
+    Opened, RegisterCluster, Registered,
+};
+use serde::de::DeserializeOwned;
+
+/// The cluster service. Cheap to clone. A `cluster` is an id or a name.
+#[derive(Clone)]
+pub struct ClusterService {
+    session: Session,
+}
+
+impl ClusterService {
+    /// The cluster service for an operator. Connects with the first call.
+    pub fn connect(config: &Config) -> Result<Self, Error> {
+        let (http, iam) = operator(config)?;
+        let key = SecretBytes::new(config.api_key.expose().to_vec());
+        Ok(Self { session: Session::new(http, iam, Credential::ApiKey(key)) })
+    }
+
+    /// Asks for encryption the way IBM's clients do. Whether it was so already.
+    pub async fn enable_kms(&self, request: &EnableKms) -> Result<bool, Error> {
+        let call = Call::post("/v2/enableKMS".to_owned()).json(request)?;
+        Ok(self.session.send(call).await?.status == 200)
+    }
+
+    /// The instances of the key service.
+    pub async fn kms_instances(&self) -> Result<Vec<KmsInstance>, Error> {
+        self.read("/v2/getKMSInstances".to_owned()).await
+    }
+
+    /// The root keys of an instance.
+    pub async fn crks(&self, instance: InstanceId) -> Result<Vec<Crk>, Error> {
+        self.read(format!("/v2/getCRKs?kms_instance={instance}")).await
+    }
+
+    /// Every cluster.
+    pub async fn list(&self) -> Result<Vec<ClusterView>, Error> {
+        self.read("/v2/vpc/getClusters".to_owned()).await
+    }
+
+    /// One cluster.
+    pub async fn get(&self, cluster: &str) -> Result<ClusterView, Error> {
+        self.read(format!("/v2/getCluster?cluster={}", segment(cluster))).await
+    }
+
+    /// Whose credentials talk to the key service for a cluster.
+    pub async fn key_owner(&self, cluster: &str) -> Result<KeyOwner, Error> {
+        self.read(format!("/v1/logging/{}/clusterkeyowner", segment(cluster))).await
+    }
+
+    /// Makes a cluster known. Its join token is shown this once.
+    pub async fn register(&self, cluster: &RegisterCluster) -> Result<Registered, Error> {
+        let call = Call::post("/v3/clusters".to_owned()).json(cluster)?;
+        self.session.send(call).await?.json()
+    }
+
+    /// A join token for one more agent.
+    pub async fn join_token(&self, cluster: &str) -> Result<Registered, Error> {
+        let call = Call::post(below(cluster, "/join-tokens"));
+        self.session.send(call).await?.json()
+    }
+
+    /// Everything about a cluster's encryption.
+    pub async fn kms_status(&self, cluster: &str) -> Result<KmsStatus, Error> {
+        self.read(below(cluster, "/kms")).await
+    }
+
+    /// Asks for enablement, or a switch of key or instance.
+    pub async fn open_operation(
+        &self,
+        cluster: &str,
+        operation: &OpenOperation,
+    ) -> Result<Opened, Error> {
+        let call = Call::post(below(cluster, "/kms/operations")).json(operation)?;
+        self.session.send(call).await?.json()
+    }
+
+    /// Asks a cluster's agents for work.
+    pub async fn new_job(&self, cluster: &str, job: &NewJob) -> Result<JobView, Error> {
+        let call = Call::post(below(cluster, "/jobs")).json(job)?;
+        self.session.send(call).await?.json()
+    }
+
+    /// How a job stands.
+    pub async fn job(&self, cluster: &str, job: JobId) -> Result<JobView, Error> {
+        self.read(below(cluster, &format!("/jobs/{job}"))).await
+    }
+
+    /// A kubeconfig; refused with 409 while the root key is suspended.
+    pub async fn kubeconfig(&self, cluster: &str) -> Result<String, Error> {
+        self.fetch(below(cluster, "/kubeconfig")).await?.text()
+    }
+
+    async fn read<T: DeserializeOwned>(&self, path: String) -> Result<T, Error> {
+        self.fetch(path).await?.json()
+    }
+
+    async fn fetch(&self, path: String) -> Result<Answer, Error> {
+        self.session.send(Call::get(path)).await
+    }
+}
+
+fn below(cluster: &str, rest: &str) -> String {
+    format!("/v3/clusters/{}{rest}", segment(cluster))
+}
