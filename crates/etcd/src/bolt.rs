@@ -3,8 +3,9 @@
 //! The file is a bbolt database (go.etcd.io/bbolt `internal/common`): pages of equal size, a
 //! copy-on-write B+tree of buckets, two meta pages of which the one with the higher transaction
 //! number and a right checksum counts. Nothing is ever written, and everything that the file
-//! says of itself (page numbers, lengths, counts) is checked before it is used: a damaged file
-//! ends in an error, never in a count that is too low.
+//! says of itself (page numbers, lengths, counts) is checked before it is used. Pages carry no
+//! checksum, so a changed byte that leaves a sound tree is seen only where a digest covers the
+//! whole file: [`Database::open_snapshot`].
 
 use crate::client::EtcdError;
 use crate::pb::mvccpb::KeyValue;

@@ -192,9 +192,9 @@ pub struct MemberStatus {
 pub struct Swap {
     /// The key.
     pub key: Vec<u8>,
-    /// The revision at which it was read.
+    /// The revision at which it was read; 0 if it must not exist.
     pub mod_revision: i64,
-    /// What to store. Its lease is kept.
+    /// What to store. The lease of a key that exists is kept.
     pub value: Vec<u8>,
 }
 
@@ -291,7 +291,8 @@ impl Etcd {
             request: Some(rpc::request_op::Request::RequestPut(rpc::PutRequest {
                 key: s.key.clone().into(),
                 value: s.value.clone().into(),
-                ignore_lease: true,
+                // etcd refuses to keep the lease of a key that does not exist.
+                ignore_lease: s.mod_revision != 0,
                 ..Default::default()
             })),
         });
