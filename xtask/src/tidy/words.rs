@@ -17,16 +17,12 @@ const FORBIDDEN: &[(&str, &str)] = &[
     (concat!("/tmp/", "prep"), "a path of one machine"),
     (concat!("/ro", "ot/"), "a path of one machine"),
     (concat!("/home/", "runner"), "a path of one machine"),
-    (concat!("sess", "ion"), "a word that needs another word before it to mean something"),
+    (concat!("this sess", "ion"), "whoever reads it later was not there"),
+    (concat!("other sess", "ion"), "whoever reads it later was not there"),
+    (concat!("previous sess", "ion"), "whoever reads it later was not there"),
     (concat!("TO", "DO"), "an open end; finish it or write it into the README's table"),
     (concat!("FIX", "ME"), "an open end; finish it or write it into the README's table"),
 ];
-
-/// Lines in which a forbidden word means what it says: POSIX and TLS use it too.
-const EXCUSES: &[&str] = &["setsid", "process session", "TLS session", "login session", "PKCS#11"];
-
-/// Here processes are put into POSIX ones of their own, so the word means what it says.
-const PLACES: &[(&str, &str)] = &[("crates/supervise/", concat!("sess", "ion"))];
 
 /// Complaints, one line each.
 pub fn check() -> Result<Vec<String>, String> {
@@ -57,9 +53,7 @@ fn look(path: &str, text: &str) -> Vec<String> {
     let mut complaints = Vec::new();
     for (index, line) in text.lines().enumerate() {
         for (word, why) in FORBIDDEN {
-            let excused = EXCUSES.iter().any(|excuse| line.contains(excuse))
-                || PLACES.iter().any(|(place, theirs)| path.starts_with(place) && theirs == word);
-            if line.contains(word) && !excused {
+            if line.contains(word) {
                 complaints.push(format!("{path}:{}: {word:?}: {why}", index + 1));
             }
         }
@@ -77,12 +71,5 @@ mod tests {
         let complaints = look("a.md", &text);
         assert_eq!(complaints.len(), 1);
         assert!(complaints[0].starts_with("a.md:2: "), "{complaints:?}");
-    }
-
-    #[test]
-    fn an_excuse_counts_for_its_line_only() {
-        let word = concat!("sess", "ion");
-        assert!(look("a", &format!("a {word} of its own (setsid)")).is_empty());
-        assert_eq!(look("a", &format!("setsid\na {word}")).len(), 1);
     }
 }

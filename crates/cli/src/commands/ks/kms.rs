@@ -1,0 +1,217 @@
+//! `claviger ks kms`
+
+use super::follow::{self, Ended, Goal};
+use super::{Which, guard, verify, view};
+use crate::connect::Link;
+use crate::exit::{self, Done, Failure};
+use crate::render::{Look, Progress, attended, now, thousands};
+use claviger_domain::cluster::TakeUp;
+use claviger_domain::id::InstanceId;
+use claviger_wire::agent::JobKind;
+use claviger_wire::ks::{NewJob, OpenOperation};
+
+/// What can be done with a cluster's encryption.
+#[derive(clap::Subcommand)]
+pub enum Verb {
+    /// Instances of the key service
+    #[command(subcommand)]
+    Instance(Instance),
+    /// Root keys that a cluster can be enabled with
+    #[command(subcommand)]
+    Crk(RootKeys),
+    /// Encrypt a cluster under a root key, or move it to another one
+    ///
+    /// The cluster does the work: it tries the key on every control-plane node, registers on it,
+    /// converges, rewrites every Secret, and proves it from etcd's bytes. Asking again for the
+    /// same key does nothing; asking for another key or instance moves the cluster there.
+    Enable(Enable),
+    /// Keys, API servers, progress, and what comes next
+    Status(Which),
+    /// Follow the work on a cluster until nothing is left to do
+    Follow(Which),
+    /// Clear plaintext out of etcd's files
+    ///
+    /// A single-member etcd is restored from its own snapshot into a fresh directory; its API
+    /// server is down for some seconds.
+    Scrub(Which),
+    /// Prove that all Secrets are under the root key
+    Verify(verify::Verify),
+    #[command(hide = true)]
+    Guard(guard::Guard),
+}
+
+/// What can be done with instances.
+#[derive(clap::Subcommand)]
+pub enum Instance {
+    /// List instances
+    Ls,
+}
+
+/// What can be done with root keys here; the rest is `claviger key`.
+#[derive(clap::Subcommand)]
+pub enum RootKeys {
+    /// List root keys of an instance
+    Ls {
+        /// Id (GUID or CRN) of the key service's instance
+        #[arg(long, env = "CLAVIGER_INSTANCE_ID", hide_env_values = true, value_name = "ID", value_parser = crate::ids::instance)]
+        instance_id: InstanceId,
+    },
+}
+
+/// Arguments of `enable`.
+#[derive(clap::Args)]
+pub struct Enable {
+    #[command(flatten)]
+    which: Which,
+    /// Id (GUID or CRN) of the key service's instance
+    #[arg(long, env = "CLAVIGER_INSTANCE_ID", hide_env_values = true, value_name = "ID", value_parser = crate::ids::instance)]
+    instance_id: InstanceId,
+    /// Root key: id, CRN or name
+    #[arg(long, value_name = "CRK")]
+    crk: String,
+    /// Agents reach the key service by its public name
+    #[arg(long)]
+    public_endpoint: bool,
+    /// How API servers take a changed configuration up: about 2 s of outage each, or none but up
+    /// to a minute for each of three changes
+    #[arg(long, value_enum, default_value = "restart")]
+    take_up: HowTakenUp,
+    /// Follow until it is done; the default on a terminal
+    #[arg(long, overrides_with = "no_wait")]
+    wait: bool,
+    /// Return once the request is accepted; the default elsewhere
+    #[arg(long)]
+    no_wait: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum HowTakenUp {
+    Restart,
+    Reload,
+}
+
+/// Runs it.
+pub async fn run(verb: Verb, look: Look, link: &Link) -> Done {
+    match verb {
+        Verb::Instance(Instance::Ls) => {
+            let list = link.clusters.kms_instances().await?;
+            look.ok();
+            look.answer(&list, || view::instances(&list));
+            Ok(())
+        }
+        Verb::Crk(RootKeys::Ls { instance_id }) => {
+            let list = link.clusters.crks(instance_id).await?;
+            look.ok();
+            look.answer(&list, || view::root_keys(&list));
+            Ok(())
+        }
+        Verb::Enable(args) => enable(args, look, link).await,
+        Verb::Status(which) => {
+            let status = link.clusters.kms_status(&which.cluster).await?;
+            look.answer(&status, || view::kms(&status, now()));
+            Ok(())
+        }
+        Verb::Follow(which) => {
+            match follow::follow(&which.cluster, Goal::Rest, look, link).await? {
+                Ended::Detached => Ok(()),
+                Ended::Reached(status) => {
+                    look.answer(&*status, || view::kms(&status, now()));
+                    Ok(())
+                }
+            }
+        }
+        Verb::Scrub(which) => scrub(&which, look, link).await,
+        Verb::Verify(args) => verify::run(args, look, link).await,
+        Verb::Guard(args) => guard::run(args, link).await,
+    }
+}
+
+async fn enable(args: Enable, look: Look, link: &Link) -> Done {
+    let cluster = &args.which.cluster;
+    let key = crate::ids::find_key(&link.keys, args.instance_id, &args.crk).await?;
+    look.doing(&format!("Enabling key management service on cluster {cluster}"));
+    let request = OpenOperation {
+        instance_id: args.instance_id,
+        crk_id: key,
+        public_endpoint: args.public_endpoint,
+        take_up: match args.take_up {
+            HowTakenUp::Restart => TakeUp::Restart,
+            HowTakenUp::Reload => TakeUp::Reload,
+        },
+    };
+    let opened = link.clusters.open_operation(cluster, &request).await?;
+    for warning in &opened.warnings {
+        look.warn(warning);
+    }
+    look.ok();
+    let Some(operation) = opened.operation else {
+        look.answer(&opened, || {
+            vec![format!("Cluster {cluster} is encrypted under this key already.")]
+        });
+        return Ok(());
+    };
+    if !args.wait && (args.no_wait || !attended()) {
+        look.answer(&opened, || {
+            vec![format!("Accepted. Follow it: claviger ks kms follow -c {cluster}")]
+        });
+        return Ok(());
+    }
+    match follow::follow(cluster, Goal::Operation(operation), look, link).await? {
+        Ended::Detached => Ok(()),
+        Ended::Reached(status) => {
+            look.answer(&*status, || {
+                let mut lines = vec!["Key Management Service: enabled".to_owned()];
+                if let Some(v) = &status.state.cluster.verified {
+                    lines.push(format!(
+                        "Proven from etcd's bytes: {} records, all under the root key.",
+                        thousands(v.records)
+                    ));
+                }
+                if let Some(r) = &status.state.cluster.residue
+                    && r.db + r.wal > 0
+                {
+                    lines.push(format!(
+                        "Plaintext left in etcd's files: live {}, db {}, wal {}. Clear it: claviger ks kms scrub -c {cluster}",
+                        thousands(r.live), thousands(r.db), thousands(r.wal)
+                    ));
+                }
+                lines
+            });
+            Ok(())
+        }
+    }
+}
+
+async fn scrub(which: &Which, look: Look, link: &Link) -> Done {
+    look.doing(&format!("Clearing plaintext out of the etcd of cluster {}", which.cluster));
+    let result = run_job(&which.cluster, JobKind::Scrub, look, link).await?;
+    let status = link.clusters.kms_status(&which.cluster).await?;
+    let residue = status.state.cluster.residue;
+    if residue.is_none_or(|r| r.live + r.db + r.wal == 0) {
+        look.ok();
+    }
+    look.answer(&result, || match &residue {
+        Some(r) => vec![format!("plaintext: live {}, db {}, wal {}", r.live, r.db, r.wal)],
+        None => vec!["no agent has reported what is left".to_owned()],
+    });
+    match residue {
+        Some(r) if r.live + r.db + r.wal > 0 => Err(Failure::new(
+            exit::NO,
+            "plaintext is left in etcd's files",
+            "run it again; if it stays, see what the agents say: claviger ks kms status",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Asks the cluster's agents for a job and waits for its result.
+pub async fn run_job(
+    cluster: &str,
+    kind: JobKind,
+    look: Look,
+    link: &Link,
+) -> Result<serde_json::Value, Failure> {
+    let asked = link.clusters.new_job(cluster, &NewJob { kind }).await?;
+    let mut progress = Progress::new(look);
+    follow::job(cluster, asked.id, &mut progress, link).await
+}

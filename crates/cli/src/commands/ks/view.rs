@@ -1,0 +1,430 @@
+//! What is said of a cluster, as lines. Pure: answers and a clock in, text out.
+
+use crate::render::{ago, ago_of_text, pairs, table, thousands, when};
+use claviger_domain::cluster::ring::Role;
+use claviger_domain::cluster::{Access, Cluster, Finished, RootStatus, Seen};
+use claviger_domain::id::UnixMs;
+use claviger_domain::key::RootVersion;
+use claviger_wire::ks::{ClusterView, Crk, KmsInstance, KmsStatus};
+
+/// `ks cluster ls`.
+pub fn clusters(list: &[ClusterView], now: UnixMs) -> Vec<String> {
+    let head = [
+        "Name",
+        "ID",
+        "State",
+        "Created",
+        "Workers",
+        "Location",
+        "Version",
+        "Resource Group Name",
+        "Provider",
+    ];
+    let rows: Vec<Vec<String>> = list
+        .iter()
+        .map(|c| {
+            vec![
+                c.name.clone(),
+                c.id.clone(),
+                c.state.clone(),
+                ago_of_text(&c.created_date, now),
+                c.worker_count.to_string(),
+                c.location.clone(),
+                version(c),
+                c.resource_group_name.clone(),
+                c.provider.clone(),
+            ]
+        })
+        .collect();
+    table(&head, &rows)
+}
+
+/// `ks cluster get`: these lines, in this order; what the service does not know is left out.
+pub fn cluster(c: &ClusterView, now: UnixMs) -> Vec<String> {
+    let mut lines = pairs(&[
+        ("Name", c.name.clone()),
+        ("ID", c.id.clone()),
+        ("State", c.state.clone()),
+        ("Status", c.status.clone()),
+        ("Created", c.created_date.clone()),
+        ("Location", c.location.clone()),
+        ("Master URL", c.master_url.clone()),
+        ("Public Service Endpoint URL", c.server_url.clone()),
+        ("Master Location", c.region.clone()),
+        ("Master Status", status(c, now)),
+        ("Master State", c.lifecycle.master_state.clone()),
+        ("Master Health", c.master_health.clone()),
+        ("Workers", c.worker_count.to_string()),
+        ("Version", version(c)),
+        ("Creator", c.owner_email.clone()),
+        ("Resource Group ID", c.resource_group.clone()),
+        ("Resource Group Name", c.resource_group_name.clone()),
+    ]);
+    // Neither its name nor its place changes: scripts look for this line.
+    if c.features.key_protect_enabled {
+        lines.push("Key Management Service: enabled".to_owned());
+    }
+    if let Some(kms) = &c.kms
+        && let Some(r) = &kms.rewrite
+    {
+        let percent = (r.done * 100).checked_div(r.total).unwrap_or(100);
+        lines.push(format!(
+            "Secret rewrite: {percent}% ({}/{})",
+            thousands(r.done),
+            thousands(r.total)
+        ));
+    }
+    lines
+}
+
+/// `Ready (1 min ago)`.
+fn status(c: &ClusterView, now: UnixMs) -> String {
+    let text =
+        if c.master_status.is_empty() { &c.lifecycle.master_status } else { &c.master_status };
+    match ago_of_text(&c.lifecycle.master_status_modified_date, now) {
+        age if age.is_empty() => text.clone(),
+        age => format!("{text} ({age})"),
+    }
+}
+
+fn version(c: &ClusterView) -> String {
+    let newer = !c.target_version.is_empty() && c.target_version != c.master_kube_version;
+    format!("{}{}", c.master_kube_version, if newer { "*" } else { "" })
+}
+
+/// `ks kms instance ls`.
+pub fn instances(list: &[KmsInstance]) -> Vec<String> {
+    let rows: Vec<Vec<String>> = list
+        .iter()
+        .map(|i| {
+            vec![i.name.clone(), i.instance_id.to_string(), i.region.clone(), i.service.clone()]
+        })
+        .collect();
+    table(&["Name", "ID", "Region", "Service"], &rows)
+}
+
+/// `ks kms crk ls`.
+pub fn root_keys(list: &[Crk]) -> Vec<String> {
+    let rows: Vec<Vec<String>> = list
+        .iter()
+        .map(|k| {
+            vec![
+                k.name.clone(),
+                k.crk_id.to_string(),
+                k.state.clone(),
+                k.origin.clone(),
+                k.expires.clone().unwrap_or_default(),
+                k.clusters.join(" "),
+            ]
+        })
+        .collect();
+    table(&["Name", "ID", "State", "Origin", "Expires", "Clusters"], &rows)
+}
+
+/// `ks kms status`.
+pub fn kms(status: &KmsStatus, now: UnixMs) -> Vec<String> {
+    let cluster = &status.state.cluster;
+    let mut lines = pairs(&[
+        ("Cluster", format!("{} ({})", cluster.name, cluster.id)),
+        ("State", format!("{}, {}", status.view.state, self::status(&status.view, now))),
+        (
+            "Key Management Service",
+            if status.view.features.key_protect_enabled { "enabled" } else { "not enabled" }
+                .to_owned(),
+        ),
+        ("Key service", endpoint(status)),
+        ("Next", status.next.clone()),
+    ]);
+    lines.extend(operation(cluster, now));
+    section(&mut lines, "Root keys", roots(&status.state.roots, cluster));
+    section(&mut lines, "API servers", servers(status, now));
+    section(&mut lines, "Agents", agents(status, now));
+    section(&mut lines, "Keys of the cluster", keks(cluster, now));
+    section(&mut lines, "Proof", proof(cluster, now));
+    section(&mut lines, "History", history(&cluster.history, now));
+    section(&mut lines, "Features", features(status));
+    lines
+}
+
+fn section(lines: &mut Vec<String>, title: &str, body: Vec<String>) {
+    if !body.is_empty() {
+        lines.push(String::new());
+        lines.push(title.to_owned());
+        lines.extend(body.into_iter().map(|line| format!("  {line}")));
+    }
+}
+
+fn endpoint(status: &KmsStatus) -> String {
+    let name = if status.state.cluster.public_endpoint { "public" } else { "private" };
+    let url = &status.state.key_service;
+    format!("{url} (by its {name} name; both names lead to one listener today)")
+}
+
+fn operation(cluster: &Cluster, now: UnixMs) -> Vec<String> {
+    let Some(op) = &cluster.operation else { return Vec::new() };
+    let mut lines = vec![format!(
+        "Operation: {} {} to root key {}, asked for {} by {}",
+        op.kind,
+        op.id,
+        op.target.key,
+        ago(op.requested, now),
+        op.requested_by
+    )];
+    if let Some(r) = &op.rewrite {
+        let percent = (r.done * 100).checked_div(r.total).unwrap_or(100);
+        lines.push(format!(
+            "Secret rewrite: {percent}% ({}/{}), {}/s",
+            thousands(r.done),
+            thousands(r.total),
+            thousands(r.per_second)
+        ));
+    }
+    if let Some(reason) = &op.stuck {
+        lines.push(format!("Stopped: {reason}"));
+    }
+    lines
+}
+
+fn roots(roots: &[RootStatus], cluster: &Cluster) -> Vec<String> {
+    if roots.is_empty() {
+        return Vec::new();
+    }
+    let write = cluster.ring.write().map(|kek| kek.root);
+    let rows: Vec<Vec<String>> = roots
+        .iter()
+        .map(|r| {
+            let current = r.current.map_or_else(|| "-".to_owned(), |v| v.to_string());
+            let used = match write {
+                Some(RootVersion { root, version }) if root == r.root => {
+                    if Some(version) == r.current { "writes" } else { "writes, older version" }
+                }
+                _ => "",
+            };
+            let ends = match (r.restorable_until, r.expires) {
+                (Some(at), _) => format!("restorable until {}", when(at)),
+                (None, Some(at)) => format!("expires {}", when(at)),
+                (None, None) => String::new(),
+            };
+            vec![
+                r.name.clone(),
+                r.root.key.to_string(),
+                r.state.to_string(),
+                current,
+                used.to_owned(),
+                ends,
+            ]
+        })
+        .collect();
+    table(&["Name", "ID", "State", "Current version", "Use", ""], &rows)
+}
+
+fn servers(status: &KmsStatus, now: UnixMs) -> Vec<String> {
+    let cluster = &status.state.cluster;
+    let rows: Vec<Vec<String>> = cluster
+        .servers
+        .iter()
+        .map(|(agent, target)| {
+            let mut row = vec![agent.to_string(), target.stage.to_string()];
+            match status.state.seen.get(agent) {
+                None => row.extend(["-", "-", "-", "not confirmed, never seen"].map(str::to_owned)),
+                Some(seen) => row.extend(server(cluster, seen, now)),
+            }
+            row
+        })
+        .collect();
+    if rows.is_empty() {
+        return vec![
+            "none joined yet; `claviger ks cluster register` printed a token for one".to_owned(),
+        ];
+    }
+    table(&["Name", "Configuration", "Takes effect", "Writes under", "Ready", "Access"], &rows)
+}
+
+fn server(cluster: &Cluster, seen: &Seen, now: UnixMs) -> [String; 4] {
+    let o = &seen.observation;
+    let fresh = now.since(seen.at) < claviger_domain::cluster::FRESH_MS;
+    let access = match &o.access {
+        Access::Open => "open".to_owned(),
+        Access::Coasting { since } => {
+            format!("coasting, key service last heard {}", ago(*since, now))
+        }
+        Access::Fenced { root, since, .. } => {
+            format!("fenced {} (root key {})", ago(*since, now), root.key)
+        }
+        Access::Waiting { reason } => format!("waiting: {reason}"),
+    };
+    let access =
+        if fresh { access } else { format!("not confirmed, last seen {}", ago(seen.at, now)) };
+    let under = match &o.canary {
+        None => "-".to_owned(),
+        Some(canary) => match canary.serial {
+            None => "plaintext".to_owned(),
+            Some(serial) => match cluster.ring.get(serial) {
+                Some(_) => format!("key {serial}"),
+                None => format!("unknown key {serial}"),
+            },
+        },
+    };
+    let loaded = o.stage_loaded.map_or_else(|| "-".to_owned(), |stage| stage.to_string());
+    [loaded, under, if o.ready { "yes" } else { "no" }.to_owned(), access]
+}
+
+fn agents(status: &KmsStatus, now: UnixMs) -> Vec<String> {
+    if status.agents.is_empty() {
+        return Vec::new();
+    }
+    let rows: Vec<Vec<String>> = status
+        .agents
+        .iter()
+        .map(|a| {
+            let acted = match (a.acknowledged, a.fenced) {
+                (None, _) => "-".to_owned(),
+                (Some(true), true) => "confirmed, fenced".to_owned(),
+                (Some(true), false) => "confirmed".to_owned(),
+                (Some(false), _) => {
+                    format!("not confirmed, last seen {}", ago(a.last_contact, now))
+                }
+            };
+            vec![a.agent.to_string(), ago(a.last_contact, now), when(a.not_after), acted]
+        })
+        .collect();
+    table(&["Name", "Last contact", "Certificate until", "Last key event"], &rows)
+}
+
+fn features(status: &KmsStatus) -> Vec<String> {
+    if status.features.is_empty() {
+        return Vec::new();
+    }
+    let rows: Vec<Vec<String>> = status
+        .features
+        .iter()
+        .map(|f| {
+            let available = if f.available { "yes" } else { "no" };
+            vec![f.name.clone(), available.to_owned(), f.because.clone()]
+        })
+        .collect();
+    table(&["Feature", "Available", ""], &rows)
+}
+
+fn keks(cluster: &Cluster, now: UnixMs) -> Vec<String> {
+    if cluster.ring.keks.is_empty() {
+        return Vec::new();
+    }
+    let rows: Vec<Vec<String>> = cluster
+        .ring
+        .keks
+        .iter()
+        .map(|kek| {
+            let role = match kek.role {
+                Role::Staged => "staged",
+                Role::Write => "write",
+                Role::Read => "read",
+                Role::Retained => "retained",
+            };
+            vec![
+                kek.serial.to_string(),
+                role.to_owned(),
+                kek.root.root.key.to_string(),
+                kek.root.version.to_string(),
+                ago(kek.created, now),
+            ]
+        })
+        .collect();
+    table(&["Key", "Role", "Root key", "Root key version", "Made"], &rows)
+}
+
+fn proof(cluster: &Cluster, now: UnixMs) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(v) = &cluster.verified {
+        lines.push(format!(
+            "{} records, all under the write key; {} opened by a freshly started plugin; etcd revision {}, {}",
+            thousands(v.records),
+            thousands(v.sampled),
+            v.revision,
+            ago(v.at, now)
+        ));
+    }
+    if let Some(r) = &cluster.residue {
+        lines.push(format!(
+            "plaintext in etcd's files: live {}, db {}, wal {} ({})",
+            thousands(r.live),
+            thousands(r.db),
+            thousands(r.wal),
+            ago(r.at, now)
+        ));
+        if r.live + r.db + r.wal > 0 {
+            lines.push(format!("clear it: claviger ks kms scrub -c {}", cluster.name));
+        }
+    }
+    lines
+}
+
+fn history(history: &[Finished], now: UnixMs) -> Vec<String> {
+    history
+        .iter()
+        .take(5)
+        .map(|f| {
+            let outcome = match &f.rejected {
+                None => "done".to_owned(),
+                Some(reason) => format!("rejected: {reason}"),
+            };
+            let seconds = f.ended.since(f.requested) / 1000;
+            format!(
+                "{} {} by {}: {outcome} after {seconds} s",
+                ago(f.ended, now),
+                f.kind,
+                f.requested_by
+            )
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use claviger_wire::ks::{Features, Lifecycle};
+
+    #[test]
+    fn cluster_get_shows_the_documented_lines_in_order() {
+        let view = ClusterView {
+            id: "abcdefghij0123456789".into(),
+            name: "shop".into(),
+            state: "normal".into(),
+            created_date: "2026-01-01T00:00:00Z".into(),
+            master_url: "https://10.0.0.1:6443".into(),
+            master_health: "normal".into(),
+            master_status: "Ready".into(),
+            master_kube_version: "1.37.2_1500".into(),
+            target_version: "1.37.3_1501".into(),
+            lifecycle: Lifecycle {
+                master_state: "deployed".into(),
+                master_status_modified_date: "2026-01-01T00:00:00Z".into(),
+                ..Lifecycle::default()
+            },
+            features: Features { key_protect_enabled: true, pull_secret_applied: false },
+            ..ClusterView::default()
+        };
+        let now =
+            UnixMs("2026-01-01T00:01:05Z".parse::<jiff::Timestamp>().unwrap().as_millisecond());
+        let lines: Vec<String> = cluster(&view, now)
+            .iter()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "Name: shop",
+                "ID: abcdefghij0123456789",
+                "State: normal",
+                "Created: 2026-01-01T00:00:00Z",
+                "Master URL: https://10.0.0.1:6443",
+                "Master Status: Ready (1 min ago)",
+                "Master State: deployed",
+                "Master Health: normal",
+                "Workers: 0",
+                "Version: 1.37.2_1500*",
+                "Key Management Service: enabled",
+            ]
+        );
+    }
+}

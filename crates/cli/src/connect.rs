@@ -1,0 +1,167 @@
+//! How the operator's commands reach the key server.
+
+use crate::exit::{self, Done, Failure};
+use crate::files;
+use claviger_client::{ClusterService, Config, Error, KeyService};
+use claviger_crypto::SecretBytes;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+/// Where the key server is and who asks.
+#[derive(clap::Args, Clone)]
+pub struct Connection {
+    /// URL of the key server
+    #[arg(
+        long,
+        env = "CLAVIGER_URL",
+        hide_env_values = true,
+        global = true,
+        help_heading = "Key server",
+        value_name = "URL"
+    )]
+    url: Option<String>,
+    /// URL of the token endpoint, if it is another
+    #[arg(
+        long,
+        env = "CLAVIGER_IAM_URL",
+        hide_env_values = true,
+        global = true,
+        help_heading = "Key server",
+        value_name = "URL"
+    )]
+    iam_url: Option<String>,
+    /// CA of the key server, PEM
+    #[arg(
+        long,
+        env = "CLAVIGER_CA_FILE",
+        hide_env_values = true,
+        global = true,
+        help_heading = "Key server",
+        value_name = "FILE"
+    )]
+    ca_file: Option<PathBuf>,
+    /// File that holds the API key; or the variable CLAVIGER_API_KEY, never an argument
+    #[arg(long, global = true, help_heading = "Key server", value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+}
+
+/// A key server that can be asked.
+pub struct Link {
+    /// Root keys.
+    pub keys: KeyService,
+    /// Clusters.
+    pub clusters: ClusterService,
+    environment: Vec<(&'static str, OsString)>,
+}
+
+/// Longest API key file: a key has 44 characters.
+const API_KEY_MAX: u64 = 4096;
+
+impl Link {
+    /// Variables with which a process of ours reaches the same key server as the same caller.
+    pub fn environment(&self) -> impl Iterator<Item = (&'static str, OsString)> + '_ {
+        self.environment.iter().cloned()
+    }
+}
+
+impl Connection {
+    /// Does `work` with a key server.
+    pub fn block_on(self, work: impl AsyncFnOnce(&Link) -> Done) -> Done {
+        let link = self.link()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| Failure::new(exit::FAULT, format!("cannot start: {e}"), "try again"))?;
+        runtime.block_on(work(&link))
+    }
+
+    fn link(self) -> Result<Link, Failure> {
+        let missing = |what: &str, how: &str| {
+            Failure::new(
+                exit::USAGE,
+                format!("{what} is not given"),
+                format!("{how}; a cluster of `claviger dev` sets all by `. D/env`"),
+            )
+        };
+        let url = self
+            .url
+            .ok_or_else(|| missing("the key server's URL", "say --url, or set CLAVIGER_URL"))?;
+        let ca_file = self.ca_file.ok_or_else(|| {
+            missing("the key server's CA", "say --ca-file, or set CLAVIGER_CA_FILE")
+        })?;
+        let api_key = match &self.api_key_file {
+            Some(path) => files::read_text(path, API_KEY_MAX)?.trim().to_owned(),
+            None => {
+                std::env::var("CLAVIGER_API_KEY").ok().filter(|key| !key.is_empty()).ok_or_else(
+                    || missing("an API key", "set CLAVIGER_API_KEY, or say --api-key-file"),
+                )?
+            }
+        };
+        let mut environment: Vec<(&'static str, OsString)> = vec![
+            ("CLAVIGER_URL", url.clone().into()),
+            ("CLAVIGER_CA_FILE", ca_file.clone().into_os_string()),
+            ("CLAVIGER_API_KEY", OsString::from_vec(api_key.clone().into_bytes())),
+        ];
+        if let Some(iam) = &self.iam_url {
+            environment.push(("CLAVIGER_IAM_URL", iam.into()));
+        }
+        let config = Config {
+            url,
+            iam_url: self.iam_url,
+            ca_file,
+            api_key: SecretBytes::new(api_key.into_bytes()),
+        };
+        let keys = KeyService::connect(&config)?;
+        let clusters = ClusterService::connect(&config)?;
+        Ok(Link { keys, clusters, environment })
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        let code = match &error {
+            Error::Unreachable { .. } => exit::UNREACHABLE,
+            // What the command line names does not exist, or is not what it should be.
+            Error::Refused { status: 400 | 404 | 413, .. } => exit::USAGE,
+            Error::Refused { .. } | Error::Unauthorized { .. } => exit::NO,
+            // A wrong CA or a broken file: another try gives the same.
+            Error::Tls { .. } | Error::Local { .. } => exit::USAGE,
+            Error::Protocol { .. } => exit::FAULT,
+        };
+        let hint = match (&error, error.hint()) {
+            (Error::Tls { .. }, "") => "is --ca-file the CA of this server?",
+            (Error::Local { .. }, "") => "see `claviger help` and docs/cli.md",
+            (_, hint) => hint,
+        };
+        Failure::new(code, &error, hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_get_the_codes_of_the_table() {
+        let refused = |status| Error::Refused {
+            status,
+            code: "X".to_owned(),
+            message: "m".to_owned(),
+            hint: String::new(),
+        };
+        let what = "w".to_owned();
+        for (error, code) in [
+            (Error::Unreachable { url: "u".to_owned(), what: what.clone() }, 3),
+            (Error::Tls { url: "u".to_owned(), what: what.clone() }, 2),
+            (refused(404), 2),
+            (refused(409), 1),
+            (refused(422), 1),
+            (Error::Unauthorized { message: what.clone() }, 1),
+            (Error::Local { what: what.clone() }, 2),
+            (Error::Protocol { what }, 70),
+        ] {
+            assert_eq!(Failure::from(error.clone()).code, code, "{error}");
+        }
+    }
+}

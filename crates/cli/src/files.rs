@@ -1,0 +1,131 @@
+//! Files that the operator's commands read and write.
+
+use crate::exit::{self, Failure};
+use claviger_crypto::SecretBytes;
+use rustix::fs::{Mode, OFlags};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+
+/// Longest certificate bundle or kubeconfig: real ones have a few KiB.
+pub const CONFIG_MAX: u64 = 1 << 20;
+
+/// Longest key material file: 32 bytes are 44 characters of base64; the rest is for blanks.
+const MATERIAL_MAX: u64 = 4096;
+
+/// Reads a text file, or standard input for `-`.
+pub fn read_text(path: &Path, max: u64) -> Result<String, Failure> {
+    let bytes = read(path, max)?;
+    String::from_utf8(bytes).map_err(|_| {
+        Failure::new(exit::USAGE, format!("{} is not text", path.display()), "give another file")
+    })
+}
+
+/// Reads key material, or standard input for `-`: base64, or the bytes themselves if `raw`.
+pub fn read_material(path: &Path, raw: bool) -> Result<SecretBytes, Failure> {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    let read = SecretBytes::new(read(path, MATERIAL_MAX)?);
+    if raw {
+        return Ok(read);
+    }
+    let text: Vec<u8> =
+        read.expose().iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let text = SecretBytes::new(text);
+    let decoded = STANDARD.decode(text.expose()).map(SecretBytes::new);
+    // The decoder's error names a byte of the secret, so it is not passed on.
+    decoded.map_err(|_| {
+        Failure::new(
+            exit::USAGE,
+            format!("{} is not base64", path.display()),
+            "give base64, or --raw for the bytes themselves",
+        )
+    })
+}
+
+fn read(path: &Path, max: u64) -> Result<Vec<u8>, Failure> {
+    let fail = |e: std::io::Error| {
+        Failure::new(exit::USAGE, format!("cannot read {}: {e}", path.display()), "check the path")
+    };
+    // Room for all at once: a vector that grows leaves copies of a secret behind.
+    let mut bytes = Vec::with_capacity(usize::try_from(max + 1).unwrap_or(0));
+    if path.as_os_str() == "-" {
+        std::io::stdin().lock().take(max + 1).read_to_end(&mut bytes).map_err(fail)?;
+    } else {
+        File::open(path).map_err(fail)?.take(max + 1).read_to_end(&mut bytes).map_err(fail)?;
+    }
+    if bytes.len() as u64 > max {
+        return Err(Failure::new(
+            exit::USAGE,
+            format!("{} has more than {max} bytes", path.display()),
+            "is it the right file?",
+        ));
+    }
+    Ok(bytes)
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let fail = |e: std::io::Error| {
+        Failure::new(
+            exit::UNREACHABLE,
+            format!("cannot write {}: {e}", path.display()),
+            "choose a directory that you may write to and that has room",
+        )
+    };
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}", std::process::id()));
+    let temporary = Path::new(&temporary);
+    let write = || -> std::io::Result<()> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let mut file = File::from(rustix::fs::open(temporary, flags, mode)?);
+        // The umask can only have taken bits away; this says the rest.
+        rustix::fs::fchmod(&file, mode)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(temporary, path)?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(|e| {
+        drop(std::fs::remove_file(temporary));
+        fail(e)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_secret_file_is_the_owners_and_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        write_secret(&path, b"one").unwrap();
+        write_secret(&path, b"two").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+        let failure = write_secret(&dir.path().join("no/such/dir"), b"x").unwrap_err();
+        assert_eq!(failure.code, exit::UNREACHABLE);
+    }
+
+    #[test]
+    fn material_is_base64_or_raw_and_errors_do_not_tell_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        std::fs::write(&path, "AAEC\nAwQF\n").unwrap();
+        assert_eq!(read_material(&path, false).unwrap().expose(), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(read_material(&path, true).unwrap().expose().len(), 10);
+        std::fs::write(&path, "geheim!").unwrap();
+        let failure = read_material(&path, false).err().unwrap();
+        assert!(!failure.error.contains('!'), "{}", failure.error);
+        std::fs::write(&path, vec![b'A'; 5000]).unwrap();
+        assert!(read_material(&path, false).err().unwrap().error.contains("more than 4096"));
+    }
+}

@@ -1,0 +1,301 @@
+//! How answers are shown: text for people, JSON for programs, progress while somebody looks.
+//!
+//! Answers go to standard output; progress, warnings and questions to standard error, so that
+//! `--output json` yields one JSON document and nothing else.
+
+use claviger_domain::id::UnixMs;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// In which form an answer is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Format {
+    /// Lines and tables for people.
+    #[default]
+    Text,
+    /// One JSON document; fields are only ever added.
+    Json,
+}
+
+/// Flags that every command of an operator has.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Look {
+    /// Form of the answer
+    #[arg(long, value_enum, default_value = "text", global = true)]
+    pub output: Format,
+    /// Print the answer only, no banners
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+impl Look {
+    /// Says what is being done now.
+    pub fn doing(self, what: &str) {
+        if self.output == Format::Text && !self.quiet {
+            print_line(&format!("{what}…"));
+        }
+    }
+
+    /// Says that it is done.
+    pub fn ok(self) {
+        if self.output == Format::Text && !self.quiet {
+            print_line("OK");
+        }
+    }
+
+    /// Shows an answer: `json` as it is, or the lines that `text` makes.
+    pub fn answer<T: Serialize>(self, json: &T, text: impl FnOnce() -> Vec<String>) {
+        match self.output {
+            Format::Json => {
+                // Our own wire types hold no map with keys that are not text, and nothing else
+                // makes serde_json fail.
+                let document = serde_json::to_string_pretty(json).expect("wire types serialise");
+                print_line(&document);
+            }
+            Format::Text => text().iter().for_each(|line| print_line(line)),
+        }
+    }
+
+    /// Tells something that the caller should know but did not ask for.
+    pub fn warn(self, text: &str) {
+        eprintln!("warning: {text}");
+    }
+}
+
+/// Prints a line. A reader that went away (`| head`) ends the program quietly, as SIGPIPE would.
+pub fn print_line(line: &str) {
+    if writeln!(std::io::stdout().lock(), "{line}").is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// Lines of a table: columns as wide as their widest cell, two blanks between them.
+pub fn table(head: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+    let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<String> =
+            cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        padded.join("  ").trim_end().to_owned()
+    };
+    let mut lines = vec![line(&mut head.iter().copied())];
+    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
+    lines
+}
+
+/// Lines `Name: value`, the values in one column. An empty value is left out.
+pub fn pairs(pairs: &[(&str, String)]) -> Vec<String> {
+    let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 1;
+    let shown = pairs.iter().filter(|(_, value)| !value.is_empty());
+    shown.map(|(name, value)| format!("{:<width$} {value}", format!("{name}:"))).collect()
+}
+
+/// `1,234,567`.
+pub fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut shown = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            shown.push(',');
+        }
+        shown.push(digit);
+    }
+    shown
+}
+
+/// The time now.
+pub fn now() -> UnixMs {
+    UnixMs(jiff::Timestamp::now().as_millisecond())
+}
+
+/// A moment as text, or a dash.
+pub fn when(at: UnixMs) -> String {
+    jiff::Timestamp::from_millisecond(at.0)
+        .map(|t| t.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+        .unwrap_or_else(|_| "-".to_owned())
+}
+
+/// How long ago, in one word and a unit: `just now`, `12 s ago`, `1 min ago`, `3 h ago`, `2 d ago`.
+pub fn age(elapsed: Duration) -> String {
+    let seconds = elapsed.as_secs();
+    match seconds {
+        0 => "just now".to_owned(),
+        1..60 => format!("{seconds} s ago"),
+        60..3600 => format!("{} min ago", seconds / 60),
+        3600..86_400 => format!("{} h ago", seconds / 3600),
+        _ => format!("{} d ago", seconds / 86_400),
+    }
+}
+
+/// How long ago `at` was.
+pub fn ago(at: UnixMs, now: UnixMs) -> String {
+    age(Duration::from_millis(now.since(at)))
+}
+
+/// The age of a text time, as servers write it; empty when it cannot be read.
+pub fn ago_of_text(at: &str, now: UnixMs) -> String {
+    at.parse::<jiff::Timestamp>().map(|t| ago(UnixMs(t.as_millisecond()), now)).unwrap_or_default()
+}
+
+/// Progress of long work: a bar where a person looks, a line now and then elsewhere.
+pub struct Progress {
+    look: Look,
+    bar: Option<ProgressBar>,
+    phase: String,
+    started: Instant,
+    said: Option<Instant>,
+}
+
+/// Plain lines come no more often than this: a log is not an animation.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+impl Progress {
+    /// Begins; nothing is shown yet.
+    pub fn new(look: Look) -> Self {
+        let shown = std::io::stderr().is_terminal() && !look.quiet;
+        let bar = shown.then(|| {
+            let bar = ProgressBar::new_spinner();
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        Self { look, bar, phase: String::new(), started: Instant::now(), said: None }
+    }
+
+    /// What is going on, in a few words; said once when it changes.
+    pub fn phase(&mut self, phase: &str) {
+        if self.phase == phase {
+            return;
+        }
+        phase.clone_into(&mut self.phase);
+        self.said = None;
+        match &self.bar {
+            Some(bar) => {
+                bar.set_style(style("{spinner} {msg}"));
+                bar.println(self.line(phase));
+                bar.set_message(phase.to_owned());
+            }
+            None => self.plain(phase),
+        }
+    }
+
+    /// How far it is: with rate and time left.
+    pub fn count(&mut self, what: &str, done: u64, total: u64, per_second: u64) {
+        let left = total.saturating_sub(done);
+        let time = match per_second {
+            0 => String::new(),
+            rate => format!(", {} s left", left.div_ceil(rate)),
+        };
+        match &self.bar {
+            Some(bar) => {
+                bar.set_style(style("{msg} {bar:30} {percent}% "));
+                bar.set_length(total);
+                bar.set_position(done);
+                bar.set_message(format!(
+                    "{what} {}/{} ({}/s{time})",
+                    thousands(done),
+                    thousands(total),
+                    thousands(per_second)
+                ));
+            }
+            None => {
+                if self.said.is_some_and(|at| at.elapsed() < LINE_EVERY) && left > 0 {
+                    return;
+                }
+                self.said = Some(Instant::now());
+                let percent = (done * 100).checked_div(total).unwrap_or(100);
+                self.plain(&format!(
+                    "{what}: {percent}% ({}/{}), {}/s{time}",
+                    thousands(done),
+                    thousands(total),
+                    thousands(per_second)
+                ));
+            }
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn end(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn line(&self, text: &str) -> String {
+        format!("{:>6.1} s  {text}", self.started.elapsed().as_secs_f64())
+    }
+
+    fn plain(&self, text: &str) {
+        if !self.look.quiet {
+            eprintln!("{}", self.line(text));
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner())
+}
+
+/// Whether a person sits at both ends.
+pub fn attended() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+/// Asks a yes-or-no question; anything but `y` or `yes` is no.
+pub fn confirm(question: &str) -> bool {
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).is_ok()
+        && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up_and_lines_have_no_tail() {
+        let rows =
+            vec![vec!["a".to_owned(), "xyz".to_owned()], vec!["bcd".to_owned(), String::new()]];
+        assert_eq!(table(&["Name", "ID"], &rows), ["Name  ID", "a     xyz", "bcd"]);
+    }
+
+    #[test]
+    fn ages_read_as_in_the_cluster_service() {
+        for (seconds, text) in [
+            (0, "just now"),
+            (59, "59 s ago"),
+            (60, "1 min ago"),
+            (7200, "2 h ago"),
+            (200_000, "2 d ago"),
+        ] {
+            assert_eq!(age(Duration::from_secs(seconds)), text);
+        }
+        assert_eq!(ago_of_text("1970-01-01T00:00:00Z", UnixMs(61_000)), "1 min ago");
+        assert_eq!(ago_of_text("yesterday", UnixMs(0)), "");
+    }
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!(thousands(7), "7");
+        assert_eq!(thousands(1234), "1,234");
+        assert_eq!(thousands(1_234_567), "1,234,567");
+    }
+
+    #[test]
+    fn empty_values_are_left_out() {
+        let lines = pairs(&[("A", "1".to_owned()), ("Long", String::new()), ("B", "2".to_owned())]);
+        assert_eq!(lines, ["A:    1", "B:    2"]);
+    }
+}

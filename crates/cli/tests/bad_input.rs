@@ -1,0 +1,144 @@
+//! Wrong command lines and absent servers, on the real program: an exit code from the table, a
+//! line that says what is wrong, a hint that says what to do, and never a panic.
+
+#![allow(clippy::unwrap_used)] // Helpers of tests: a panic is the report.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+/// Runs `claviger LINE` with these variables and no others.
+fn claviger(line: &str, env: &[(&str, &str)]) -> Said {
+    let out = Command::new(env!("CARGO_BIN_EXE_claviger"))
+        .args(line.split_whitespace())
+        .env_clear()
+        .envs(env.iter().copied())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = Said {
+        code: out.status.code().unwrap_or(-1),
+        out: String::from_utf8(out.stdout).unwrap(),
+        err: String::from_utf8(out.stderr).unwrap(),
+    };
+    assert!(!said.err.contains("panicked"), "{}", said.err);
+    said
+}
+
+const GUID: &str = "11111111-2222-4333-8444-555555555555";
+
+/// A CA of nobody, made anew: real enough to be read, good for no server.
+fn ca(dir: &Path) -> String {
+    let path = dir.join("ca.pem");
+    let key = rcgen::KeyPair::generate().unwrap();
+    let made = rcgen::CertificateParams::new(vec!["nobody".to_owned()]).unwrap();
+    fs::write(&path, made.self_signed(&key).unwrap().pem()).unwrap();
+    path.to_string_lossy().into_owned()
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    for (line, env, word) in [
+        ("ks cluster ls", vec![], "URL"),
+        ("ks cluster ls", vec![("CLAVIGER_URL", "https://localhost:1")], "CA"),
+        ("key ls", vec![], "instance"),
+        ("ks cluster get", vec![], "--cluster"),
+        ("ks kms enable -c x --crk y", vec![], "--instance-id"),
+    ] {
+        let said = claviger(line, &env);
+        assert_eq!(said.code, 2, "{line}: {}", said.err);
+        assert!(said.err.contains(word), "{line}: {}", said.err);
+        assert_eq!(said.out, "", "{line}");
+    }
+}
+
+#[test]
+fn an_absent_server_is_3_and_worth_another_try() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = ca(dir.path());
+    // Bound and dropped: nobody listens there.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let url = format!("https://127.0.0.1:{port}");
+    let env = [("CLAVIGER_URL", &*url), ("CLAVIGER_CA_FILE", &*ca), ("CLAVIGER_API_KEY", "k")];
+    for line in [
+        "ks cluster ls".to_owned(),
+        "ks cluster ls --output json".to_owned(),
+        "ks kms status -c shop".to_owned(),
+        format!("key ls --instance-id {GUID}"),
+        format!("key disable {GUID} --yes --instance-id {GUID}"),
+    ] {
+        let said = claviger(&line, &env);
+        assert_eq!(said.code, 3, "{line}: {}", said.err);
+        assert!(said.err.contains("error: "), "{line}: {}", said.err);
+        assert!(said.err.contains("hint: "), "{line}: {}", said.err);
+    }
+}
+
+#[test]
+fn files_that_are_not_what_they_should_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path.to_string_lossy().into_owned()
+    };
+    let good = ca(dir.path());
+    let (none, text, large) =
+        ("/no/such/file".to_owned(), path("text", b"no pem"), path("large", &vec![b'x'; 2 << 20]));
+    let url = "https://127.0.0.1:1";
+    for bad in [&none, &text, &large] {
+        let env = [("CLAVIGER_URL", url), ("CLAVIGER_CA_FILE", bad), ("CLAVIGER_API_KEY", "k")];
+        let said = claviger("ks cluster ls", &env);
+        assert!([2, 3].contains(&said.code), "{bad}: {} {}", said.code, said.err);
+        let env = [("CLAVIGER_URL", url), ("CLAVIGER_CA_FILE", &good), ("CLAVIGER_API_KEY", "k")];
+        let line = format!("ks cluster register shop --server https://x --ca-cert {bad}");
+        let said = claviger(&line, &env);
+        assert_eq!(said.code, 2, "{line}: {}", said.err);
+        let line = format!("key import k --instance-id {GUID} --material {bad}");
+        let said = claviger(&line, &env);
+        assert_eq!(said.code, 2, "{line}: {}", said.err);
+        assert!(!said.err.contains("xxxx"), "an error must not tell material: {}", said.err);
+    }
+}
+
+#[test]
+fn ids_that_are_none() {
+    for line in ["key ls --instance-id shop", "ks kms crk ls --instance-id crn:v1:x"] {
+        let said = claviger(line, &[]);
+        assert_eq!(said.code, 2, "{line}: {}", said.err);
+        assert!(said.err.contains("GUID or CRN"), "{line}: {}", said.err);
+    }
+}
+
+#[test]
+fn completions_are_scripts_of_their_shells() {
+    let script = claviger("completions bash", &[]);
+    assert_eq!(script.code, 0);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("claviger.bash");
+    fs::write(&file, &script.out).unwrap();
+    assert!(Command::new("bash").arg("-n").arg(&file).status().unwrap().success());
+    assert!(claviger("completions zsh", &[]).out.starts_with("#compdef claviger"));
+    assert!(claviger("completions fish", &[]).out.contains("complete -c claviger"));
+    assert_eq!(claviger("completions tcsh", &[]).code, 2);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_claviger"))
+        .args(["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let out = child.wait_with_output().unwrap();
+    assert!(!String::from_utf8_lossy(&out.stderr).contains("panicked"));
+}

@@ -1,0 +1,259 @@
+//! End to end on real API servers, etcd, key server and agents, by the operator's commands.
+//!
+//! `cargo xtask test` builds what they need and runs them with `--ignored --test-threads=1`.
+//! They assert order and bounds of a minute; the promises in seconds are measured by the demo.
+
+#![allow(clippy::unwrap_used)] // Helpers of tests: a panic is the report.
+
+use claviger_tests::kube::Kube;
+use claviger_tests::lab::{Lab, Options};
+use claviger_tests::load::{self, MARKER};
+use claviger_tests::raw;
+use claviger_tests::traffic::Traffic;
+use serde_json::Value;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+/// Every promise in seconds has this bound here: machines that run tests are busy.
+const MINUTE: Duration = Duration::from_secs(60);
+
+struct Flow {
+    lab: Lab,
+    kube: Kube,
+    cluster: String,
+    instance: String,
+}
+
+impl Flow {
+    fn start(kubernetes: &'static str, servers: usize, bare: bool) -> Flow {
+        let lab = Lab::up(&Options { kubernetes, servers, bare, ..Options::default() }).unwrap();
+        let kube = Kube::of(&lab).unwrap();
+        let cluster = lab.var("CLAVIGER_CLUSTER").unwrap();
+        let instance = lab.var("CLAVIGER_INSTANCE_ID").unwrap();
+        Flow { lab, kube, cluster, instance }
+    }
+
+    fn create_key(&self, name: &str) {
+        self.lab.must(&["key", "create", name]).unwrap();
+    }
+
+    fn enable(&self, key: &str, take_up: &str) {
+        let args = [
+            "ks",
+            "kms",
+            "enable",
+            "-c",
+            &self.cluster,
+            "--instance-id",
+            &self.instance,
+            "--crk",
+            key,
+        ];
+        self.lab.must(&[&args[..], &["--take-up", take_up, "--wait"]].concat()).unwrap();
+    }
+
+    fn census(&self) -> (i32, Value) {
+        self.lab.answer(&["census", "-c", &self.cluster]).unwrap()
+    }
+
+    fn status(&self) -> Value {
+        self.lab.answer(&["ks", "kms", "status", "-c", &self.cluster]).unwrap().1
+    }
+
+    fn cluster_get(&self) -> Value {
+        self.lab.answer(&["ks", "cluster", "get", "-c", &self.cluster]).unwrap().1
+    }
+
+    /// Serial of the KEK that writes.
+    fn write_serial(&self) -> u64 {
+        let status = self.status();
+        let keks = status["state"]["cluster"]["ring"]["keks"].as_array().unwrap();
+        keks.iter().find(|k| k["role"] == "write").unwrap()["serial"].as_u64().unwrap()
+    }
+
+    fn connects(&self) -> bool {
+        TcpStream::connect(self.kube.address()).is_ok()
+    }
+}
+
+fn within(limit: Duration, what: &str, mut good: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !good() {
+        assert!(Instant::now() < end, "{what}: not within {} s", limit.as_secs());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The whole life of one cluster: plaintext, enabled, rotated under load, fenced, given back,
+/// scrubbed, with a look into etcd's files at the end.
+fn life(kubernetes: &'static str, take_up: &str, bare: bool) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let flow = Flow::start(kubernetes, 1, bare);
+    runtime.block_on(load::plant(&flow.kube, load::shapes(1000, 1))).unwrap();
+    let (code, _) = flow.census();
+    assert_eq!(code, 1, "plaintext falls short");
+    assert!(raw_value(&flow, &runtime).starts_with(b"k8s\0"));
+
+    flow.create_key("root");
+    flow.enable("root", take_up);
+    let (code, census) = flow.census();
+    assert_eq!(code, 0, "{census}");
+    assert!(raw_value(&flow, &runtime).starts_with(b"k8s:enc:kms:v2:claviger:"));
+    let view = flow.cluster_get();
+    assert_eq!(view["features"]["keyProtectEnabled"], true, "{view}");
+    assert_eq!(view["masterStatus"], "Ready", "{view}");
+
+    // Asked again, nothing happens.
+    let serial = flow.write_serial();
+    flow.enable("root", take_up);
+    assert_eq!(flow.write_serial(), serial);
+
+    rotate_under_load(&flow, &runtime, serial);
+    fence_and_return(&flow, &runtime);
+    scrub(&flow, &runtime);
+    flow.lab.down().unwrap();
+}
+
+fn raw_value(flow: &Flow, runtime: &tokio::runtime::Runtime) -> Vec<u8> {
+    runtime.block_on(raw::value(&flow.lab, "/registry/secrets/ingress/tls-00002")).unwrap()
+}
+
+fn rotate_under_load(flow: &Flow, runtime: &tokio::runtime::Runtime, serial: u64) {
+    let processes = flow.lab.var("KUBE_APISERVER_PIDS").unwrap();
+    let traffic = runtime.block_on(Traffic::start(&flow.kube, 2)).unwrap();
+    flow.lab.must(&["key", "rotate", "root"]).unwrap();
+    flow.lab.must(&["ks", "kms", "follow", "-c", &flow.cluster]).unwrap();
+    let report = runtime.block_on(traffic.stop());
+    assert!(
+        report.reads > 100 && report.writes > 50,
+        "too little traffic to prove anything: {report:?}"
+    );
+    assert_eq!(report.failed, 0, "{report:?}");
+    assert!(flow.write_serial() > serial, "rotation makes a new key");
+    assert_eq!(flow.census().0, 0);
+    let now = flow.lab.var("KUBE_APISERVER_PIDS").unwrap();
+    assert_eq!(now, processes, "rotation never restarts an API server");
+}
+
+fn fence_and_return(flow: &Flow, runtime: &tokio::runtime::Runtime) {
+    let before = runtime.block_on(flow.kube.list_all()).unwrap();
+    // A watch is open all the while: it must not keep the process alive.
+    let mut watch = std::process::Command::new(flow.lab.var("KUBECTL").unwrap())
+        .args(["get", "secrets", "-A", "--watch"])
+        .env("KUBECONFIG", flow.lab.var("KUBECONFIG").unwrap())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    flow.lab.must(&["key", "disable", "root", "--yes"]).unwrap();
+    within(MINUTE, "fenced", || !flow.connects());
+    within(MINUTE, "state says so", || flow.cluster_get()["state"] == "warning");
+    let said = flow.lab.kubectl(&["get", "secrets", "-A", "--request-timeout=3s"]).unwrap();
+    assert!(!said.status.success(), "kubectl must not reach a fenced cluster");
+    let refused = flow.lab.claviger(&["ks", "cluster", "config", "-c", &flow.cluster]).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    // A deletion is refused as long as the cluster is registered, forced too.
+    let delete = flow.lab.claviger(&["key", "delete", "root", "--yes", "--force"]).unwrap();
+    assert_eq!(delete.status.code(), Some(1), "{delete:?}");
+
+    flow.lab.must(&["key", "enable", "root"]).unwrap();
+    within(2 * MINUTE, "serving again", || flow.connects());
+    within(MINUTE, "every Secret readable", || {
+        runtime.block_on(flow.kube.list_all()).is_ok_and(|count| count >= before)
+    });
+    within(MINUTE, "normal again", || flow.cluster_get()["state"] == "normal");
+    drop(watch.kill());
+    drop(watch.wait());
+}
+
+fn scrub(flow: &Flow, runtime: &tokio::runtime::Runtime) {
+    let before = runtime.block_on(flow.kube.list_all()).unwrap();
+    flow.lab.must(&["ks", "kms", "scrub", "-c", &flow.cluster]).unwrap();
+    let files = flow.lab.var("ETCD_DATA_DIR").unwrap();
+    assert_eq!(raw::occurrences(files.as_ref(), MARKER.as_bytes()).unwrap(), 0);
+    within(MINUTE, "readable after scrub", || {
+        runtime.block_on(flow.kube.list_all()).is_ok_and(|count| count == before)
+    });
+    let (code, _) = flow.lab.answer(&["ks", "kms", "verify", "-c", &flow.cluster]).unwrap();
+    assert_eq!(code, 0);
+}
+
+#[test]
+#[ignore = "needs the testbed: cargo xtask test"]
+fn life_of_a_bare_cluster_by_restart_1_37() {
+    life("1.37", "restart", true);
+}
+
+#[test]
+#[ignore = "needs the testbed: cargo xtask test"]
+fn life_of_a_cluster_by_reload_1_34() {
+    life("1.34", "reload", false);
+}
+
+/// Three API servers; the document's own check; a move to another key; what must be refused.
+#[test]
+#[ignore = "needs the testbed: cargo xtask test"]
+fn three_api_servers_verify_and_switch() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let flow = Flow::start("1.37", 3, true);
+    runtime.block_on(load::plant(&flow.kube, load::shapes(200, 2))).unwrap();
+    flow.create_key("first");
+    flow.create_key("second");
+    flow.enable("first", "restart");
+    let (code, report) = flow
+        .lab
+        .answer(&[
+            "ks",
+            "kms",
+            "verify",
+            "-c",
+            &flow.cluster,
+            "--by-disabling",
+            "--for",
+            "60s",
+            "--yes",
+        ])
+        .unwrap();
+    assert_eq!(code, 0, "{report}");
+    assert_eq!(report["config_refused"], true);
+
+    let serial = flow.write_serial();
+    flow.enable("second", "restart");
+    assert!(flow.write_serial() > serial);
+    assert_eq!(flow.census().0, 0);
+    // A root key is used once in the life of a cluster.
+    let args = [
+        "ks",
+        "kms",
+        "enable",
+        "-c",
+        &flow.cluster,
+        "--instance-id",
+        &flow.instance,
+        "--crk",
+        "first",
+    ];
+    let again = flow.lab.claviger(&args).unwrap();
+    assert_eq!(again.status.code(), Some(1), "{again:?}");
+    flow.lab.down().unwrap();
+}
+
+/// The guard enables the key though its starter is killed at once.
+#[test]
+#[ignore = "needs the testbed: cargo xtask test"]
+fn the_guard_outlives_its_starter() {
+    let flow = Flow::start("1.37", 1, true);
+    flow.create_key("root");
+    flow.enable("root", "restart");
+    let args =
+        ["ks", "kms", "verify", "-c", &flow.cluster, "--by-disabling", "--for", "60s", "--yes"];
+    let mut verify = flow.lab.operator(&args).unwrap().spawn().unwrap();
+    within(MINUTE, "disabled", || flow.cluster_get()["state"] == "warning");
+    verify.kill().unwrap();
+    verify.wait().unwrap();
+    within(2 * MINUTE, "enabled by the guard", || {
+        flow.lab.answer(&["key", "get", "root"]).is_ok_and(|(_, key)| key["state"] == 1)
+    });
+    within(2 * MINUTE, "normal again", || flow.cluster_get()["state"] == "normal");
+    flow.lab.down().unwrap();
+}
