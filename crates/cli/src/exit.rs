@@ -11,6 +11,17 @@
 use std::fmt;
 use std::process::ExitCode;
 
+/// The answer is no.
+pub const NO: u8 = 1;
+/// The command line is wrong.
+pub const USAGE: u8 = 2;
+/// The answer could not be learned.
+pub const UNKNOWN: u8 = 2;
+/// A server or a file could not be reached; another try may help.
+pub const UNREACHABLE: u8 = 3;
+/// A fault of ours.
+pub const FAULT: u8 = 70;
+
 /// A command that did not do what was asked.
 #[derive(Debug)]
 pub struct Failure {

@@ -6,7 +6,11 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
 mod commands;
+mod connect;
 mod exit;
+mod files;
+mod ids;
+mod render;
 
 /// Encrypt Kubernetes clusters under root keys that you hold, and prove it
 #[derive(Parser)]
@@ -46,4 +50,62 @@ fn main() -> ExitCode {
         Command::Completions(args) => commands::completions::run(args),
     };
     exit::code(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use std::fmt::Write;
+
+    /// Help is an interface: a change of it is a change of this file, seen in review.
+    /// `CLAVIGER_SNAPSHOTS=write cargo test -p claviger-cli` writes it anew.
+    #[test]
+    fn help_is_as_recorded() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/help.txt");
+        let mut now = String::new();
+        let mut root = Cli::command().term_width(100);
+        root.build();
+        for noun in ["ks", "key", "completions"] {
+            record(root.find_subcommand(noun).unwrap(), &mut now);
+        }
+        if std::env::var_os("CLAVIGER_SNAPSHOTS").is_some_and(|v| v == "write") {
+            std::fs::write(path, &now).unwrap();
+        }
+        let recorded = std::fs::read_to_string(path).unwrap();
+        for (line, (old, new)) in recorded.lines().zip(now.lines()).enumerate() {
+            assert_eq!(old, new, "help.txt:{}", line + 1);
+        }
+        assert_eq!(recorded.len(), now.len());
+    }
+
+    fn record(command: &clap::Command, out: &mut String) {
+        let help = command.clone().render_help().to_string();
+        let trimmed: Vec<&str> = help.lines().map(str::trim_end).collect();
+        writeln!(out, "{}\n", trimmed.join("\n").trim_end()).unwrap();
+        let shown = |sub: &&clap::Command| !sub.is_hide_set() && sub.get_name() != "help";
+        for sub in command.get_subcommands().filter(shown) {
+            record(sub, out);
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn cluster_and_instance_come_from_ids_crns_and_names() {
+        let parse = |line: &str| Cli::try_parse_from(line.split_whitespace());
+        let guid = "11111111-2222-4333-8444-555555555555";
+        let enable = format!("claviger ks kms enable -c shop --instance-id {guid} --crk root");
+        assert!(parse(&enable).is_ok());
+        assert!(parse(&enable.replace(guid, "nonsense")).is_err());
+        assert!(parse(&format!("{enable} --take-up reload --public-endpoint --wait")).is_ok());
+        assert!(parse(&format!("{enable} --take-up never")).is_err());
+        assert!(parse("claviger ks kms verify -c shop --for 60s").is_err(), "needs --by-disabling");
+        assert!(parse("claviger ks kms verify -c shop --by-disabling --for 2h").is_err());
+        assert!(parse("claviger key import k --material - --output json").is_ok());
+        assert!(parse("claviger key import k").is_err(), "material never comes by an argument");
+    }
 }
