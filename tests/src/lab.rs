@@ -29,6 +29,7 @@ impl Default for Options {
 pub struct Lab {
     dir: PathBuf,
     claviger: PathBuf,
+    keep: bool,
 }
 
 /// The environment that `D/env` exports.
@@ -42,7 +43,7 @@ impl Lab {
             .ok_or("CLAVIGER_BIN is not set; start this through cargo xtask")?;
         let unique = format!("claviger-lab-{}-{}", std::process::id(), unique());
         let dir = std::env::temp_dir().join(unique);
-        let lab = Lab { dir, claviger };
+        let lab = Lab { dir, claviger, keep: false };
         let mut command = lab.command(&["dev", "up", "--detach", "--dir"]);
         command.arg(&lab.dir);
         if options.only_key_service {
@@ -96,7 +97,13 @@ impl Lab {
             .collect())
     }
 
-    fn var(&self, name: &str) -> Result<String, String> {
+    /// Leaves it running when dropped.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// One variable of `D/env`.
+    pub fn var(&self, name: &str) -> Result<String, String> {
         self.env()?.remove(name).ok_or_else(|| format!("{name} is not in the environment file"))
     }
 
@@ -115,6 +122,29 @@ impl Lab {
         let out = check(&args.join(" "), self.claviger(args)?)?;
         serde_json::from_slice(&out.stdout)
             .map_err(|e| format!("{}: not JSON: {e}", args.join(" ")))
+    }
+
+    /// The exit code and the JSON of a command whose answer may be no.
+    pub fn answer(&self, args: &[&str]) -> Result<(i32, Value), String> {
+        let out = self.claviger(&[args, &["--output", "json"]].concat())?;
+        let json = serde_json::from_slice(&out.stdout).map_err(|e| {
+            let said = String::from_utf8_lossy(&out.stderr).into_owned();
+            format!("{}: {}: not JSON ({e}): {said}", args.join(" "), out.status)
+        })?;
+        Ok((out.status.code().unwrap_or(-1), json))
+    }
+
+    /// A `claviger` command that must succeed; gives what it printed.
+    pub fn must(&self, args: &[&str]) -> Result<String, String> {
+        let out = check(&args.join(" "), self.claviger(args)?)?;
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    /// A `claviger` command with the cluster's environment, to be started by the caller.
+    pub fn operator(&self, args: &[&str]) -> Result<Command, String> {
+        let mut command = self.command(args);
+        command.envs(self.env()?);
+        Ok(command)
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -329,6 +359,12 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        if self.keep {
+            return;
+        }
+        if std::thread::panicking() {
+            eprintln!("{}", self.last_words());
+        }
         // After down() this finds nothing to do.
         let _ = run(self.command(&["dev", "down", "--purge", "--dir"]).arg(&self.dir));
         let _ = std::fs::remove_dir_all(&self.dir);
