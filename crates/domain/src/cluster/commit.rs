@@ -135,10 +135,16 @@ pub fn apply(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), 
 fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Refusal> {
     match commit {
         Commit::Joined { agent } => {
-            cluster
-                .servers
-                .entry(agent.clone())
-                .or_insert(Target { stage: Stage::Bare, since: now });
+            let stage = first_stage(cluster);
+            let known = cluster.servers.contains_key(agent);
+            cluster.servers.entry(agent.clone()).or_insert(Target { stage, since: now });
+            if let Some(op) = &mut cluster.operation
+                && !known
+            {
+                // The proof did not know of this API server's requests.
+                op.verified = None;
+                op.first_verified = None;
+            }
         }
         Commit::Opened { id, kind, target, take_up, public_endpoint, by } => {
             if let Some(op) = &cluster.operation {
@@ -172,6 +178,7 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
                 promoted: None,
                 rewrite: None,
                 verified: None,
+                first_verified: None,
                 compacted: None,
                 stuck: None,
             });
@@ -215,6 +222,13 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
             if cluster.ring.reported().is_none() {
                 return Err(Refusal::OutOfOrder("no KEK that a configuration could name"));
             }
+            if *stage >= Stage::WriteFirst && cluster.ring.write().is_none() {
+                return Err(Refusal::OutOfOrder("no KEK that seals"));
+            }
+            let proof = cluster.operation.as_ref().map_or(cluster.verified, |op| op.verified);
+            if *stage == Stage::Only && proof.is_none() {
+                return Err(Refusal::OutOfOrder("plaintext may be left"));
+            }
             let target = cluster
                 .servers
                 .get_mut(agent)
@@ -231,13 +245,22 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
             promote(cluster, serial)?;
             operation(cluster)?.promoted = Some(now);
         }
-        Commit::Rewriting { rewrite } => operation(cluster)?.rewrite = Some(*rewrite),
+        Commit::Rewriting { rewrite } => {
+            let op = operation(cluster)?;
+            if op.promoted.is_none() {
+                return Err(Refusal::OutOfOrder("rewritten before the KEK was promoted"));
+            }
+            op.rewrite = Some(*rewrite);
+            // Records changed since the proof, so it proves nothing.
+            op.verified = None;
+        }
         Commit::Verified { verified } => {
             let op = operation(cluster)?;
             if op.promoted.is_none() {
                 return Err(Refusal::OutOfOrder("verified before the KEK was promoted"));
             }
             op.verified = Some(*verified);
+            op.first_verified.get_or_insert(now);
             cluster.verified = Some(*verified);
         }
         Commit::Compacted { revision } => {
@@ -257,6 +280,12 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
         }
     }
     Ok(())
+}
+
+/// What an API server that joins is to have: enough to read what the others may write.
+fn first_stage(cluster: &Cluster) -> Stage {
+    let reached = cluster.servers.values().map(|t| t.stage).max().unwrap_or_default();
+    reached.min(Stage::WriteFirst)
 }
 
 fn operation(cluster: &mut Cluster) -> Result<&mut Operation, Refusal> {

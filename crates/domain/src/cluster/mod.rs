@@ -132,7 +132,8 @@ impl fmt::Display for OperationKind {
     }
 }
 
-/// Work in progress. Each field past `requested` is a durable commit; none is ever undone.
+/// Work in progress. Each field past `requested` is a durable commit; none is undone but a
+/// proof that a later rewrite made void.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     /// Its identifier.
@@ -157,8 +158,12 @@ pub struct Operation {
     pub promoted: Option<UnixMs>,
     /// Progress of the rewrite, for people; no decision rests on it.
     pub rewrite: Option<Rewrite>,
-    /// etcd's bytes were counted and nothing was left under another key.
+    /// etcd's bytes were counted and nothing was left under another key. A rewrite after it
+    /// makes it void.
     pub verified: Option<Verified>,
+    /// When that was first so. Every API server had taken up its file by then.
+    #[serde(default)]
+    pub first_verified: Option<UnixMs>,
     /// History was compacted at this revision and every member defragmented.
     pub compacted: Option<i64>,
     /// Why it makes no progress, when it does not. The work goes on by itself once the cause

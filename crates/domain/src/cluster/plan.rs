@@ -5,10 +5,15 @@
 //! write; see a canary of every API server under it; rewrite; prove from etcd's bytes; (first
 //! enablement) let nobody read plaintext, compact, defragment; done. Each step is safe to
 //! repeat, and every answer carries its reason.
+//!
+//! Three promises of the agents carry it. An agent writes a ring to its disk before its plugin
+//! takes it, and never goes back to an older one, so that what it once reported as opened stays
+//! opened. By `restart` it ends the process that ran when the file was written, whatever that
+//! process has loaded meanwhile. And it starts an API server only with the file of its target.
 
 use super::{
     Access, Cluster, FRESH_MS, OperationKind, REQUEST_TIMEOUT_MS, RootStatus, Seen, Stage, TakeUp,
-    Tally,
+    Tally, Target,
 };
 use crate::id::{AgentName, OperationId, Serial, UnixMs};
 use crate::key::{KeyState, RootKey};
@@ -24,7 +29,8 @@ pub struct Facts<'a> {
     pub seen: &'a BTreeMap<AgentName, Seen>,
     /// What the key service says of the cluster's root keys and of the operation's target.
     pub roots: &'a [RootStatus],
-    /// A count of etcd, taken after the observations; needed only when [`needs_tally`].
+    /// A count of etcd, taken after the observations. It costs a read of all records, so leave
+    /// it out at first: where it decides, the answer is [`Why::NoTally`].
     pub tally: Option<&'a Tally>,
     /// The server's clock.
     pub now: UnixMs,
@@ -100,6 +106,8 @@ pub enum Why {
     Closed(AgentName),
     /// The agent has not tried the target yet.
     Preflight(AgentName),
+    /// The agent tried the target in vain, and the operation must go on all the same.
+    PreflightFailed(AgentName, String),
     /// The plugin has not opened the new KEK yet.
     NotOpened(AgentName),
     /// The API server has not taken the file up yet.
@@ -108,7 +116,7 @@ pub enum Why {
     NotReported(AgentName),
     /// No canary of this process under the write KEK yet.
     NoCanary(AgentName),
-    /// etcd could not be counted.
+    /// etcd must be counted, or could not be.
     NoTally,
     /// Requests that an API server began before its take-up may still write plaintext.
     Requests {
@@ -128,6 +136,7 @@ impl fmt::Display for Why {
             Why::Silent(a) => write!(f, "no fresh word from agent {a}"),
             Why::Closed(a) => write!(f, "agent {a} cannot open the key ring now"),
             Why::Preflight(a) => write!(f, "agent {a} is still trying the root key"),
+            Why::PreflightFailed(a, failure) => write!(f, "agent {a}: {failure}"),
             Why::NotOpened(a) => write!(f, "the plugin of {a} has not opened the new KEK yet"),
             Why::NotTaken(a, stage) => write!(f, "API server {a} has not taken up {stage} yet"),
             Why::NotReported(a) => {
@@ -136,7 +145,7 @@ impl fmt::Display for Why {
             Why::NoCanary(a) => {
                 write!(f, "API server {a} has not yet written a record under the new KEK")
             }
-            Why::NoTally => f.write_str("etcd could not be read"),
+            Why::NoTally => f.write_str("etcd's records are to be counted"),
             Why::Requests { left_ms } => write!(
                 f,
                 "requests begun before the last take-up may still write plaintext for {} s",
@@ -153,21 +162,13 @@ impl fmt::Display for Why {
     }
 }
 
-/// Whether [`plan`] will ask for a count of etcd.
-pub fn needs_tally(cluster: &Cluster) -> bool {
-    cluster.operation.as_ref().is_some_and(|op| op.promoted.is_some())
-}
-
 /// The next step.
 pub fn plan(facts: &Facts<'_>) -> Step {
     let Some(op) = &facts.cluster.operation else { return idle(facts) };
     if let Some(wait) = everybody_speaks(facts) {
         return Step::Wait(wait);
     }
-    if op.serial.is_none() {
-        return before_the_kek(facts);
-    }
-    let serial = op.serial.unwrap_or_default();
+    let Some(serial) = op.serial else { return before_the_kek(facts) };
     if let Some(wait) = everybody_open(facts) {
         return Step::Wait(wait);
     }
@@ -177,18 +178,26 @@ pub fn plan(facts: &Facts<'_>) -> Step {
             return Step::Wait(Why::NotOpened(agent));
         }
     }
-    let first = op.kind == OperationKind::Enable;
-    if first
-        && op.promoted.is_none()
-        && facts.cluster.servers.len() > 1
+    // One API server alone switches from plaintext to KMS at once. Of several, all must be able
+    // to read before the first writes; one that joins later is told to write from the start.
+    let targets = || facts.cluster.servers.values();
+    if targets().len() > 1
+        && targets().all(|t| t.stage < Stage::WriteFirst)
         && let Some(step) = bring_to(facts, Stage::ReadFirst)
     {
         return step;
     }
-    let Some(promoted) = op.promoted else { return Step::Promote { serial } };
+    let Some(promoted) = op.promoted else {
+        // Promotion cannot be taken back, and makes the cluster depend on the target.
+        let state = root_state(facts, op.target).unwrap_or(KeyState::Destroyed);
+        if state != KeyState::Active {
+            return Step::Wait(Why::Root(op.target, state));
+        }
+        return Step::Promote { serial };
+    };
     let key_id = facts.cluster.ring.get(serial).map(|k| k.key_id(&facts.cluster.id));
     for (agent, seen) in servers(facts) {
-        if seen.observation.key_id != key_id {
+        if seen.observation.key_id != key_id || seen.at < promoted {
             return Step::Wait(Why::NotReported(agent));
         }
     }
@@ -212,44 +221,89 @@ pub fn plan(facts: &Facts<'_>) -> Step {
         return Step::Wait(Why::Unknown(tally.unknown));
     }
     let Some(verified) = op.verified else { return Step::Verify };
-    if first {
-        // Before a reader goes, whoever wrote plaintext must be gone, and a proof be newer.
-        let last = last_take_up(facts, Stage::WriteFirst).max(promoted);
-        if op.take_up == TakeUp::Reload && not_yet_only(facts) {
-            let since = facts.now.since(last);
+    if targets().any(|t| t.stage < Stage::Only) {
+        // Before nobody reads plaintext any more, whoever wrote it must be gone, and the proof be
+        // newer. A restart ends the requests of the old process; a reload does not. They can
+        // only have begun before the first proof, for which every API server had taken up.
+        if op.take_up == TakeUp::Reload {
+            let first = op.first_verified.unwrap_or(verified.at);
+            let since = facts.now.since(first);
             if since < REQUEST_TIMEOUT_MS {
                 return Step::Wait(Why::Requests { left_ms: REQUEST_TIMEOUT_MS - since });
             }
-            if verified.at.since(last) < REQUEST_TIMEOUT_MS {
+            if verified.at.since(first) < REQUEST_TIMEOUT_MS {
                 return Step::Verify;
             }
         }
-        if let Some(step) = bring_to(facts, Stage::Only) {
-            return step;
-        }
-        if op.compacted.is_none() {
-            return Step::Compact { revision: verified.revision };
-        }
+    }
+    if let Some(step) = bring_to(facts, Stage::Only) {
+        return step;
+    }
+    // Where this operation ended the reading of plaintext, etcd's history holds some.
+    let ended_plaintext = targets().any(|t| t.since >= op.requested);
+    if op.compacted.is_none() && (op.kind == OperationKind::Enable || ended_plaintext) {
+        return Step::Compact { revision: verified.revision };
     }
     Step::Finish
 }
 
 fn idle(facts: &Facts<'_>) -> Step {
     let Some(write) = facts.cluster.ring.write() else { return Step::Rest };
-    let Some(root) = facts.roots.iter().find(|r| r.root == write.root.root) else {
+    let target = write.root.root;
+    let root = facts.roots.iter().find(|r| r.root == target);
+    if root.is_none_or(|r| r.state != KeyState::Active) {
         return Step::Rest;
-    };
-    match root.current {
-        Some(current) if root.state == KeyState::Active && current != write.root.version => {
-            Step::Open { target: root.root }
-        }
-        _ => Step::Rest,
     }
+    if root.and_then(|r| r.current).is_some_and(|current| current != write.root.version) {
+        return Step::Open { target };
+    }
+    let reached = facts.cluster.servers.values().map(|t| t.stage).max().unwrap_or_default();
+    if reached < Stage::WriteFirst {
+        return Step::Rest;
+    }
+    newcomers(facts, write.serial, target, reached)
+}
+
+/// Brings API servers that joined a cluster at rest to the stage of the others. One that ran
+/// unencrypted until then may have left plaintext: that takes a whole rewrite.
+fn newcomers(facts: &Facts<'_>, serial: Serial, target: RootKey, reached: Stage) -> Step {
+    for (agent, has) in facts.cluster.servers.iter().filter(|(_, t)| t.stage < reached) {
+        let Some(seen) = facts.seen.get(agent).filter(|s| facts.now.since(s.at) < FRESH_MS) else {
+            return Step::Wait(Why::Silent(agent.clone()));
+        };
+        let o = &seen.observation;
+        if o.access != Access::Open {
+            return Step::Wait(Why::Closed(agent.clone()));
+        }
+        if !o.opened.contains(&serial) {
+            return Step::Wait(Why::NotOpened(agent.clone()));
+        }
+        if has.stage < Stage::WriteFirst {
+            return Step::TakeUp { agent: agent.clone(), stage: Stage::WriteFirst };
+        }
+        if !taken(seen, has, Stage::WriteFirst) {
+            return Step::Wait(Why::NotTaken(agent.clone(), has.stage));
+        }
+        let since = facts.now.since(has.since);
+        if since < REQUEST_TIMEOUT_MS {
+            return Step::Wait(Why::Requests { left_ms: REQUEST_TIMEOUT_MS - since });
+        }
+        return match facts.tally {
+            None => Step::Wait(Why::NoTally),
+            Some(tally) if tally.plaintext > 0 => Step::Open { target },
+            Some(_) => Step::TakeUp { agent: agent.clone(), stage: reached },
+        };
+    }
+    Step::Rest
+}
+
+fn root_state(facts: &Facts<'_>, root: RootKey) -> Option<KeyState> {
+    facts.roots.iter().find(|r| r.root == root).map(|r| r.state)
 }
 
 fn before_the_kek(facts: &Facts<'_>) -> Step {
     let Some(op) = &facts.cluster.operation else { return Step::Rest };
-    match facts.roots.iter().find(|r| r.root == op.target).map(|r| r.state) {
+    match root_state(facts, op.target) {
         Some(KeyState::Active) => {}
         Some(state) if op.kind == OperationKind::Rotate => {
             return Step::Wait(Why::Root(op.target, state));
@@ -277,19 +331,18 @@ fn preflight(facts: &Facts<'_>, operation: OperationId, kind: OperationKind) -> 
     for (agent, seen) in servers(facts) {
         match seen.observation.preflight.as_ref().filter(|p| p.operation == operation) {
             None => return Step::Wait(Why::Preflight(agent)),
-            Some(p) => failures.extend(p.failure.iter().map(|f| format!("{agent}: {f}"))),
+            Some(p) => failures.extend(p.failure.clone().map(|f| (agent, f))),
         }
     }
     if failures.is_empty() {
         Step::CommitPreflighted
     } else if kind == OperationKind::Rotate {
         // The root key did rotate; to give up would leave the cluster on the old version.
-        match facts.cluster.servers.keys().next() {
-            Some(agent) => Step::Wait(Why::Preflight(agent.clone())),
-            None => Step::Wait(Why::NoServer),
-        }
+        let (agent, failure) = failures.swap_remove(0);
+        Step::Wait(Why::PreflightFailed(agent, failure))
     } else {
-        Step::Reject { reason: format!("preflight failed: {}", failures.join("; ")) }
+        let words: Vec<_> = failures.iter().map(|(a, f)| format!("{a}: {f}")).collect();
+        Step::Reject { reason: format!("preflight failed: {}", words.join("; ")) }
     }
 }
 
@@ -321,10 +374,7 @@ fn bring_to(facts: &Facts<'_>, stage: Stage) -> Option<Step> {
         if target.stage < stage {
             return Some(Step::TakeUp { agent: agent.clone(), stage });
         }
-        let taken = facts.seen.get(agent).is_some_and(|s| {
-            let o = &s.observation;
-            o.stage_loaded.is_some_and(|l| l >= stage) && o.stage_on_disk >= stage && o.ready
-        });
+        let taken = facts.seen.get(agent).is_some_and(|s| taken(s, target, stage));
         if !taken {
             return Some(Step::Wait(Why::NotTaken(agent.clone(), target.stage)));
         }
@@ -332,13 +382,13 @@ fn bring_to(facts: &Facts<'_>, stage: Stage) -> Option<Step> {
     None
 }
 
-fn not_yet_only(facts: &Facts<'_>) -> bool {
-    facts.cluster.servers.values().any(|t| t.stage < Stage::Only)
-}
-
-fn last_take_up(facts: &Facts<'_>, stage: Stage) -> UnixMs {
-    let times = facts.cluster.servers.values().filter(|t| t.stage == stage).map(|t| t.since);
-    times.max().unwrap_or_default()
+/// Whether the agent saw its API server use a file of `stage` or later, since that was decided.
+fn taken(seen: &Seen, target: &Target, stage: Stage) -> bool {
+    let o = &seen.observation;
+    seen.at >= target.since
+        && o.ready
+        && o.stage_on_disk >= stage
+        && o.stage_loaded.is_some_and(|loaded| loaded >= stage)
 }
 
 /// The root key whose suspension closes the cluster now, if one does: that of the KEK that

@@ -1,0 +1,602 @@
+//! `situation => step`, one row for each branch of the planner.
+
+use claviger_domain::cluster::commit::{Commit, apply};
+use claviger_domain::cluster::plan::{Facts, Step, Why, plan};
+use claviger_domain::cluster::ring::{Kek, Ring, Role};
+use claviger_domain::cluster::*;
+use claviger_domain::id::*;
+use claviger_domain::key::{KeyState, RootKey, RootVersion};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// A cluster in the middle of its life, with agents that saw all that was decided.
+struct Case {
+    cluster: Cluster,
+    seen: BTreeMap<AgentName, Seen>,
+    roots: Vec<RootStatus>,
+    tally: Option<Tally>,
+    now: UnixMs,
+}
+
+fn root(n: u128) -> RootKey {
+    RootKey { instance: InstanceId(Uuid::from_u128(1)), key: KeyId(Uuid::from_u128(n)) }
+}
+
+fn version(n: u128) -> KeyVersionId {
+    KeyVersionId(Uuid::from_u128(n << 96))
+}
+
+fn agent(i: usize) -> AgentName {
+    format!("m{i}").parse().expect("a DNS label")
+}
+
+fn process(i: usize) -> Process {
+    Process { pid: 100 + i as i32, start: 7 }
+}
+
+impl Case {
+    fn new(n: usize) -> Self {
+        let cluster = Cluster {
+            id: "aaaaaaaabbbbbbbbcccc".parse().expect("20 characters"),
+            name: "c".to_owned(),
+            created: UnixMs(0),
+            revision: 0,
+            ring: Ring::default(),
+            servers: BTreeMap::new(),
+            operation: None,
+            history: Vec::new(),
+            used: Vec::new(),
+            public_endpoint: false,
+            verified: None,
+            residue: None,
+        };
+        let status = |n| RootStatus {
+            root: root(n),
+            name: "r".to_owned(),
+            state: KeyState::Active,
+            current: Some(version(1)),
+            event: 0,
+            expires: None,
+            restorable_until: None,
+        };
+        let roots = vec![status(10), status(11)];
+        let mut case =
+            Case { cluster, seen: BTreeMap::new(), roots, tally: None, now: UnixMs(1_000_000) };
+        for i in 0..n {
+            case.commit(Commit::Joined { agent: agent(i) });
+        }
+        case.all_see()
+    }
+
+    fn commit(&mut self, commit: Commit) {
+        self.now.0 += 1_000;
+        apply(&mut self.cluster, &commit, self.now).expect("in order");
+    }
+
+    /// Every agent has done what was decided, and says so.
+    fn all_see(mut self) -> Self {
+        self.now.0 += 1_000;
+        for (i, (name, target)) in self.cluster.servers.iter().enumerate() {
+            let write = self.cluster.ring.write().map(|k| k.serial);
+            let stage = target.stage;
+            let observation = Observation {
+                agent: name.clone(),
+                build: String::new(),
+                kubernetes: None,
+                ring_revision: self.cluster.revision,
+                opened: self.cluster.ring.keks.iter().map(|k| k.serial).collect(),
+                key_id: self.cluster.ring.reported().map(|k| k.key_id(&self.cluster.id)),
+                stage_on_disk: stage,
+                stage_loaded: Some(stage),
+                process: Some(process(i)),
+                ready: true,
+                canary: Some(Canary {
+                    serial: write.filter(|_| stage >= Stage::WriteFirst),
+                    process: process(i),
+                    stage,
+                }),
+                preflight: self
+                    .cluster
+                    .operation
+                    .as_ref()
+                    .map(|o| Preflight { operation: o.id, failure: None }),
+                access: Access::Open,
+            };
+            self.seen.insert(name.clone(), Seen { observation, at: self.now });
+        }
+        self
+    }
+
+    fn open(mut self, kind: OperationKind, target: u128, take_up: TakeUp) -> Self {
+        self.commit(Commit::Opened {
+            id: OperationId(Uuid::from_u128(self.cluster.revision.into())),
+            kind,
+            target: root(target),
+            take_up,
+            public_endpoint: None,
+            by: "operator".to_owned(),
+        });
+        self.all_see()
+    }
+
+    fn minted(mut self) -> Self {
+        let target = self.cluster.operation.as_ref().expect("open").target;
+        let current = self.roots.iter().find(|r| r.root == target).and_then(|r| r.current);
+        let kek = Kek {
+            serial: self.cluster.ring.next_serial(),
+            root: RootVersion { root: target, version: current.expect("current") },
+            wrapped: String::new(),
+            role: Role::Staged,
+            created: self.now,
+        };
+        self.commit(Commit::Preflighted);
+        self.commit(Commit::Registered);
+        self.commit(Commit::Minted { kek });
+        self.all_see()
+    }
+
+    fn stage(mut self, stage: Stage) -> Self {
+        for name in self.cluster.servers.keys().cloned().collect::<Vec<_>>() {
+            self.commit(Commit::TakeUp { agent: name, stage });
+        }
+        self.all_see()
+    }
+
+    fn promoted(mut self) -> Self {
+        self.commit(Commit::Promoted);
+        self.all_see()
+    }
+
+    fn counted(mut self, change: impl FnOnce(&mut Tally)) -> Self {
+        let mut tally =
+            Tally { revision: 9, at: self.now, total: 5, current: 5, ..Tally::default() };
+        change(&mut tally);
+        self.tally = Some(tally);
+        self
+    }
+
+    fn verified(mut self) -> Self {
+        let verified = Verified { revision: 9, at: self.now, records: 5, sampled: 5 };
+        self.commit(Commit::Verified { verified });
+        self.all_see().counted(|_| ())
+    }
+
+    fn later(mut self, ms: i64) -> Self {
+        self.now.0 += ms;
+        self.all_see()
+    }
+
+    /// Enabled and at rest.
+    fn enabled(n: usize) -> Self {
+        let case = Case::new(n).open(OperationKind::Enable, 10, TakeUp::Restart).minted();
+        let case = if n > 1 { case.stage(Stage::ReadFirst) } else { case };
+        let mut case = case.promoted().stage(Stage::WriteFirst).verified().stage(Stage::Only);
+        case.commit(Commit::Compacted { revision: 9 });
+        case.commit(Commit::Finished);
+        case.all_see()
+    }
+
+    fn rotated(mut self) -> Self {
+        self.roots[0].current = Some(version(2));
+        self
+    }
+
+    /// Changes what the `i`th agent says.
+    fn but(mut self, i: usize, change: impl FnOnce(&mut Seen)) -> Self {
+        change(self.seen.get_mut(&agent(i)).expect("an agent"));
+        self
+    }
+
+    fn step(&self) -> Step {
+        plan(&Facts {
+            cluster: &self.cluster,
+            seen: &self.seen,
+            roots: &self.roots,
+            tally: self.tally.as_ref(),
+            now: self.now,
+        })
+    }
+}
+
+fn enabling(n: usize) -> Case {
+    Case::new(n).open(OperationKind::Enable, 10, TakeUp::Restart)
+}
+
+fn writing(n: usize, take_up: TakeUp) -> Case {
+    let case = Case::new(n).open(OperationKind::Enable, 10, take_up).minted();
+    let case = if n > 1 { case.stage(Stage::ReadFirst) } else { case };
+    case.promoted().stage(Stage::WriteFirst)
+}
+
+fn take_up(i: usize, stage: Stage) -> Step {
+    Step::TakeUp { agent: agent(i), stage }
+}
+
+fn wait(why: fn(AgentName) -> Why, i: usize) -> Step {
+    Step::Wait(why(agent(i)))
+}
+
+fn check(rows: Vec<(&str, Case, Step)>) {
+    for (situation, case, expected) in rows {
+        assert_eq!(case.step(), expected, "{situation}");
+    }
+}
+
+#[test]
+fn before_there_is_a_kek() {
+    let serial = Serial(1);
+    let target = root(10);
+    let reject = |reason: &str| Step::Reject { reason: reason.to_owned() };
+    let mut suspended = enabling(1);
+    suspended.roots[0].state = KeyState::Suspended;
+    let mut gone = enabling(1);
+    gone.roots.remove(0);
+    let mut preflighted = enabling(1);
+    preflighted.commit(Commit::Preflighted);
+    let mut registered = enabling(1);
+    registered.commit(Commit::Preflighted);
+    registered.commit(Commit::Registered);
+    let failed = |s: &mut Seen| {
+        let failure = Some("no route; open the port".to_owned());
+        s.observation.preflight.as_mut().expect("tried").failure = failure;
+    };
+    let rotate = || Case::enabled(1).rotated().open(OperationKind::Rotate, 10, TakeUp::Restart);
+    let mut rotate_suspended = rotate();
+    rotate_suspended.roots[0].state = KeyState::Suspended;
+    check(vec![
+        ("nothing asked for => rest", Case::new(1), Step::Rest),
+        ("no agent => wait", enabling(0), Step::Wait(Why::NoServer)),
+        (
+            "an agent silent for 90 s => wait",
+            enabling(3).but(1, |s| s.at.0 -= 90_000),
+            wait(Why::Silent, 1),
+        ),
+        (
+            "an agent has not tried the key => wait",
+            enabling(3).but(2, |s| s.observation.preflight = None),
+            wait(Why::Preflight, 2),
+        ),
+        (
+            "an agent tried another operation's key => wait",
+            enabling(1).but(0, |s| {
+                s.observation.preflight.as_mut().expect("tried").operation =
+                    OperationId(Uuid::nil());
+            }),
+            wait(Why::Preflight, 0),
+        ),
+        ("all tried with success => commit that", enabling(3), Step::CommitPreflighted),
+        (
+            "one failed => reject",
+            enabling(3).but(1, failed),
+            reject("preflight failed: m1: no route; open the port"),
+        ),
+        (
+            "one failed, but the root key did rotate => wait",
+            rotate().but(0, failed),
+            Step::Wait(Why::PreflightFailed(agent(0), "no route; open the port".to_owned())),
+        ),
+        (
+            "target suspended => reject",
+            suspended,
+            reject(&format!("root key {} is suspended; only an active key wraps", target.key)),
+        ),
+        (
+            "target suspended in a rotation => wait",
+            rotate_suspended,
+            Step::Wait(Why::Root(target, KeyState::Suspended)),
+        ),
+        (
+            "target gone => reject",
+            gone,
+            reject(&format!("root key {} no longer exists", target.key)),
+        ),
+        ("preflighted => register", preflighted, Step::Register { target }),
+        ("registered => mint", registered, Step::Mint { target, serial }),
+    ]);
+}
+
+#[test]
+fn enable_with_one_api_server() {
+    let serial = Serial(1);
+    let mut suspended = enabling(1).minted();
+    suspended.roots[0].state = KeyState::Suspended;
+    check(vec![
+        (
+            "KEK not opened => wait",
+            enabling(1).minted().but(0, |s| s.observation.opened.clear()),
+            wait(Why::NotOpened, 0),
+        ),
+        (
+            "node fenced => wait",
+            enabling(1).minted().but(0, |s| {
+                s.observation.access =
+                    Access::Fenced { root: root(10), event: 1, since: UnixMs(0) };
+            }),
+            wait(Why::Closed, 0),
+        ),
+        (
+            "node coasts => wait",
+            enabling(1)
+                .minted()
+                .but(0, |s| s.observation.access = Access::Coasting { since: UnixMs(0) }),
+            wait(Why::Closed, 0),
+        ),
+        ("opened => promote at once", enabling(1).minted(), Step::Promote { serial }),
+        (
+            "opened, but the target is suspended => wait",
+            suspended,
+            Step::Wait(Why::Root(root(10), KeyState::Suspended)),
+        ),
+        (
+            "key id not reported => wait",
+            enabling(1).minted().promoted().but(0, |s| s.observation.key_id = None),
+            wait(Why::NotReported, 0),
+        ),
+        (
+            "last word is older than the promotion => wait",
+            enabling(1).minted().promoted().but(0, |s| s.at.0 -= 2_000),
+            wait(Why::NotReported, 0),
+        ),
+        (
+            "promoted => straight to [kms, identity]",
+            enabling(1).minted().promoted(),
+            take_up(0, Stage::WriteFirst),
+        ),
+        (
+            "file written, old one loaded => wait",
+            writing(1, TakeUp::Restart).but(0, |s| s.observation.stage_loaded = Some(Stage::Bare)),
+            Step::Wait(Why::NotTaken(agent(0), Stage::WriteFirst)),
+        ),
+        (
+            "loaded but not ready => wait",
+            writing(1, TakeUp::Restart).but(0, |s| s.observation.ready = false),
+            Step::Wait(Why::NotTaken(agent(0), Stage::WriteFirst)),
+        ),
+        (
+            "no canary => wait",
+            writing(1, TakeUp::Restart).but(0, |s| s.observation.canary = None),
+            wait(Why::NoCanary, 0),
+        ),
+        (
+            "canary of the process before => wait",
+            writing(1, TakeUp::Restart).but(0, |s| s.observation.process = Some(process(9))),
+            wait(Why::NoCanary, 0),
+        ),
+        (
+            "canary stored as plaintext => wait",
+            writing(1, TakeUp::Restart)
+                .but(0, |s| s.observation.canary.as_mut().expect("made").serial = None),
+            wait(Why::NoCanary, 0),
+        ),
+        ("all write => count", writing(1, TakeUp::Restart), Step::Wait(Why::NoTally)),
+        (
+            "plaintext left => rewrite",
+            writing(1, TakeUp::Restart).counted(|t| t.plaintext = 3),
+            Step::Rewrite { left: 3 },
+        ),
+        (
+            "undecodable left => wait, touch nothing",
+            writing(1, TakeUp::Restart).counted(|t| t.unknown = 2),
+            Step::Wait(Why::Unknown(2)),
+        ),
+        ("nothing left => verify", writing(1, TakeUp::Restart).counted(|_| ()), Step::Verify),
+        (
+            "verified => nobody reads plaintext",
+            writing(1, TakeUp::Restart).verified(),
+            take_up(0, Stage::Only),
+        ),
+        (
+            "plaintext came after the proof => rewrite",
+            writing(1, TakeUp::Restart).verified().counted(|t| t.plaintext = 1),
+            Step::Rewrite { left: 1 },
+        ),
+        (
+            "[kms] loaded => compact at the proven revision",
+            writing(1, TakeUp::Restart).verified().stage(Stage::Only),
+            Step::Compact { revision: 9 },
+        ),
+        (
+            "restarted between canary and finish => a canary again",
+            writing(1, TakeUp::Restart)
+                .verified()
+                .stage(Stage::Only)
+                .but(0, |s| s.observation.process = Some(process(9))),
+            wait(Why::NoCanary, 0),
+        ),
+        ("finished => rest", Case::enabled(1), Step::Rest),
+    ]);
+    let mut compacted = writing(1, TakeUp::Restart).verified().stage(Stage::Only);
+    compacted.commit(Commit::Compacted { revision: 9 });
+    check(vec![("compacted => finish", compacted.all_see(), Step::Finish)]);
+}
+
+#[test]
+fn enable_with_three_api_servers() {
+    let serial = Serial(1);
+    let minted = || enabling(3).minted();
+    let mut one_reads = minted();
+    one_reads.commit(Commit::TakeUp { agent: agent(0), stage: Stage::ReadFirst });
+    let mut one_writes = minted().stage(Stage::ReadFirst).promoted();
+    one_writes.commit(Commit::TakeUp { agent: agent(0), stage: Stage::WriteFirst });
+    // A second API server joins one that is about to write alone.
+    let mut joined = enabling(1).minted().promoted();
+    joined.commit(Commit::Joined { agent: agent(1) });
+    let mut late = writing(1, TakeUp::Restart);
+    late.commit(Commit::Joined { agent: agent(1) });
+    check(vec![
+        (
+            "two of three opened => wait",
+            minted().but(2, |s| s.observation.opened.clear()),
+            wait(Why::NotOpened, 2),
+        ),
+        ("all opened => the first reads", minted(), take_up(0, Stage::ReadFirst)),
+        (
+            "the first is on its way => no second",
+            one_reads,
+            Step::Wait(Why::NotTaken(agent(0), Stage::ReadFirst)),
+        ),
+        (
+            "the first reads => the second",
+            {
+                let mut case = minted();
+                case.commit(Commit::TakeUp { agent: agent(0), stage: Stage::ReadFirst });
+                case.all_see()
+            },
+            take_up(1, Stage::ReadFirst),
+        ),
+        ("all read => promote", minted().stage(Stage::ReadFirst), Step::Promote { serial }),
+        (
+            "promoted => the first writes",
+            minted().stage(Stage::ReadFirst).promoted(),
+            take_up(0, Stage::WriteFirst),
+        ),
+        (
+            "the first is on its way => wait",
+            one_writes,
+            Step::Wait(Why::NotTaken(agent(0), Stage::WriteFirst)),
+        ),
+        (
+            "a second joins after the promotion => both read before one writes",
+            joined.all_see(),
+            take_up(0, Stage::ReadFirst),
+        ),
+        (
+            "one joins while another writes => it is to write, too, and is waited for",
+            late.all_see().but(1, |s| s.observation.stage_loaded = None),
+            Step::Wait(Why::NotTaken(agent(1), Stage::WriteFirst)),
+        ),
+        (
+            "one without canary => wait",
+            writing(3, TakeUp::Restart).but(1, |s| s.observation.canary = None),
+            wait(Why::NoCanary, 1),
+        ),
+    ]);
+}
+
+#[test]
+fn by_reload_requests_under_way_are_waited_for() {
+    let verified = || writing(1, TakeUp::Reload).verified();
+    check(vec![
+        (
+            "just verified => wait a minute",
+            verified(),
+            Step::Wait(Why::Requests { left_ms: 59_000 }),
+        ),
+        ("a minute later => verify again", verified().later(60_000), Step::Verify),
+        (
+            "verified again => nobody reads plaintext",
+            verified().later(60_000).verified(),
+            take_up(0, Stage::Only),
+        ),
+    ]);
+    // The decision may be old when a poll takes the file up: the wait counts from the proof.
+    let slow = writing(1, TakeUp::Reload).later(70_000).verified();
+    check(vec![(
+        "taken up long after it was decided => wait all the same",
+        slow,
+        Step::Wait(Why::Requests { left_ms: 59_000 }),
+    )]);
+}
+
+#[test]
+fn rotate_and_switch() {
+    let rotating =
+        || Case::enabled(3).rotated().open(OperationKind::Rotate, 10, TakeUp::Restart).minted();
+    let switching = || Case::enabled(3).open(OperationKind::Switch, 11, TakeUp::Restart).minted();
+    let serial = Serial(2);
+    check(vec![
+        ("at rest, same version => rest", Case::enabled(3), Step::Rest),
+        ("root key rotated => open", Case::enabled(3).rotated(), Step::Open { target: root(10) }),
+        (
+            "rotated and then suspended => rest; the fence has the word",
+            {
+                let mut case = Case::enabled(3).rotated();
+                case.roots[0].state = KeyState::Suspended;
+                case
+            },
+            Step::Rest,
+        ),
+        ("opened by all => promote, no file changes", rotating(), Step::Promote { serial }),
+        (
+            "one reports the old key id => wait",
+            rotating().promoted().but(1, |s| {
+                s.observation.key_id = Some("v2:aaaaaaaa:1:00000001".to_owned());
+            }),
+            wait(Why::NotReported, 1),
+        ),
+        (
+            "canary under the old KEK => wait",
+            rotating().promoted().but(1, |s| {
+                s.observation.canary.as_mut().expect("made").serial = Some(Serial(1));
+            }),
+            wait(Why::NoCanary, 1),
+        ),
+        (
+            "stale left => rewrite",
+            rotating().promoted().counted(|t| t.stale = 4),
+            Step::Rewrite { left: 4 },
+        ),
+        (
+            "verified => finish, nothing is compacted",
+            rotating().promoted().verified(),
+            Step::Finish,
+        ),
+        (
+            "rotated again meanwhile => finish first",
+            {
+                let mut case = rotating().promoted().verified();
+                case.roots[0].current = Some(version(3));
+                case
+            },
+            Step::Finish,
+        ),
+        ("switch: opened by all => promote", switching(), Step::Promote { serial }),
+        ("switch: verified => finish", switching().promoted().verified(), Step::Finish),
+    ]);
+}
+
+#[test]
+fn a_newcomer_in_a_cluster_at_rest() {
+    let joined = |at: i64| {
+        let mut case = Case::enabled(1);
+        case.commit(Commit::Joined { agent: agent(1) });
+        case.later(at)
+    };
+    assert_eq!(joined(0).cluster.servers[&agent(1)].stage, Stage::WriteFirst);
+    check(vec![
+        (
+            "its plugin is not open => wait",
+            joined(0).but(1, |s| s.observation.opened.clear()),
+            wait(Why::NotOpened, 1),
+        ),
+        (
+            "it has not taken the file up => wait",
+            joined(0).but(1, |s| s.observation.stage_loaded = Some(Stage::Bare)),
+            Step::Wait(Why::NotTaken(agent(1), Stage::WriteFirst)),
+        ),
+        (
+            "it just took it up => wait for requests",
+            joined(0),
+            Step::Wait(Why::Requests { left_ms: 59_000 }),
+        ),
+        ("a minute later => count", joined(60_000), Step::Wait(Why::NoTally)),
+        (
+            "it left no plaintext => [kms] as the others",
+            joined(60_000).counted(|_| ()),
+            take_up(1, Stage::Only),
+        ),
+        (
+            "it left plaintext => a whole rewrite",
+            joined(60_000).counted(|t| t.plaintext = 1),
+            Step::Open { target: root(10) },
+        ),
+    ]);
+}
+
+#[test]
+fn reasons_are_for_people() {
+    let words = Why::Requests { left_ms: 1_500 }.to_string();
+    assert!(words.ends_with("for 2 s"), "{words}");
+    let words = Why::PreflightFailed(agent(0), "no route; open the port".to_owned()).to_string();
+    assert_eq!(words, "agent m0: no route; open the port");
+}
