@@ -14,6 +14,9 @@ use serde_json::Value;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+/// A Secret that is looked at in etcd.
+const SAMPLE: &str = "/registry/secrets/ingress/tls-00002";
+
 /// Every promise in seconds has this bound here: machines that run tests are busy.
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -115,7 +118,7 @@ fn life(kubernetes: &'static str, take_up: &str, bare: bool) {
 }
 
 fn raw_value(flow: &Flow, runtime: &tokio::runtime::Runtime) -> Vec<u8> {
-    runtime.block_on(raw::value(&flow.lab, "/registry/secrets/ingress/tls-00002")).unwrap()
+    runtime.block_on(raw::value(&flow.lab, SAMPLE)).unwrap()
 }
 
 fn rotate_under_load(flow: &Flow, runtime: &tokio::runtime::Runtime, serial: u64) {
@@ -256,4 +259,27 @@ fn the_guard_outlives_its_starter() {
     });
     within(2 * MINUTE, "normal again", || flow.cluster_get()["state"] == "normal");
     flow.lab.down().unwrap();
+}
+
+/// The tools of these tests on a cluster without encryption: a fault of theirs must not look
+/// like one of the product.
+#[test]
+#[ignore = "needs the testbed: cargo xtask test"]
+fn the_tools_see_plaintext_where_there_is_plaintext() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let lab = Lab::up(&Options::default()).unwrap();
+    let kube = Kube::of(&lab).unwrap();
+    runtime.block_on(load::plant(&kube, load::shapes(40, 3))).unwrap();
+    let stored = runtime.block_on(raw::value(&lab, SAMPLE)).unwrap();
+    assert!(stored.starts_with(b"k8s\0"));
+    let traffic = runtime.block_on(Traffic::start(&kube, 2)).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let report = runtime.block_on(traffic.stop());
+    assert!(report.reads > 10 && report.writes > 10, "{report:?}");
+    assert_eq!(report.failed, 0, "{report:?}");
+    let files = lab.var("ETCD_DATA_DIR").unwrap();
+    // Once in the log, once in the database: at least once each.
+    let found = raw::occurrences(files.as_ref(), MARKER.as_bytes()).unwrap();
+    assert!(found >= 40, "{found} of 40 planted markers");
+    lab.down().unwrap();
 }
