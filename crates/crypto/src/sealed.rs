@@ -9,7 +9,7 @@ use crate::secret::{Key32, SecretBytes};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::{constant_time, hkdf, rand};
 use thiserror::Error;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 const VERSION: u8 = 1;
 const SALT: usize = 24;
@@ -29,7 +29,10 @@ pub const PLAINTEXT_MAX: usize = 1 << 20;
 pub struct OpenError;
 
 /// A key that seals and opens boxes. Holds its key schedule, so that sealing is fast.
-pub struct SealingKey(hkdf::Prk);
+///
+/// Boxed, so that moving it (into a map, out of a vector) leaves no unwiped copy behind: only
+/// the last place is wiped on drop.
+pub struct SealingKey(Box<hkdf::Prk>);
 
 struct Len(usize);
 impl hkdf::KeyType for Len {
@@ -41,12 +44,14 @@ impl hkdf::KeyType for Len {
 impl SealingKey {
     /// Makes a sealing key of a 256-bit key.
     pub fn new(key: &Key32) -> Self {
-        Self(hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, key.expose()))
+        Self::of_material(key.expose())
     }
 
     /// Makes a sealing key of uniformly random material of 16, 24 or 32 bytes.
     pub fn of_material(material: &[u8]) -> Self {
-        Self(hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, material))
+        let key = boxed(material);
+        scrub_stack();
+        Self(key)
     }
 
     /// Seals `plaintext` for `label`, bound to `context`.
@@ -104,6 +109,21 @@ impl SealingKey {
         let key = UnboundKey::new(&AES_256_GCM, key).expect("AES-256 takes 32 bytes");
         (LessSafeKey::new(key), commitment.try_into().expect("split at 32 of 48"))
     }
+}
+
+/// Not inlined, so that what it leaves on the stack lies where [`scrub_stack`] writes.
+#[inline(never)]
+fn boxed(material: &[u8]) -> Box<hkdf::Prk> {
+    Box::new(hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, material))
+}
+
+/// Overwrites the stack below the caller: the library hands keys over by value, and each move
+/// leaves a copy in a dead frame. 8 KiB is several times what those frames need.
+#[inline(never)]
+fn scrub_stack() {
+    let mut dead = [0u8; 8 << 10];
+    dead.zeroize();
+    std::hint::black_box(&mut dead);
 }
 
 fn nonce() -> Nonce {
