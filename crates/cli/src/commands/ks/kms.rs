@@ -8,7 +8,8 @@ use crate::render::{Look, Progress, attended, now, thousands};
 use claviger_domain::cluster::TakeUp;
 use claviger_domain::id::InstanceId;
 use claviger_wire::agent::JobKind;
-use claviger_wire::ks::{NewJob, OpenOperation};
+use claviger_wire::ks::{KmsStatus, NewJob, OpenOperation, Opened};
+use serde::Serialize;
 
 /// What can be done with a cluster's encryption.
 #[derive(clap::Subcommand)]
@@ -126,6 +127,15 @@ pub async fn run(verb: Verb, look: Look, link: &Link) -> Done {
     }
 }
 
+/// What `enable` answers: the same fields whether or not it was waited for.
+#[derive(Serialize)]
+struct Enabled {
+    #[serde(flatten)]
+    opened: Opened,
+    /// How the cluster stands at the end; none when nobody waited for it.
+    status: Option<Box<KmsStatus>>,
+}
+
 async fn enable(args: Enable, look: Look, link: &Link) -> Done {
     let cluster = &args.which.cluster;
     let key = crate::ids::find_key(&link.keys, args.instance_id, &args.crk).await?;
@@ -144,14 +154,15 @@ async fn enable(args: Enable, look: Look, link: &Link) -> Done {
         look.warn(warning);
     }
     look.ok();
-    let Some(operation) = opened.operation else {
-        look.answer(&opened, || {
+    let mut answer = Enabled { opened, status: None };
+    let Some(operation) = answer.opened.operation else {
+        look.answer(&answer, || {
             vec![format!("Cluster {cluster} is encrypted under this key already.")]
         });
         return Ok(());
     };
     if !args.wait && (args.no_wait || !attended()) {
-        look.answer(&opened, || {
+        look.answer(&answer, || {
             vec![format!("Accepted. Follow it: claviger ks kms follow -c {cluster}")]
         });
         return Ok(());
@@ -159,27 +170,32 @@ async fn enable(args: Enable, look: Look, link: &Link) -> Done {
     match follow::follow(cluster, Goal::Operation(operation), look, link).await? {
         Ended::Detached => Ok(()),
         Ended::Reached(status) => {
-            look.answer(&*status, || {
-                let mut lines = vec!["Key Management Service: enabled".to_owned()];
-                if let Some(v) = &status.state.cluster.verified {
-                    lines.push(format!(
-                        "Proven from etcd's bytes: {} records, all under the root key.",
-                        thousands(v.records)
-                    ));
-                }
-                if let Some(r) = &status.state.cluster.residue
-                    && r.db + r.wal > 0
-                {
-                    lines.push(format!(
-                        "Plaintext left in etcd's files: live {}, db {}, wal {}. Clear it: claviger ks kms scrub -c {cluster}",
-                        thousands(r.live), thousands(r.db), thousands(r.wal)
-                    ));
-                }
-                lines
-            });
+            let lines = enabled(cluster, &status);
+            answer.status = Some(status);
+            look.answer(&answer, || lines);
             Ok(())
         }
     }
+}
+
+fn enabled(cluster: &str, status: &KmsStatus) -> Vec<String> {
+    let mut lines = vec!["Key Management Service: enabled".to_owned()];
+    if let Some(v) = &status.state.cluster.verified {
+        let records = thousands(v.records);
+        lines.push(format!("Proven from etcd's bytes: {records} records, all under the root key."));
+    }
+    if let Some(r) = &status.state.cluster.residue
+        && r.db + r.wal > 0
+    {
+        lines.push(format!(
+            "Plaintext left in etcd's files: live {}, db {}, wal {}",
+            thousands(r.live),
+            thousands(r.db),
+            thousands(r.wal)
+        ));
+        lines.push(format!("Clear it: claviger ks kms scrub -c {cluster}"));
+    }
+    lines
 }
 
 async fn scrub(which: &Which, look: Look, link: &Link) -> Done {
