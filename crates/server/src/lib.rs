@@ -6,6 +6,7 @@
 pub mod app;
 pub mod authority;
 pub mod clusters;
+pub mod files;
 pub mod first;
 pub mod http;
 pub mod iam;

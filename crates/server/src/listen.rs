@@ -110,6 +110,9 @@ pub async fn serve(
     let (closing, closed) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut stop = std::pin::pin!(stop);
+    // Dropped, and so ended, with the set when this returns.
+    let mut clockwork = JoinSet::new();
+    clockwork.spawn(crate::keys::expiry::watch(app.clone()));
     loop {
         let permit = room.clone().acquire_owned();
         let accepted = tokio::select! {

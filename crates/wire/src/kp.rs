@@ -10,6 +10,12 @@ pub const CORRELATION_HEADER: &str = "Correlation-Id";
 
 /// Media type of a key; Python's generated client needs it on key answers.
 pub const KEY_TYPE: &str = "application/vnd.ibm.kms.key+json";
+/// Media type of key versions.
+pub const VERSION_TYPE: &str = "application/vnd.ibm.kms.key.version+json";
+/// Media type of registrations.
+pub const REGISTRATION_TYPE: &str = "application/vnd.ibm.kms.registration+json";
+/// Media type of the answers to wrap, unwrap and rewrap.
+pub const ACTION_TYPE: &str = "application/vnd.ibm.kms.key_action+json";
 /// Media type of an error.
 pub const ERROR_TYPE: &str = "application/vnd.ibm.kms.error+json";
 
@@ -148,6 +154,12 @@ pub struct NewKey {
     /// Base64.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub payload: Option<String>,
+    /// Only with an import token.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub encrypted_nonce: Option<String>,
+    /// Only with an import token.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub iv: Option<String>,
 }
 
 /// `wrap`: without a plaintext the service makes 32 random bytes and answers them too.
@@ -236,6 +248,38 @@ pub struct RegistrationInput {
     pub prevent_key_deletion: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub key_version_id: Option<Uuid>,
+}
+
+/// Who acted on the last event of a key: `GET /v3/instances/{i}/keys/{k}/acknowledgements`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Acknowledgements {
+    /// Number of the key's last event; 0 if there was none.
+    pub event: u64,
+    /// Every cluster registered on the key, or that acted on one of its events.
+    pub clusters: Vec<ClusterAcknowledgement>,
+}
+
+/// How far one cluster is with the last event of a key.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct ClusterAcknowledgement {
+    pub cluster: claviger_domain::id::ClusterId,
+    /// Whether every agent of the cluster acted on the last event.
+    pub acknowledged: bool,
+    pub agents: Vec<AgentAcknowledgement>,
+}
+
+/// The newest event that one agent acted on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct AgentAcknowledgement {
+    pub agent: claviger_domain::id::AgentName,
+    /// 0 if it acted on none yet.
+    pub event: u64,
+    pub state: Option<claviger_domain::key::KeyState>,
+    pub fenced: bool,
+    pub at: Option<claviger_domain::id::UnixMs>,
 }
 
 /// An error, inside an envelope of [`ERROR_TYPE`].

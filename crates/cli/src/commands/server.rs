@@ -1,12 +1,234 @@
-//! `claviger server`
+//! `claviger server`: the key service, IAM and the cluster service in one process.
 
 use crate::exit::{Done, Failure};
+use clap::Subcommand;
+use claviger_crypto::Key32;
+use claviger_custody::software::{self, MasterKeyError, Software};
+use claviger_server::app::{App, Settings, SystemClock};
+use claviger_server::first::{self, StartError};
+use claviger_server::{files, listen};
+use claviger_store::{Store, StoreError};
+use std::fs::DirBuilder;
+use std::io::{ErrorKind, Read};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use zeroize::Zeroizing;
 
 /// Arguments of `claviger server`.
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Serve until SIGTERM; the first start makes database, master key and CA
+    Run(Run),
+}
+
+#[derive(clap::Args)]
+struct Run {
+    /// Directory of the database; made if it is not there
+    #[arg(long)]
+    data: PathBuf,
+    /// Address and port to listen on; port 0 picks a free one
+    #[arg(long, default_value = "127.0.0.1:8443")]
+    listen: SocketAddr,
+    /// A further name or address for which the server's certificate is good; the first one is
+    /// the name that clients are told
+    #[arg(long = "name", value_name = "DNS")]
+    names: Vec<String>,
+    /// No waiting times after disable and rotate; for trying things out
+    #[arg(long)]
+    no_waits: bool,
+    /// Where the first start writes account, instances, CA and the administrator's API key
+    /// (JSON, mode 0600); printed if not given
+    #[arg(long, value_name = "FILE")]
+    bootstrap: Option<PathBuf>,
+    /// The master key: a file of mode 0600, or fd:N for an open file descriptor. Default:
+    /// master.key in the data directory, made at the first start. Whoever has this file and the
+    /// database has every root key: keep it on another disk
+    #[arg(long, value_name = "FILE")]
+    master_key: Option<String>,
+}
 
 /// Runs it.
-pub fn run(_args: Args) -> Done {
-    Err(Failure::new(70, "this command is not built yet", ""))
+pub fn run(args: Args) -> Done {
+    match args.verb {
+        Verb::Run(args) => serve(args),
+    }
+}
+
+fn serve(args: Run) -> Done {
+    claviger_telemetry::init();
+    let database = data_dir(&args.data)?.join("claviger.db");
+    let fresh = !database.exists();
+    let master = master_key(&args, fresh)?;
+    for failed in claviger_crypto::harden::harden() {
+        tracing::warn!("{failed}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        // Each may hold a database reader for a moment; requests wait for one beyond that.
+        .max_blocking_threads(64)
+        .build()
+        .map_err(|e| Failure::new(3, format!("the system gives no threads: {e}"), ""))?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind(args.listen).await.map_err(|e| bind(&args, e))?;
+        let address = listener.local_addr().map_err(|e| bind(&args, e))?;
+        let settings = settings(&args, address);
+        let custodian = Arc::new(Software::new(&master));
+        drop(master);
+        let store = Store::open(&database).map_err(store)?;
+        let app = App::new(store, custodian, Arc::new(SystemClock), settings).map_err(start)?;
+        let tls = listen::tls(&app).map_err(start)?;
+        tell(&app, &args)?;
+        tracing::info!(%address, url = app.settings.url, ca_sha256 = app.authority.fingerprint(), "listening");
+        listen::serve(app, tls, listener, async {
+            match claviger_telemetry::asked_to_stop().await {
+                Ok(signal) => tracing::info!(signal, "stopping"),
+                Err(e) => tracing::error!(error = %e, "signals cannot be received; stopping"),
+            }
+        })
+        .await;
+        Ok(())
+    })
+}
+
+fn data_dir(data: &Path) -> Result<&Path, Failure> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(data).map_err(|e| {
+        let error = format!("cannot make the data directory {}: {e}", data.display());
+        Failure::new(3, error, "give --data a directory that this user may write")
+    })?;
+    Ok(data)
+}
+
+fn settings(args: &Run, address: SocketAddr) -> Settings {
+    let host = match (args.names.first(), address.ip()) {
+        (Some(name), _) => name.clone(),
+        (None, ip) if ip.is_unspecified() => "localhost".to_owned(),
+        (None, ip) => ip.to_string(),
+    };
+    let host = if host.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) {
+        format!("[{host}]")
+    } else {
+        host
+    };
+    let mut names = args.names.clone();
+    if !address.ip().is_unspecified() && !address.ip().is_loopback() {
+        names.push(address.ip().to_string());
+    }
+    let settings = Settings {
+        names,
+        url: format!("https://{host}:{}", address.port()),
+        ..Settings::default()
+    };
+    if args.no_waits { settings.without_waits() } else { settings }
+}
+
+fn master_key(args: &Run, fresh: bool) -> Result<Key32, Failure> {
+    if let Some(fd) = args.master_key.as_deref().and_then(|text| text.strip_prefix("fd:")) {
+        return from_descriptor(fd);
+    }
+    let given = args.master_key.as_ref().map(PathBuf::from);
+    let path = given.unwrap_or_else(|| args.data.join("master.key"));
+    if !path.exists() {
+        if !fresh {
+            return Err(Failure::new(
+                3,
+                format!("the master key file {} is not there", path.display()),
+                "bring it back, or restore a backup; without it this database cannot be opened",
+            ));
+        }
+        software::write_master(&path, &Key32::generate()).map_err(master)?;
+        tracing::info!(file = %path.display(), "made a master key");
+    }
+    software::read_master(&path).map_err(master)
+}
+
+fn from_descriptor(fd: &str) -> Result<Key32, Failure> {
+    let wrong = |why: String| Failure::new(2, why, "for example: --master-key fd:3 3<master.key");
+    let number: u32 = fd.parse().map_err(|_| wrong(format!("fd:{fd} names no file descriptor")))?;
+    let mut text = Zeroizing::new(Vec::with_capacity(256));
+    std::fs::File::open(format!("/dev/fd/{number}"))
+        .and_then(|file| file.take(256).read_to_end(&mut text))
+        .map_err(|e| wrong(format!("cannot read the master key from descriptor {number}: {e}")))?;
+    software::parse_master(&text)
+        .ok_or_else(|| wrong(format!("descriptor {number} does not hold a master key")))
+}
+
+/// Hands the administrator's API key over, at the first start.
+fn tell(app: &App, args: &Run) -> Done {
+    let fingerprint = app.authority.fingerprint();
+    println!("url: {}", app.settings.url);
+    println!("ca-sha256: {fingerprint}");
+    let Some(bootstrap) = first::bootstrap(app).map_err(start)? else { return Ok(()) };
+    match &args.bootstrap {
+        Some(path) => {
+            let text = Zeroizing::new(
+                serde_json::to_vec_pretty(&bootstrap).map_err(|e| Failure::new(70, e, ""))?,
+            );
+            files::write_private(path, &text).map_err(|e| {
+                let error = format!("cannot write {}: {e}", path.display());
+                Failure::new(3, error, "give --bootstrap a path that this user may write")
+            })?;
+            println!("bootstrap: {}", path.display());
+        }
+        None => {
+            for instance in &bootstrap.instances {
+                println!("instance: {} {}", instance.id, instance.name);
+            }
+            println!("api-key: {}", bootstrap.api_key);
+            println!("the API key is shown this once; keep it in a password store");
+        }
+    }
+    first::delivered(app).map_err(store)
+}
+
+fn bind(args: &Run, e: std::io::Error) -> Failure {
+    let (error, hint) = match e.kind() {
+        ErrorKind::AddrInUse => (
+            format!("another program listens on {}", args.listen),
+            "stop it, or give another --listen address; port 0 picks a free one",
+        ),
+        ErrorKind::PermissionDenied => (
+            format!("this user may not listen on {}", args.listen),
+            "ports below 1024 need CAP_NET_BIND_SERVICE; give another --listen address",
+        ),
+        _ => (format!("cannot listen on {}: {e}", args.listen), "give another --listen address"),
+    };
+    Failure::new(3, error, hint)
+}
+
+fn master(e: MasterKeyError) -> Failure {
+    Failure::new(3, e, "the master key must be readable by the server's user alone")
+}
+
+fn store(e: StoreError) -> Failure {
+    let hint = match &e {
+        StoreError::InUse(_) => "stop the other server, or give another --data directory",
+        StoreError::Newer { .. } => "",
+        e if e.is_disk() => "free space on the disk, or make it writable",
+        _ => "look at the data directory and its permissions",
+    };
+    Failure::new(3, e, hint)
+}
+
+fn start(e: StartError) -> Failure {
+    match e {
+        StartError::Store(e) => store(e),
+        StartError::MasterKey => Failure::new(
+            3,
+            StartError::MasterKey,
+            "give --master-key the file that was made with this database",
+        ),
+        e @ StartError::Certificate(_) => {
+            Failure::new(2, e, "is every --name a DNS name or an IP address?")
+        }
+        e => Failure::new(3, e, ""),
+    }
 }

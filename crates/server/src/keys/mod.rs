@@ -1,10 +1,46 @@
-//! Key Protect v2.
+//! Key Protect v2: keys, what can be done with them, and who uses them.
+//!
+//! One file for each group of operations. Every operation runs through [`act::Act`]: permission,
+//! work, audit record, error mapping. Content types of requests are ignored, since clients send
+//! none or the wrong one.
+
+mod acks;
+mod act;
+mod actions;
+mod changes;
+mod create;
+pub mod expiry;
+mod query;
+mod reading;
+mod registrations;
+mod view;
 
 use crate::app::App;
 use axum::Router;
+use axum::routing::{get, post};
 use std::sync::Arc;
 
 /// Paths of the key service.
 pub fn routes() -> Router<Arc<App>> {
     Router::new()
+        .route("/api/v2/keys", get(reading::list).head(reading::count).post(create::create))
+        .route("/api/v2/keys/registrations", get(registrations::of_instance))
+        .route(
+            "/api/v2/keys/{id}",
+            get(reading::with_payload).post(actions::old_form).delete(changes::delete),
+        )
+        .route("/api/v2/keys/{id}/metadata", get(reading::metadata))
+        .route("/api/v2/keys/{id}/versions", get(reading::versions))
+        .route("/api/v2/keys/{id}/restore", post(changes::restore))
+        .route("/api/v2/keys/{id}/actions/{action}", post(actions::act))
+        .route("/api/v2/keys/{id}/registrations", get(registrations::of_key))
+        // The CRN has slashes, encoded or not: the wildcard takes both.
+        .route(
+            "/api/v2/keys/{id}/registrations/{*crn}",
+            post(registrations::create)
+                .put(registrations::replace)
+                .patch(registrations::change)
+                .delete(registrations::delete),
+        )
+        .route("/v3/instances/{instance}/keys/{key}/acknowledgements", get(acks::acknowledgements))
 }

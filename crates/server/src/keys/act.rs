@@ -1,0 +1,251 @@
+//! What every operation goes through: instance, permission, work, audit record, answer.
+
+use crate::app::App;
+use crate::http::auth::Caller;
+use crate::http::error::KpError;
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use claviger_domain::access::KeyOperation;
+use claviger_domain::id::{InstanceId, UnixMs};
+use claviger_domain::key::{KeyAction, KeyState, RootVersion, Verdict, verdict};
+use claviger_store::audit;
+use claviger_store::events::KeyEvent;
+use claviger_store::keys::Key;
+use claviger_store::{Tx, iam, keys};
+use claviger_wire::kp::{INSTANCE_HEADER, Target};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+
+/// The instance that the header `Bluemix-Instance` names. Whether there is one is told by
+/// [`Act`], after the caller's right to know.
+pub(crate) struct Instance(pub(crate) InstanceId);
+
+impl<S: Sync> FromRequestParts<S> for Instance {
+    type Rejection = KpError;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, KpError> {
+        let value = parts.headers.get(INSTANCE_HEADER).and_then(|v| v.to_str().ok());
+        let instance = value.and_then(|text| text.trim().parse().ok());
+        instance.map(Instance).ok_or_else(|| {
+            let what = "Request requires valid Bluemix-Instance Header containing a valid UUID";
+            let target = Target { kind: "header".to_owned(), name: INSTANCE_HEADER.to_owned() };
+            let error = KpError::new(StatusCode::BAD_REQUEST, "INVALID_HEADER_ERR", what);
+            KpError { target: Some(target), ..error }.failing(what)
+        })
+    }
+}
+
+/// One operation under way.
+pub(crate) struct Act {
+    pub(crate) caller: Caller,
+    pub(crate) instance: InstanceId,
+    /// For the audit record, after Key Protect's names: `kms.secrets.wrap`.
+    pub(crate) action: &'static str,
+    /// For people, when it fails: `Key could not be wrapped`.
+    pub(crate) failed: &'static str,
+    /// The key as the caller named it; empty for the whole instance.
+    pub(crate) key: String,
+}
+
+/// What a change of state leads to.
+pub(crate) struct Changed<T> {
+    pub(crate) value: T,
+    /// Announced once the change is durable.
+    pub(crate) event: Option<KeyEvent>,
+    /// Opened material that is not to be kept.
+    pub(crate) forget: Vec<RootVersion>,
+}
+
+impl<T> Changed<T> {
+    pub(crate) fn just(value: T) -> Self {
+        Self { value, event: None, forget: Vec::new() }
+    }
+}
+
+impl Act {
+    /// Does what changes state: permission, change and audit record in one transaction.
+    pub(crate) async fn change<T: Send + 'static>(
+        self,
+        app: &Arc<App>,
+        mut work: impl FnMut(&App, &Tx<'_>, &Act, UnixMs) -> Result<Changed<T>, KpError>
+        + Send
+        + 'static,
+    ) -> Result<T, KpError> {
+        let now = app.clock.now();
+        let (act, done) = app
+            .blocking(move |app| {
+                let done = app.store.tx(self.action, |tx| {
+                    let changed = work(app, tx, &self, now)?;
+                    audit::add(tx, &self.record(app, now, 200, ""))?;
+                    Ok::<_, KpError>(changed)
+                });
+                if let Ok(changed) = &done {
+                    for version in &changed.forget {
+                        app.custodian.forget(version);
+                    }
+                    if let Some(event) = &changed.event {
+                        tracing::info!(event = event.id, kind = event.kind.as_str(), "key event");
+                        app.hub.key_changed(event.clone());
+                    }
+                }
+                (self, done)
+            })
+            .await;
+        match done {
+            Ok(changed) => Ok(changed.value),
+            Err(error) => Err(act.refuse(app, now, error).await),
+        }
+    }
+
+    /// Does what changes nothing; answers once it is on record.
+    pub(crate) async fn look<T: Send + 'static>(
+        self,
+        app: &Arc<App>,
+        work: impl FnOnce(&App, &Tx<'_>, &Act, UnixMs) -> Result<T, KpError> + Send + 'static,
+    ) -> Result<T, KpError> {
+        let now = app.clock.now();
+        let (act, done) = app
+            .blocking(move |app| {
+                let done = app.store.read(self.action, |tx| work(app, tx, &self, now));
+                (self, done)
+            })
+            .await;
+        match done {
+            Ok(value) => {
+                let record = act.record(app, now, 200, "");
+                app.recorder
+                    .record(record)
+                    .await
+                    .map_err(|e| KpError::from(e).failing(act.failed))?;
+                Ok(value)
+            }
+            Err(error) => Err(act.refuse(app, now, error).await),
+        }
+    }
+
+    async fn refuse(&self, app: &Arc<App>, now: UnixMs, error: KpError) -> KpError {
+        let record = self.record(app, now, error.status.as_u16(), error.code());
+        if app.recorder.record(record).await.is_err() {
+            tracing::warn!(action = self.action, "a refusal could not be put on record");
+        }
+        error.failing(self.failed)
+    }
+
+    fn record(&self, app: &App, at: UnixMs, status: u16, reason: &str) -> audit::Act {
+        let mut target = app.account.instance_crn(self.instance);
+        if !self.key.is_empty() {
+            target.pop();
+            target.pop();
+            target = format!("{target}:key:{}", self.key);
+        }
+        audit::Act {
+            at,
+            who: self.caller.iam_id.clone(),
+            action: self.action,
+            target,
+            status,
+            reason: reason.to_owned(),
+            correlation: self.caller.correlation.clone(),
+        }
+    }
+
+    /// Checks that the caller may do `operation` on something of the instance, and that the
+    /// instance exists.
+    pub(crate) fn on_instance(&self, tx: &Tx<'_>, operation: KeyOperation) -> Result<(), KpError> {
+        self.caller.permit(operation, self.instance, None)?;
+        self.exists(tx)
+    }
+
+    /// Whether there is such an instance; told only to whoever may use it.
+    pub(crate) fn exists(&self, tx: &Tx<'_>) -> Result<(), KpError> {
+        if iam::has_instance(tx, self.instance)? {
+            return Ok(());
+        }
+        let what =
+            "There is no such instance of the key service; look at the Bluemix-Instance header";
+        Err(KpError::new(StatusCode::NOT_FOUND, "INSTANCE_NOT_FOUND_ERR", what))
+    }
+
+    /// The key that the request names, if the caller may do `operation` on it.
+    pub(crate) fn key(&self, tx: &Tx<'_>, operation: KeyOperation) -> Result<Key, KpError> {
+        if !self.caller.sees(self.instance) {
+            return Err(KpError::unauthorized());
+        }
+        self.exists(tx)?;
+        match keys::find(tx, self.instance, &self.key)? {
+            Some(key) => {
+                self.caller.permit(operation, self.instance, Some(key.root.key))?;
+                Ok(key)
+            }
+            // Only who may do it on any key learns that this one does not exist.
+            None => {
+                self.caller.permit(operation, self.instance, None)?;
+                Err(KpError::no_key())
+            }
+        }
+    }
+}
+
+/// Refuses a standard key where a root key is needed.
+pub(crate) fn root_only(key: &Key) -> Result<(), KpError> {
+    if key.extractable {
+        let what = "This action needs a root key; this is a standard key";
+        return Err(KpError::new(StatusCode::BAD_REQUEST, "KEY_ROOT_REQ_ERR", what));
+    }
+    Ok(())
+}
+
+/// Whether the key's state allows `action` now.
+pub(crate) fn state_allows(key: &Key, action: KeyAction, now: UnixMs) -> Result<(), KpError> {
+    let state = key.state_at(now);
+    match verdict(state, action) {
+        Verdict::Allowed => Ok(()),
+        Verdict::Gone => {
+            let what = "Key has already been deleted";
+            Err(KpError::new(StatusCode::GONE, "KEY_DELETED_ERR", what))
+        }
+        Verdict::WrongState if action == KeyAction::Register => {
+            let what = format!("The key is {state}; only an active key takes registrations");
+            Err(KpError::new(StatusCode::UNPROCESSABLE_ENTITY, "KEY_INVALID_STATE_ERR", what))
+        }
+        Verdict::WrongState => {
+            let what = format!("The key is {state}, which does not allow this. {}", advice(state));
+            Err(KpError::conflict("KEY_ACTION_INVALID_STATE_ERR", what))
+        }
+    }
+}
+
+fn advice(state: KeyState) -> &'static str {
+    match state {
+        KeyState::Active => "It needs no such change",
+        KeyState::Suspended => "Enable it first",
+        KeyState::Deactivated => "It has expired: rewrap what it protects under another key",
+        KeyState::Destroyed => "Restore it first, within 30 days of its deletion",
+    }
+}
+
+/// Reads JSON; what is wrong with it is said without the value, which may be secret.
+pub(crate) fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, KpError> {
+    serde_json::from_slice(text).map_err(|e| {
+        let what = match e.classify() {
+            serde_json::error::Category::Data => "has a missing field or a value of a wrong type",
+            _ => "is not JSON, or ends too early",
+        };
+        KpError::body(format!("The body {what} (line {}, column {})", e.line(), e.column()))
+    })
+}
+
+/// A JSON answer of this media type. Always the vendor's type: a client of ours reads the body
+/// only then.
+pub(crate) fn answer(
+    status: StatusCode,
+    media_type: &'static str,
+    body: &impl Serialize,
+) -> Response {
+    let text = serde_json::to_vec(body).expect("answers are valid JSON");
+    let mut response = (status, text).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    response
+}

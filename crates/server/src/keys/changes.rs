@@ -1,0 +1,261 @@
+//! What changes a key's state: rotate, disable, enable, delete, restore.
+
+use crate::app::App;
+use crate::http::auth::Caller;
+use crate::http::body::Body;
+use crate::http::error::KpError;
+use crate::keys::act::{Act, Changed, Instance, answer, parse, root_only, state_allows};
+use crate::keys::create::{Prefer, custody, prefers, secret};
+use crate::keys::query::Query;
+use crate::keys::view;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use claviger_crypto::SecretBytes;
+use claviger_domain::access::KeyOperation;
+use claviger_domain::id::{InstanceId, KeyVersionId, UnixMs};
+use claviger_domain::key::{KeyAction, KeyState, RootVersion};
+use claviger_store::events::{self, EventKind, KeyEvent};
+use claviger_store::keys::{self, Key};
+use claviger_store::{Tx, registrations};
+use claviger_wire::kp::{self, RotateRequest};
+use std::sync::Arc;
+use std::time::Duration;
+use zeroize::Zeroize;
+
+/// Registered resources that an error names; more only makes it unreadable.
+const NAMED: usize = 10;
+
+/// Adds the event of a root key; standard keys have none, since nothing follows them.
+fn event(
+    tx: &Tx<'_>,
+    key: &Key,
+    kind: EventKind,
+    now: UnixMs,
+) -> Result<Option<KeyEvent>, KpError> {
+    if key.extractable {
+        return Ok(None);
+    }
+    Ok(Some(events::add(tx, &key.root, kind, key.current, now)?))
+}
+
+/// Every version of a key, to be forgotten by the custodian.
+fn all_versions(tx: &Tx<'_>, key: &Key) -> Result<Vec<RootVersion>, KpError> {
+    let versions = keys::versions(tx, &key.root)?;
+    Ok(versions.into_iter().map(|v| RootVersion { root: key.root, version: v.id }).collect())
+}
+
+/// 409 while less than `wait` has passed since `since`.
+fn not_before(
+    since: Option<UnixMs>,
+    wait: Duration,
+    now: UnixMs,
+    code: &'static str,
+    what: &str,
+) -> Result<(), KpError> {
+    let Some(since) = since else { return Ok(()) };
+    let until = view::later(since, wait);
+    if now >= until {
+        return Ok(());
+    }
+    let seconds = until.since(now).div_ceil(1000);
+    Err(KpError::conflict(
+        code,
+        format!("{what}. Try again in {seconds} s, at {}", view::date(until)),
+    ))
+}
+
+pub(crate) async fn rotate(app: Arc<App>, act: Act, body: Body) -> Result<Response, KpError> {
+    let given = payload(&body);
+    drop(body);
+    act.change(&app, move |app, tx, act, now| {
+        let mut key = act.key(tx, KeyOperation::Rotate)?;
+        root_only(&key)?;
+        let given = given.as_ref().map_err(Clone::clone)?;
+        state_allows(&key, KeyAction::Rotate, now)?;
+        match (key.imported, given.is_some()) {
+            (true, false) => {
+                let what = "An imported key is rotated with new key material in 'payload'";
+                return Err(KpError::new(StatusCode::BAD_REQUEST, "KEY_PAYLOAD_REQ_ERR", what));
+            }
+            (false, true) => {
+                let what = "The query_param 'payload' must be: provided only if key is imported";
+                return Err(KpError::query("payload", what));
+            }
+            _ => {}
+        }
+        let code = "KEY_ROTATION_NOT_PERMITTED";
+        let what = "The key was rotated a short time ago";
+        not_before(key.rotated, app.settings.rotate_after, now, code, what)?;
+        let version = RootVersion { root: key.root, version: KeyVersionId::random() };
+        let sealed = match given {
+            Some(material) => app.custodian.import(&version, material),
+            None => app.custodian.generate(&version),
+        };
+        keys::add_version(tx, &key.root, version.version, &sealed.map_err(custody)?.0, now)?;
+        key.current = Some(version.version);
+        key.rotated = Some(now);
+        key.updated = Some(now);
+        keys::update(tx, &key)?;
+        let event = event(tx, &key, EventKind::Rotate, now)?;
+        Ok(Changed { value: (), event, forget: Vec::new() })
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+fn payload(body: &Body) -> Result<Option<SecretBytes>, KpError> {
+    let request: RotateRequest = body.text().map(parse).transpose()?.unwrap_or_default();
+    let Some(mut text) = request.payload else { return Ok(None) };
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let material = secret("payload", &text);
+    text.zeroize();
+    material.map(Some)
+}
+
+pub(crate) async fn disable(app: Arc<App>, act: Act) -> Result<Response, KpError> {
+    act.change(&app, |_, tx, act, now| {
+        let mut key = act.key(tx, KeyOperation::Disable)?;
+        root_only(&key)?;
+        state_allows(&key, KeyAction::Disable, now)?;
+        key.state = KeyState::Suspended;
+        key.acted = Some(now);
+        key.updated = Some(now);
+        keys::update(tx, &key)?;
+        let event = event(tx, &key, EventKind::Disable, now)?;
+        Ok(Changed { value: (), event, forget: all_versions(tx, &key)? })
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+pub(crate) async fn enable(app: Arc<App>, act: Act) -> Result<Response, KpError> {
+    act.change(&app, |app, tx, act, now| {
+        let mut key = act.key(tx, KeyOperation::Enable)?;
+        root_only(&key)?;
+        state_allows(&key, KeyAction::Enable, now)?;
+        let what = "The key was disabled a short time ago";
+        not_before(key.acted, app.settings.enable_after, now, "REQ_TOO_EARLY_ERR", what)?;
+        key.state = KeyState::Active;
+        key.updated = Some(now);
+        keys::update(tx, &key)?;
+        let event = event(tx, &key, EventKind::Enable, now)?;
+        Ok(Changed { value: (), event, forget: Vec::new() })
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// `DELETE /keys/{id}`.
+pub(crate) async fn delete(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Instance(instance): Instance,
+    Path(id): Path<String>,
+    query: Query,
+    headers: HeaderMap,
+) -> Result<Response, KpError> {
+    let action = "kms.secrets.delete";
+    let act = Act { caller, instance, action, failed: "Key could not be deleted", key: id };
+    let key = act
+        .change(&app, move |app, tx, act, now| {
+            let mut key = act.key(tx, KeyOperation::Delete)?;
+            state_allows(&key, KeyAction::Delete, now)?;
+            let force = query.flag("force")?.unwrap_or(false);
+            unused(tx, &key, force)?;
+            registrations::remove_all(tx, &key.root)?;
+            key.state = KeyState::Destroyed;
+            key.deleted = Some(now);
+            key.deleted_by = Some(act.caller.iam_id.clone());
+            key.acted = Some(now);
+            key.updated = Some(now);
+            keys::update(tx, &key)?;
+            let event = event(tx, &key, EventKind::Delete, now)?;
+            let value = view::key(app, tx, &key, now)?;
+            Ok(Changed { value, event, forget: all_versions(tx, &key)? })
+        })
+        .await?;
+    match prefers(&headers) {
+        Some(Prefer::Representation) => {
+            Ok(answer(StatusCode::OK, kp::KEY_TYPE, &kp::Envelope::of(kp::KEY_TYPE, vec![key])))
+        }
+        _ => Ok(StatusCode::NO_CONTENT.into_response()),
+    }
+}
+
+/// Refuses to delete a key that something uses; by force, if nothing that uses it forbids that.
+fn unused(tx: &Tx<'_>, key: &Key, force: bool) -> Result<(), KpError> {
+    let users = registrations::of_key(tx, &key.root)?;
+    let forbid: Vec<_> = users.iter().filter(|r| r.prevent).collect();
+    let name = |users: &[&registrations::Registration]| {
+        let crns: Vec<&str> = users.iter().take(NAMED).map(|r| r.crn.as_str()).collect();
+        let more = users.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("{}{more}", crns.join(", "))
+    };
+    if !forbid.is_empty() {
+        let what = format!(
+            "The key protects resources that prevent its deletion, by force too: {}. Move them to another key first",
+            name(&forbid)
+        );
+        return Err(KpError::conflict("PREV_KEY_DEL_ERR", what));
+    }
+    if !force && !users.is_empty() {
+        let users: Vec<_> = users.iter().collect();
+        let what = format!(
+            "The key protects resources: {}. Move them to another key, or delete it with force=true",
+            name(&users)
+        );
+        return Err(KpError::conflict("PROTECTED_RESOURCE_ERR", what));
+    }
+    Ok(())
+}
+
+/// `POST /keys/{id}/restore`.
+pub(crate) async fn restore(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Instance(instance): Instance,
+    Path(id): Path<String>,
+) -> Result<Response, KpError> {
+    restore_key(app, caller, instance, id).await
+}
+
+/// Brings a deleted key back, active, whatever it was before; as Key Protect does.
+pub(crate) async fn restore_key(
+    app: Arc<App>,
+    caller: Caller,
+    instance: InstanceId,
+    id: String,
+) -> Result<Response, KpError> {
+    let action = "kms.secrets.restore";
+    let act = Act { caller, instance, action, failed: "Key could not be restored", key: id };
+    let key = act
+        .change(&app, |app, tx, act, now| {
+            let mut key = act.key(tx, KeyOperation::Restore)?;
+            state_allows(&key, KeyAction::Restore, now)?;
+            if key.expires.is_some_and(|end| end <= now) {
+                let what = "The key's expiration date has passed";
+                return Err(KpError::new(StatusCode::BAD_REQUEST, "KEY_EXPIRED_ERR", what));
+            }
+            let until = key.deleted.map(|at| view::later(at, app.settings.restore_within));
+            if until.is_none_or(|until| until <= now) {
+                let what = "The key was deleted too long ago; its material is gone";
+                return Err(KpError::new(StatusCode::BAD_REQUEST, "KEY_RESTORE_EXPIRED", what));
+            }
+            let what = "The key was deleted a short time ago";
+            not_before(key.acted, app.settings.enable_after, now, "REQ_TOO_EARLY_ERR", what)?;
+            key.state = KeyState::Active;
+            key.deleted = None;
+            key.deleted_by = None;
+            key.updated = Some(now);
+            keys::update(tx, &key)?;
+            let event = event(tx, &key, EventKind::Restore, now)?;
+            let value = view::key(app, tx, &key, now)?;
+            Ok(Changed { value, event, forget: Vec::new() })
+        })
+        .await?;
+    Ok(answer(StatusCode::CREATED, kp::KEY_TYPE, &kp::Envelope::of(kp::KEY_TYPE, vec![key])))
+}

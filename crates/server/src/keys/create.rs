@@ -1,0 +1,309 @@
+//! `POST /keys`: create and import.
+
+use crate::app::App;
+use crate::http::auth::Caller;
+use crate::http::body::Body;
+use crate::http::error::KpError;
+use crate::keys::act::{Act, Changed, Instance, answer, parse};
+use crate::keys::{reading, view};
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use claviger_crypto::SecretBytes;
+use claviger_custody::CustodyError;
+use claviger_domain::access::KeyOperation;
+use claviger_domain::id::{KeyId, KeyVersionId, UnixMs};
+use claviger_domain::key::{KeyState, RootKey, RootVersion};
+use claviger_store::keys::{self, Key};
+use claviger_wire::kp::{self, Envelope, NewKey};
+use std::sync::Arc;
+use zeroize::Zeroize;
+
+/// Base64 as clients send it: with or without padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Largest payload of a standard key, decoded.
+const PAYLOAD_MAX: usize = 7500;
+const ALIASES_MAX: usize = 5;
+const TAGS_MAX: usize = 30;
+
+/// Words that follow `/keys/` or a key in a path and so cannot be aliases.
+const NO_ALIAS: [&str; 17] = [
+    "allowed_ip",
+    "key",
+    "keys",
+    "metadata",
+    "policy",
+    "policies",
+    "registration",
+    "registrations",
+    "ring",
+    "rings",
+    "rotate",
+    "wrap",
+    "unwrap",
+    "rewrap",
+    "version",
+    "versions",
+    "restore",
+];
+
+/// Secret bytes out of a field's base64.
+pub(crate) fn secret(field: &str, text: &str) -> Result<SecretBytes, KpError> {
+    let bytes = BASE64.decode(text).map_err(|_| {
+        KpError::field(field, format!("The field '{field}' must be: a base64 encoded string"))
+    })?;
+    Ok(SecretBytes::new(bytes))
+}
+
+/// A new key, checked.
+struct Wanted {
+    new: NewKey,
+    material: Option<SecretBytes>,
+    expires: Option<UnixMs>,
+}
+
+pub(crate) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Instance(instance): Instance,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, KpError> {
+    let act = Act {
+        caller,
+        instance,
+        action: "kms.secrets.create",
+        failed: "Key could not be created",
+        key: String::new(),
+    };
+    let minimal = prefers(&headers) == Some(Prefer::Minimal);
+    let wanted = body.text().ok_or_else(|| KpError::body("The body is missing")).and_then(|text| {
+        let body: Envelope<NewKey> = parse(text)?;
+        check(body, app.clock.now())
+    });
+    let key = act
+        .change(&app, move |app, tx, act, now| {
+            // Imported or not is known only from a body that can be read.
+            let operation = match &wanted {
+                Ok(w) if w.material.is_some() => KeyOperation::Import,
+                _ => KeyOperation::Create,
+            };
+            act.on_instance(tx, operation)?;
+            let wanted = wanted.as_ref().map_err(Clone::clone)?;
+            if keys::count(tx, act.instance)? >= app.settings.keys_max {
+                let what =
+                    format!("The instance has {} keys, as many as it may", app.settings.keys_max);
+                return Err(KpError::conflict("KEY_QUOTA_ERR", what));
+            }
+            let key = add(app, tx, act, wanted, now)?;
+            let mut out = view::key(app, tx, &key, now)?;
+            if key.extractable && !minimal {
+                out.payload = reading::payload(app, tx, &key)?;
+            }
+            Ok(Changed::just(out))
+        })
+        .await?;
+    Ok(answer(StatusCode::CREATED, kp::KEY_TYPE, &Envelope::of(kp::KEY_TYPE, vec![key])))
+}
+
+fn add(
+    app: &App,
+    tx: &claviger_store::Tx<'_>,
+    act: &Act,
+    wanted: &Wanted,
+    now: UnixMs,
+) -> Result<Key, KpError> {
+    let root = RootKey { instance: act.instance, key: KeyId::random() };
+    let version = KeyVersionId::random();
+    let new = &wanted.new;
+    let key = Key {
+        root,
+        name: new.name.clone(),
+        description: new.description.clone(),
+        tags: new.tags.clone(),
+        state: KeyState::Active,
+        extractable: new.extractable,
+        imported: wanted.material.is_some(),
+        ring: "default".to_owned(),
+        created: now,
+        created_by: act.caller.iam_id.clone(),
+        updated: None,
+        rotated: None,
+        expires: wanted.expires,
+        deleted: None,
+        deleted_by: None,
+        acted: None,
+        current: (!new.extractable).then_some(version),
+    };
+    if new.extractable {
+        let made;
+        let payload = match &wanted.material {
+            Some(given) => given,
+            None => {
+                made = SecretBytes::random(32);
+                &made
+            }
+        };
+        let (instance, id) = (root.instance.to_string(), root.key.to_string());
+        let place = ["keys", "payload", &instance, &id];
+        let sealed = app.custodian.seal_column(&place, payload.expose());
+        keys::add(tx, &key, Some(&sealed))?;
+    } else {
+        let at = RootVersion { root, version };
+        let sealed = match &wanted.material {
+            Some(material) => app.custodian.import(&at, material),
+            None => app.custodian.generate(&at),
+        };
+        keys::add(tx, &key, None)?;
+        keys::add_version(tx, &root, version, &sealed.map_err(custody)?.0, now)?;
+    }
+    for alias in &new.aliases {
+        keys::add_alias(tx, &root, alias).map_err(|e| match e.is_taken() {
+            true => KpError::conflict(
+                "KEY_ALIAS_NOT_UNIQUE_ERR",
+                format!("The alias {alias:?} is in use in this instance"),
+            ),
+            false => e.into(),
+        })?;
+    }
+    Ok(key)
+}
+
+/// A custodian's error as an answer.
+pub(crate) fn custody(e: CustodyError) -> KpError {
+    match e {
+        CustodyError::Open(_) => {
+            let what = "The ciphertext is not valid, or was wrapped by another key or with other additional authentication data";
+            KpError::new(StatusCode::UNPROCESSABLE_ENTITY, "UNPROCESSABLE_CIPHERTEXT_ERR", what)
+        }
+        CustodyError::MaterialLength(len) => KpError::field(
+            "payload",
+            format!("The field 'payload' must be: 16, 24 or 32 bytes for a root key, not {len}"),
+        ),
+        CustodyError::Material(_) => {
+            tracing::error!(error = %e, "custodian");
+            let what =
+                "The key's material does not open; the server's operator must look at its log";
+            KpError::new(StatusCode::INTERNAL_SERVER_ERROR, "INCOMPLETE_METADATA_ERR", what)
+        }
+        CustodyError::Unavailable(_) => {
+            tracing::error!(error = %e, "custodian");
+            let what = "The custodian of root keys gives no answer. Try again";
+            let error = KpError::new(StatusCode::SERVICE_UNAVAILABLE, "CUSTODIAN_ERR", what);
+            KpError { retry_after: Some(2), ..error }
+        }
+    }
+}
+
+fn check(mut body: Envelope<NewKey>, now: UnixMs) -> Result<Wanted, KpError> {
+    if body.metadata.collection_total != body.resources.len() as u64 {
+        let what = format!(
+            "collectionTotal is {}, but there are {} resources",
+            body.metadata.collection_total,
+            body.resources.len()
+        );
+        let code = "COLLECTION_TOTAL_MISMATCH_ERR";
+        return Err(KpError::new(StatusCode::BAD_REQUEST, code, what));
+    }
+    let (Some(mut new), true) = (body.resources.pop(), body.resources.is_empty()) else {
+        return Err(KpError::body("The body must have exactly one key in 'resources'"));
+    };
+    if new.encrypted_nonce.is_some() || new.iv.is_some() {
+        let what = "Import with an import token is not supported yet; import the plain payload";
+        return Err(KpError::field("encryptedNonce", what));
+    }
+    let length = |field: &str, text: &str, least: usize, most: usize| {
+        let len = text.chars().count();
+        if (least..=most).contains(&len) {
+            return Ok(());
+        }
+        let what = format!("The field '{field}' must be: {least} to {most} characters, not {len}");
+        Err(KpError::field(field, what))
+    };
+    length("name", &new.name, 2, 90)?;
+    if new.description.as_deref() == Some("") {
+        new.description = None;
+    }
+    if let Some(description) = &new.description {
+        length("description", description, 2, 240)?;
+    }
+    if new.aliases.len() > ALIASES_MAX {
+        let what = format!("The field 'aliases' must be: at most {ALIASES_MAX} aliases");
+        return Err(KpError::field("aliases", what));
+    }
+    for alias in &new.aliases {
+        length("aliases", alias, 2, 90)?;
+        let sane = alias.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        if !sane || NO_ALIAS.contains(&alias.as_str()) || alias.parse::<KeyId>().is_ok() {
+            let what = "The field 'aliases' must be: letters, digits, '-' and '_', not a UUID and not a word of this API";
+            return Err(KpError::field("aliases", what));
+        }
+    }
+    if new.tags.len() > TAGS_MAX {
+        return Err(KpError::field(
+            "tags",
+            format!("The field 'tags' must be: at most {TAGS_MAX}"),
+        ));
+    }
+    for tag in &new.tags {
+        length("tags", tag, 1, 30)?;
+        if tag.contains(['<', '>', ',', ':', '&', '|']) {
+            let what = "The field 'tags' must be: without < > , : & |";
+            return Err(KpError::field("tags", what));
+        }
+    }
+    let expires = match new.expiration_date.as_deref() {
+        None | Some("") => None,
+        Some(text) => {
+            let at = view::parse_date(text).ok_or_else(|| {
+                let what = "The field 'expirationDate' must be: an RFC 3339 date and time";
+                KpError::field("expirationDate", what)
+            })?;
+            if at <= now {
+                let what = "The field 'expirationDate' must be: in the future";
+                return Err(KpError::field("expirationDate", what));
+            }
+            Some(at)
+        }
+    };
+    let material = match new.payload.take() {
+        None => None,
+        Some(text) if text.is_empty() => None,
+        Some(mut text) => {
+            let material = secret("payload", &text);
+            text.zeroize();
+            let material = material?;
+            if new.extractable && !(1..=PAYLOAD_MAX).contains(&material.len()) {
+                let what = format!("The field 'payload' must be: 1 to {PAYLOAD_MAX} bytes");
+                return Err(KpError::field("payload", what));
+            }
+            Some(material)
+        }
+    };
+    Ok(Wanted { new, material, expires })
+}
+
+/// How much of a changed key the caller wants to see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Prefer {
+    Minimal,
+    Representation,
+}
+
+pub(crate) fn prefers(headers: &HeaderMap) -> Option<Prefer> {
+    let text = headers.get("prefer")?.to_str().ok()?.to_ascii_lowercase();
+    if text.contains("return=minimal") {
+        Some(Prefer::Minimal)
+    } else if text.contains("return=representation") {
+        Some(Prefer::Representation)
+    } else {
+        None
+    }
+}

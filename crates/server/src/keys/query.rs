@@ -1,0 +1,99 @@
+//! Query parameters, with the oddities of real clients: an empty one counts as absent, lists are
+//! repeated or have commas, booleans come in any case.
+
+use crate::http::error::KpError;
+use crate::http::percent_decode;
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use std::convert::Infallible;
+
+/// The query of a request.
+pub(crate) struct Query(Vec<(String, String)>);
+
+/// Largest page.
+const LIMIT_MAX: usize = 5000;
+
+impl<S: Sync> FromRequestParts<S> for Query {
+    type Rejection = Infallible;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Query::parse(parts.uri.query().unwrap_or_default()))
+    }
+}
+
+impl Query {
+    pub(crate) fn parse(text: &str) -> Query {
+        let decode = |text: &str| {
+            let bytes: Vec<u8> = text.bytes().map(|b| if b == b'+' { b' ' } else { b }).collect();
+            String::from_utf8_lossy(&percent_decode(&bytes)).into_owned()
+        };
+        let pairs = text.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decode(name), decode(value))
+        });
+        Query(pairs.collect())
+    }
+
+    /// The value of `name`, unless it is empty.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(n, v)| n == name && !v.trim().is_empty()).map(|(_, v)| v.as_str())
+    }
+
+    /// A boolean.
+    pub(crate) fn flag(&self, name: &str) -> Result<Option<bool>, KpError> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        match text.to_ascii_lowercase().as_str() {
+            "true" => Ok(Some(true)),
+            "false" => Ok(Some(false)),
+            _ => Err(KpError::query(
+                name,
+                format!("The query_param '{name}' must be: true or false"),
+            )),
+        }
+    }
+
+    /// A list.
+    pub(crate) fn list(&self, name: &str) -> Vec<&str> {
+        let values = self.0.iter().filter(|(n, _)| n == name).flat_map(|(_, v)| v.split(','));
+        values.map(str::trim).filter(|v| !v.is_empty()).collect()
+    }
+
+    fn number(&self, name: &str, least: usize, most: usize) -> Result<Option<usize>, KpError> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        match text.parse() {
+            Ok(number) if (least..=most).contains(&number) => Ok(Some(number)),
+            _ => {
+                let what =
+                    format!("The query_param '{name}' must be: a number from {least} to {most}");
+                Err(KpError::query(name, what))
+            }
+        }
+    }
+
+    /// Cuts `limit` and `offset` out of all matches; with their number if the caller wants it.
+    pub(crate) fn page<T>(&self, all: Vec<T>) -> Result<(Vec<T>, Option<u64>), KpError> {
+        let limit = self.number("limit", 1, LIMIT_MAX)?.unwrap_or(200);
+        let offset = self.number("offset", 0, usize::MAX)?.unwrap_or(0);
+        let total = all.len() as u64;
+        let total = self.flag("totalCount")?.unwrap_or(false).then_some(total);
+        Ok((all.into_iter().skip(offset).take(limit).collect(), total))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn oddities_of_clients() {
+        let query = Query::parse("state=&state=1,2&state=3&totalCount=True&limit=2&x&search=a%2Bb");
+        assert_eq!(query.list("state"), ["1", "2", "3"]);
+        assert_eq!(query.get("state"), Some("1,2"));
+        assert_eq!(query.get("search"), Some("a+b"));
+        assert!(matches!(query.flag("totalCount"), Ok(Some(true))));
+        let (page, total) = query.page(vec![1, 2, 3]).expect("a page");
+        assert_eq!((page, total), (vec![1, 2], Some(3)));
+        for bad in ["limit=0", "limit=5001", "limit=x", "offset=-1", "totalCount=2"] {
+            assert!(Query::parse(bad).page(vec![0]).is_err(), "{bad}");
+        }
+    }
+}
