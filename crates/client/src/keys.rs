@@ -105,6 +105,7 @@ impl KeyService {
             tags: key.tags.clone(),
             expiration_date: key.expiration_date.clone(),
             payload: payload.take().or_else(|| key.payload.clone()),
+            ..NewKey::default()
         };
         let call = Call::post("/api/v2/keys".to_owned()).json(&envelope(KEY_TYPE, &input));
         input.payload.zeroize();
