@@ -62,3 +62,6 @@ pub fn routes() -> Router<Arc<App>> {
         .layer(Extension(Arc::new(Streams::default())));
     service.clone().nest("/global", service).merge(agents)
 }
+
+#[cfg(test)]
+mod tests;

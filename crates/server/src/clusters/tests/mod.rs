@@ -1,0 +1,7 @@
+//! The cluster service in process, over the whole router, against a real database.
+
+mod agents;
+mod operators;
+mod simulation;
+mod stream;
+mod world;
