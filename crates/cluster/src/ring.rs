@@ -1,0 +1,254 @@
+//! Opens the cluster's KEKs: one unwrap by the key service for each KEK in the life of this
+//! process. Opened keys are in locked memory only; on disk there is the wrapped ring, so that a
+//! restarted agent needs no more than unwraps.
+
+use crate::file::{self, FileError};
+use crate::keys::{KeyFailure, Keys};
+use claviger_crypto::Key32;
+use claviger_crypto::digest;
+use claviger_crypto::kek::wrap_aad;
+use claviger_domain::cluster::Cluster;
+use claviger_domain::cluster::ring::{Kek, Role};
+use claviger_domain::id::{ClusterId, Serial};
+use claviger_domain::key::{KeyState, RootKey};
+use claviger_kms_plugin::{OpenKek, OpenRing, RingError};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// First pause after a KEK did not open; it doubles from there.
+const PAUSE_FIRST: Duration = Duration::from_millis(500);
+/// Longest pause: short against the minute in which an enabled key is to be usable again.
+const PAUSE_MAX: Duration = Duration::from_secs(8);
+
+/// What a restarted agent needs before the server gives it the cluster's state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    /// The cluster, its ring wrapped.
+    pub cluster: Cluster,
+    /// Base URL of the key service.
+    pub key_service: String,
+}
+
+impl Kept {
+    /// Reads what the last run kept; none on the first.
+    pub fn load(path: &Path) -> Result<Option<Self>, FileError> {
+        file::read_json(path)
+    }
+
+    /// Writes it, durably.
+    pub fn save(&self, path: &Path) -> Result<(), FileError> {
+        file::write_json(path, self)
+    }
+}
+
+/// Whether `new` may take the place of `old`. A server that was restored from a backup may be
+/// behind; what its agents know of the ring must not be lost by that, or serials and key ids
+/// would come back with other meanings.
+pub fn may_follow(old: &Cluster, new: &Cluster) -> Result<(), String> {
+    if old.id != new.id {
+        return Err(format!("the state is that of cluster {}, not {}", new.id, old.id));
+    }
+    for kek in &old.ring.keks {
+        match new.ring.get(kek.serial) {
+            Some(k) if k.wrapped == kek.wrapped && k.root == kek.root => {}
+            _ => {
+                return Err(format!(
+                    "the server's ring (revision {}) lacks KEK {} that this node holds (revision {}); was the server restored from an old backup? This node goes on with its own ring",
+                    new.revision, kek.serial, old.revision
+                ));
+            }
+        }
+    }
+    let write = |c: &Cluster| c.ring.write().map(|k| k.serial);
+    if write(new) < write(old) {
+        return Err(format!(
+            "the server's ring (revision {}) seals with an older KEK than this node's (revision {}); was the server restored from an old backup?",
+            new.revision, old.revision
+        ));
+    }
+    Ok(())
+}
+
+/// How an attempt to open the ring ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opening {
+    /// Every KEK that records may be under is open.
+    Whole,
+    /// Some are not, for this reason; try again.
+    Lacking(String),
+    /// The key service says that a root key in use is not active.
+    Denied {
+        /// Which.
+        root: RootKey,
+        /// Its state.
+        state: KeyState,
+        /// The service's words.
+        message: String,
+    },
+}
+
+struct Opened {
+    wrapped: [u8; 32],
+    key: Key32,
+}
+
+struct Pause {
+    until: Instant,
+    failures: u32,
+    why: String,
+}
+
+/// The opened KEKs of this process.
+#[derive(Default)]
+pub struct Opener {
+    opened: BTreeMap<Serial, Opened>,
+    pauses: BTreeMap<Serial, Pause>,
+}
+
+/// The order in which KEKs are opened: what serves first, then what will, then what backups need.
+fn rank(role: Role) -> u8 {
+    match role {
+        Role::Write => 0,
+        Role::Read => 1,
+        Role::Staged => 2,
+        Role::Retained => 3,
+    }
+}
+
+/// Whether the node cannot serve without it.
+fn needed(kek: &Kek, cluster: &Cluster) -> bool {
+    match kek.role {
+        Role::Write | Role::Read => true,
+        // At first enablement the staged KEK is the one that API servers are told of; afterwards
+        // it is needed only before it is promoted, and the planner waits for that.
+        Role::Staged => cluster.ring.write().is_none(),
+        Role::Retained => false,
+    }
+}
+
+impl Opener {
+    /// Wipes every opened KEK.
+    pub fn wipe(&mut self) {
+        self.opened.clear();
+        self.pauses.clear();
+    }
+
+    /// Forgets pauses, so that the next attempt is made at once.
+    pub fn hurry(&mut self) {
+        self.pauses.clear();
+    }
+
+    /// Opens what is not open yet, one KEK after the other. Returns early once `interrupted`
+    /// says so: a fence must not wait for unwraps.
+    pub async fn open(
+        &mut self,
+        cluster: &Cluster,
+        keys: &dyn Keys,
+        interrupted: &(dyn Fn() -> bool + Sync),
+    ) -> Opening {
+        let mut entries: Vec<&Kek> = cluster.ring.keks.iter().collect();
+        entries.sort_by_key(|k| (rank(k.role), std::cmp::Reverse(k.serial)));
+        self.opened.retain(|serial, opened| {
+            cluster
+                .ring
+                .get(*serial)
+                .is_some_and(|k| digest::sha256(k.wrapped.as_bytes()) == opened.wrapped)
+        });
+        let mut lacking = None;
+        for kek in entries {
+            if self.opened.contains_key(&kek.serial) {
+                continue;
+            }
+            if interrupted() {
+                return Opening::Lacking("interrupted by news from the server".to_owned());
+            }
+            let needed = needed(kek, cluster);
+            if let Some(pause) = self.pauses.get(&kek.serial)
+                && pause.until > Instant::now()
+            {
+                if needed {
+                    lacking.get_or_insert_with(|| pause.why.clone());
+                }
+                continue;
+            }
+            match unwrap(&cluster.id, kek, keys).await {
+                Ok(key) => {
+                    self.pauses.remove(&kek.serial);
+                    let wrapped = digest::sha256(kek.wrapped.as_bytes());
+                    self.opened.insert(kek.serial, Opened { wrapped, key });
+                }
+                Err(KeyFailure::NotActive { root, state, message })
+                    if matches!(kek.role, Role::Write | Role::Read) =>
+                {
+                    return Opening::Denied { root, state, message };
+                }
+                Err(failure) => {
+                    let why = format!("KEK {} is not open: {failure}", kek.serial);
+                    self.pause(kek.serial, why.clone());
+                    if needed {
+                        lacking.get_or_insert(why);
+                    }
+                    if matches!(failure, KeyFailure::Away(_)) {
+                        // The others would only wait for the same silence.
+                        break;
+                    }
+                }
+            }
+        }
+        let missing = cluster
+            .ring
+            .keks
+            .iter()
+            .find(|k| needed(k, cluster) && !self.opened.contains_key(&k.serial));
+        match (missing, lacking) {
+            (None, _) => Opening::Whole,
+            (Some(_), Some(why)) => Opening::Lacking(why),
+            (Some(kek), None) => Opening::Lacking(format!("KEK {} is not open yet", kek.serial)),
+        }
+    }
+
+    fn pause(&mut self, serial: Serial, why: String) {
+        let failures = self.pauses.get(&serial).map_or(0, |p| p.failures);
+        let pause = PAUSE_FIRST.saturating_mul(1 << failures.min(5)).min(PAUSE_MAX);
+        let until = Instant::now() + jitter(pause);
+        if failures == 0 {
+            tracing::warn!(%serial, %why, "cannot open a KEK; trying again");
+        }
+        self.pauses.insert(serial, Pause { until, failures: failures + 1, why });
+    }
+
+    /// Numbers of the KEKs that are open.
+    pub fn serials(&self) -> Vec<Serial> {
+        self.opened.keys().copied().collect()
+    }
+
+    /// The ring for the plugin, of all that is open.
+    pub fn ring(&self, cluster: &Cluster) -> Result<OpenRing, RingError> {
+        let keks = cluster.ring.keks.iter().filter_map(|entry| {
+            let opened = self.opened.get(&entry.serial)?;
+            Some(OpenKek::new(&cluster.id, entry, &opened.key))
+        });
+        let reported = cluster.ring.reported().map(|k| k.serial);
+        OpenRing::new(cluster.revision, keks.collect(), reported)
+    }
+}
+
+/// Unwraps one KEK.
+pub async fn unwrap(cluster: &ClusterId, kek: &Kek, keys: &dyn Keys) -> Result<Key32, KeyFailure> {
+    let aad = wrap_aad(cluster, kek.serial);
+    let opened = keys.unwrap(kek.root.root, &kek.wrapped, &aad).await?;
+    // The copy is wiped by `take`, the original when it is dropped.
+    let mut copy = opened.expose().to_vec();
+    Key32::take(&mut copy).ok_or_else(|| {
+        KeyFailure::Refused(format!("KEK {} has {} bytes, not 32", kek.serial, opened.len()))
+    })
+}
+
+/// Between three quarters of `pause` and the whole of it, so that agents do not call in step.
+pub(crate) fn jitter(pause: Duration) -> Duration {
+    let random = uuid::Uuid::new_v4().as_u128() as u32;
+    let part = u64::from(random % 256);
+    pause * 3 / 4 + pause / 4 * u32::try_from(part).unwrap_or(0) / 256
+}

@@ -1,0 +1,222 @@
+//! Brings this node's API server to the stage that the cluster's truth names: writes the file,
+//! starts or restarts the API server, or waits for its own poll.
+//!
+//! [`decide`] is pure and looks at one moment; the agent asks it again after every act. So a
+//! kill anywhere leaves a moment from which it goes on.
+
+use claviger_domain::cluster::{Process, Stage, TakeUp};
+use std::path::Path;
+
+/// What the decision rests on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moment {
+    /// The stage that the cluster's truth names for this API server.
+    pub target: Stage,
+    /// How a changed file is taken up; none while no operation is in progress, and then an API
+    /// server that runs is left to its own poll.
+    pub take_up: Option<TakeUp>,
+    /// The stage of the file on disk; none if it is not ours.
+    pub on_disk: Option<Stage>,
+    /// The hash of the file on disk, as kube-apiserver takes it.
+    pub disk_hash: Option<String>,
+    /// The API server's process, while it lives.
+    pub process: Option<Process>,
+    /// Whether that process was started with the flag that names our file.
+    pub flags: bool,
+    /// The hash that exactly this process publishes; none until it was read.
+    pub loaded: Option<String>,
+    /// Whether a hold keeps the API server from being started.
+    pub held: bool,
+    /// Whether the plugin answers with a ring that passed its self-test.
+    pub open: bool,
+}
+
+/// What to do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// Nothing, or wait.
+    Nothing,
+    /// Write the file of this stage.
+    Write(Stage),
+    /// Start the API server, with the flags or without.
+    Start {
+        /// Whether with the flags.
+        flags: bool,
+    },
+    /// Kill the API server and start it with the flags.
+    Restart,
+}
+
+/// The next act.
+pub fn decide(seen: &Moment) -> Act {
+    if seen.held {
+        return Act::Nothing;
+    }
+    let encrypted = seen.target.max(seen.on_disk.unwrap_or_default()) > Stage::Bare;
+    // An API server reads Secrets at its start and primes a seed for every provider: without
+    // the plugin it would come up broken, or hang.
+    if encrypted && !seen.open {
+        return Act::Nothing;
+    }
+    // A stage never falls, so a file ahead of the truth (the server was restored from a backup)
+    // stays.
+    if seen.target > Stage::Bare && seen.on_disk.is_none_or(|s| s < seen.target) {
+        return Act::Write(seen.target);
+    }
+    if seen.process.is_none() {
+        return Act::Start { flags: encrypted };
+    }
+    if !encrypted {
+        return Act::Nothing;
+    }
+    if !seen.flags {
+        return Act::Restart;
+    }
+    match &seen.loaded {
+        Some(loaded)
+            if seen.take_up == Some(TakeUp::Restart) && Some(loaded) != seen.disk_hash.as_ref() =>
+        {
+            Act::Restart
+        }
+        _ => Act::Nothing,
+    }
+}
+
+/// The flags that make kube-apiserver read our file, and read it again when it changes.
+pub fn flags(file: &Path) -> Vec<String> {
+    vec![
+        format!("--encryption-provider-config={}", file.display()),
+        "--encryption-provider-config-automatic-reload=true".to_owned(),
+    ]
+}
+
+/// Whether a command line (arguments divided by zero bytes, as in `/proc/PID/cmdline`) names our
+/// file. The last of several counts, as for kube-apiserver.
+pub fn has_flags(cmdline: &[u8], file: &Path) -> bool {
+    let mut named: Option<&[u8]> = None;
+    let mut args = cmdline.split(|b| *b == 0);
+    while let Some(arg) = args.next() {
+        if let Some(value) = arg.strip_prefix(b"--encryption-provider-config=") {
+            named = Some(value);
+        } else if arg == b"--encryption-provider-config" {
+            named = args.next();
+        }
+    }
+    named == Some(file.as_os_str().as_encoded_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moment(target: Stage, on_disk: Option<Stage>) -> Moment {
+        Moment {
+            target,
+            take_up: Some(TakeUp::Restart),
+            on_disk,
+            disk_hash: on_disk.filter(|s| *s > Stage::Bare).map(|s| format!("{s:?}")),
+            process: Some(Process { pid: 2, start: 3 }),
+            flags: true,
+            loaded: on_disk.map(|s| format!("{s:?}")),
+            held: false,
+            open: true,
+        }
+    }
+
+    #[test]
+    fn situation_and_act() {
+        use Stage::*;
+        let m = moment;
+        let cases = [
+            ("bare and running", Moment { flags: false, ..m(Bare, Some(Bare)) }, Act::Nothing),
+            (
+                "bare and dead: started as it was",
+                Moment { process: None, open: false, ..m(Bare, Some(Bare)) },
+                Act::Start { flags: false },
+            ),
+            ("first stage", m(WriteFirst, Some(Bare)), Act::Write(WriteFirst)),
+            ("no file yet, or a foreign one", m(ReadFirst, None), Act::Write(ReadFirst)),
+            (
+                "the ring is not open: not even the file",
+                Moment { open: false, ..m(WriteFirst, Some(Bare)) },
+                Act::Nothing,
+            ),
+            (
+                "file written, flags missing",
+                Moment { flags: false, loaded: None, ..m(WriteFirst, Some(WriteFirst)) },
+                Act::Restart,
+            ),
+            (
+                "flags missing under reload: one restart all the same",
+                Moment {
+                    flags: false,
+                    take_up: Some(TakeUp::Reload),
+                    ..m(WriteFirst, Some(WriteFirst))
+                },
+                Act::Restart,
+            ),
+            (
+                "old file loaded, restart",
+                Moment { loaded: Some("WriteFirst".into()), ..m(Only, Some(Only)) },
+                Act::Restart,
+            ),
+            (
+                "old file loaded, reload",
+                Moment {
+                    loaded: Some("WriteFirst".into()),
+                    take_up: Some(TakeUp::Reload),
+                    ..m(Only, Some(Only))
+                },
+                Act::Nothing,
+            ),
+            (
+                "old file loaded, at rest: left to its poll",
+                Moment { loaded: Some("x".into()), take_up: None, ..m(Only, Some(Only)) },
+                Act::Nothing,
+            ),
+            (
+                "not known yet what is loaded: no restart on a guess",
+                Moment { loaded: None, ..m(Only, Some(Only)) },
+                Act::Nothing,
+            ),
+            ("all as it should be", m(Only, Some(Only)), Act::Nothing),
+            (
+                "dead: started with the flags",
+                Moment { process: None, loaded: None, ..m(Only, Some(Only)) },
+                Act::Start { flags: true },
+            ),
+            (
+                "dead, ring not open: waits",
+                Moment { process: None, open: false, ..m(Only, Some(Only)) },
+                Act::Nothing,
+            ),
+            (
+                "held",
+                Moment { process: None, held: true, ..m(Only, Some(Only)) },
+                Act::Nothing,
+            ),
+            ("a file ahead of the truth stays", m(ReadFirst, Some(Only)), Act::Nothing),
+            (
+                "the truth fell to bare, the file did not",
+                Moment { process: None, ..m(Bare, Some(Only)) },
+                Act::Start { flags: true },
+            ),
+        ];
+        for (name, seen, expected) in cases {
+            assert_eq!(decide(&seen), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn flags_are_found_in_a_command_line() {
+        let file = Path::new("/etc/e.yaml");
+        let ours = flags(file).join("\0");
+        assert!(has_flags(format!("kube-apiserver\0--v=2\0{ours}\0").as_bytes(), file));
+        assert!(has_flags(b"a\0--encryption-provider-config\0/etc/e.yaml\0", file));
+        assert!(!has_flags(b"a\0--encryption-provider-config=/etc/other.yaml\0", file));
+        assert!(!has_flags(b"a\0--encryption-provider-config-automatic-reload=true\0", file));
+        let twice = b"a\0--encryption-provider-config=/x\0--encryption-provider-config=/etc/e.yaml\0";
+        assert!(has_flags(twice, file));
+        assert!(!has_flags(b"", file));
+    }
+}
