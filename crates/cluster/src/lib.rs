@@ -10,9 +10,11 @@
 //! | [`encryption`] | the bytes of an EncryptionConfiguration, and back |
 //! | [`contact`] | how long the server has been away, across reboots and clock jumps |
 //! | [`control`] | the loop of the agent that holds the lease |
+//! | [`scrub`] | clears plaintext out of etcd's log and database file |
 
 pub mod config;
 pub mod contact;
 pub mod control;
 pub mod encryption;
 mod file;
+pub mod scrub;

@@ -263,6 +263,23 @@ impl Etcd {
         Ok(Found { revision: header(&answer.header)?, record: answer.kvs.into_iter().next() })
     }
 
+    /// How many keys begin with `prefix`, by a quorum, and at which revision.
+    pub async fn count(&self, prefix: &[u8]) -> Result<(u64, i64), EtcdError> {
+        let request = rpc::RangeRequest {
+            // An empty key is none; `\0` is the first there can be.
+            key: if prefix.is_empty() { vec![0] } else { prefix.to_vec() }.into(),
+            range_end: end_of(prefix).into(),
+            count_only: true,
+            ..Default::default()
+        };
+        let answer = self.ask("count", 0, |mut kv, timeout| {
+            let request = deadline(request.clone(), timeout);
+            async move { kv.range(request).await }
+        });
+        let answer = answer.await?;
+        Ok((u64::try_from(answer.count).unwrap_or(0), header(&answer.header)?))
+    }
+
     /// The records whose keys begin with `prefix`, in pages of [`PAGE`], all at one revision:
     /// `revision`, or that of the first page if it is 0. The first page is read by a quorum.
     pub fn range(&self, prefix: &[u8], revision: i64) -> Pages {

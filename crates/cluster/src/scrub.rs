@@ -1,0 +1,471 @@
+//! Clears plaintext out of the files of a single-member etcd: its log keeps every value that was
+//! ever written, long after a rewrite, a compaction and a defragmentation.
+//!
+//! The member is rebuilt from a snapshot of itself, with the API servers stopped, so that nobody
+//! writes meanwhile. Name, peer URLs and cluster token are those it has, and its revision goes
+//! on where it was: nothing is lost, so no revision is bumped and no client sees time go back.
+//!
+//! | step | what is durable then | a crash there is |
+//! |---|---|---|
+//! | hold and stop the API servers; compact, defragment, snapshot | `Preparing` | rolled back |
+//! | hold and stop etcd; see that its file holds nothing newer; restore; fsync | `Preparing` | rolled back |
+//! | the fresh member is whole | `Restored` | carried on |
+//! | exchange the two member directories in one rename | by inode | carried on |
+//! | start etcd; same keys, no older revision, or else exchange back | `Restored` | carried on |
+//! | proven | `Proven` | carried on |
+//! | start the API servers; remove the old member and the journal | nothing left | |
+//!
+//! Everything lies within the data directory, so that a rename never crosses a file system and
+//! the data directory itself may be a mount point. What blocks of the disk still hold of removed
+//! files is out of reach.
+
+use crate::file::{self, FileError};
+use claviger_etcd::bolt::{BoltError, Database};
+use claviger_etcd::residue::{self, Found, ResidueError};
+use claviger_etcd::{Etcd, EtcdConfig, EtcdError};
+use claviger_supervise::{SuperviseError, Supervisor};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// The hold that a scrub sets; it lifts no other.
+const HOLD: &str = "plaintext is being cleared out of etcd's files";
+const JOURNAL: &str = "claviger-scrub.json";
+const WORK: &str = "claviger-scrub";
+
+/// How long an API server may take to end by itself; one open watch keeps it for a minute, and
+/// its clients reconnect whatever way it ends.
+const API_SERVER_GRACE: Duration = Duration::from_secs(5);
+/// How long etcd may take to write its last batch down and end.
+const ETCD_GRACE: Duration = Duration::from_secs(30);
+/// How long a fresh member may take to answer: it reads its whole database first.
+const ETCD_START: Duration = Duration::from_secs(120);
+/// How long `etcdutl` may take: it copies a database of 8 GiB at most.
+const RESTORE: Duration = Duration::from_secs(900);
+/// How often to look whether it is done.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What a scrub needs to know and to hold.
+#[derive(Debug, Clone)]
+pub struct Scrub {
+    /// How etcd is reached.
+    pub etcd: EtcdConfig,
+    /// What runs etcd.
+    pub member: Arc<dyn Supervisor>,
+    /// What runs every API server that uses it.
+    pub api_servers: Vec<Arc<dyn Supervisor>>,
+    /// etcd's `--data-dir`. Its log must lie within.
+    pub data_dir: PathBuf,
+    /// etcd's `--initial-cluster-token`; `etcd-cluster` unless it was set.
+    pub cluster_token: String,
+    /// The program `etcdutl`, of etcd's own version.
+    pub etcdutl: PathBuf,
+}
+
+/// What a scrub found and left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Plaintext in the files before; none when a crash came between.
+    pub before: Option<Found>,
+    /// Plaintext in the files afterwards: none, unless live records are plaintext.
+    pub after: Found,
+    /// Keys in etcd, before and afterwards.
+    pub keys: u64,
+    /// etcd's revision when the snapshot was taken.
+    pub revision: i64,
+}
+
+/// Why the files were not cleared. etcd and the API servers run as before, unless the text says
+/// otherwise.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum ScrubError {
+    #[error(
+        "etcd has {0} members; clear them by replacing one member after the other, since only a single member can be rebuilt in place"
+    )]
+    NotSingle(usize),
+    #[error("the data directory {} is not that of this etcd: {why}", path.display())]
+    NotThere { path: PathBuf, why: &'static str },
+    #[error(
+        "somebody wrote to etcd while every API server was stopped (revision {newer} after {taken}); end that client and try again"
+    )]
+    StrangeWriter { taken: i64, newer: i64 },
+    #[error("etcdutl failed: {0}")]
+    Restore(String),
+    #[error("the rebuilt etcd is not the same: {0}; the old one is back")]
+    NotTheSame(String),
+    #[error("a step was interrupted")]
+    Interrupted,
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
+    #[error(transparent)]
+    Database(#[from] BoltError),
+    #[error(transparent)]
+    Residue(#[from] ResidueError),
+    #[error(transparent)]
+    Supervise(#[from] SuperviseError),
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Phase {
+    Preparing,
+    Restored,
+    Proven,
+}
+
+/// What a crash must not take with it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Journal {
+    phase: Phase,
+    /// Arguments that each API server ran with; none for one that did not run.
+    api_servers: Vec<Option<Vec<String>>>,
+    etcd_args: Vec<String>,
+    keys: u64,
+    revision: i64,
+    /// Inode of the fresh member directory, which tells on which side of the exchange we are.
+    fresh: u64,
+}
+
+impl Scrub {
+    /// Clears the files. A scrub that a crash cut off is finished or rolled back first.
+    pub async fn run(&self, say: &(dyn Fn(&str) + Sync)) -> Result<Outcome, ScrubError> {
+        if let Some(outcome) = self.resume(say).await? {
+            return Ok(outcome);
+        }
+        let etcd = Etcd::connect(&self.etcd).await?;
+        let members = etcd.members().await?;
+        let [member] = members.as_slice() else {
+            return Err(ScrubError::NotSingle(members.len()));
+        };
+        let before = residue::scan(&self.data_dir, None)?;
+        self.check_data_dir()?;
+        let mut journal = Journal {
+            phase: Phase::Preparing,
+            api_servers: Vec::new(),
+            etcd_args: self.member.observe()?.extra_args,
+            keys: 0,
+            revision: 0,
+            fresh: 0,
+        };
+        for server in &self.api_servers {
+            let seen = server.observe()?;
+            journal.api_servers.push(seen.process.map(|_| seen.extra_args));
+        }
+        self.note(&journal)?;
+        match self.prepare(&etcd, &member.name, &member.peer_urls, &mut journal, say).await {
+            Ok(()) => {}
+            Err(e) => {
+                self.roll_back(&journal, say).await?;
+                return Err(e);
+            }
+        }
+        self.carry_on(journal, Some(before), say).await
+    }
+
+    /// Finishes or rolls back a scrub that was cut off. None if there was none, or if it was
+    /// rolled back.
+    pub async fn resume(&self, say: &(dyn Fn(&str) + Sync)) -> Result<Option<Outcome>, ScrubError> {
+        let Some(journal) = file::read_json::<Journal>(&self.data_dir.join(JOURNAL))? else {
+            return Ok(None);
+        };
+        if journal.phase == Phase::Preparing {
+            self.roll_back(&journal, say).await?;
+            return Ok(None);
+        }
+        self.carry_on(journal, None, say).await.map(Some)
+    }
+
+    /// Up to a whole fresh member beside the old one. Changes nothing that etcd would see,
+    /// except that history is compacted.
+    async fn prepare(
+        &self,
+        etcd: &Etcd,
+        name: &str,
+        peer_urls: &[String],
+        journal: &mut Journal,
+        say: &(dyn Fn(&str) + Sync),
+    ) -> Result<(), ScrubError> {
+        say("stopping the API servers");
+        for server in &self.api_servers {
+            hold(server)?;
+        }
+        for server in &self.api_servers {
+            stop(server, API_SERVER_GRACE).await?;
+        }
+        say("compacting and defragmenting etcd");
+        let work = self.data_dir.join(WORK);
+        remove_dir(&work)?;
+        file::make_dir(&work)?;
+        (journal.keys, journal.revision) = etcd.count(b"").await?;
+        etcd.compact(journal.revision, true).await?;
+        etcd.defragment_all().await?;
+        let snapshot = work.join("snapshot.db");
+        etcd.snapshot(&snapshot).await?;
+        say("stopping etcd and rebuilding it from its snapshot");
+        hold(&self.member)?;
+        stop(&self.member, ETCD_GRACE).await?;
+        let db = self.data_dir.join("member/snap/db");
+        let newest = move || Database::open(&db)?.newest_revision();
+        let newer = blocking(newest).await??;
+        // A compaction leaves the newest revision of each live key; a deleted one may have been
+        // the last, so the file's newest can be lower than the store's, never higher.
+        if newer > journal.revision {
+            return Err(ScrubError::StrangeWriter { taken: journal.revision, newer });
+        }
+        let fresh = work.join("fresh");
+        self.restore(&snapshot, &fresh, name, peer_urls).await?;
+        let (old, new) = (self.data_dir.join("member"), fresh.join("member"));
+        let settle = move || -> Result<u64, ScrubError> {
+            let like = fs::metadata(&old).map_err(failed("read", &old))?;
+            let new_meta = fs::metadata(&new).map_err(failed("read", &new))?;
+            settle(&new, (like.uid(), like.gid()), like.mode() & 0o7777)?;
+            Ok(new_meta.ino())
+        };
+        journal.fresh = blocking(settle).await??;
+        sync(&fresh)?;
+        sync(&work)?;
+        journal.phase = Phase::Restored;
+        self.note(journal)
+    }
+
+    async fn restore(
+        &self,
+        snapshot: &Path,
+        fresh: &Path,
+        name: &str,
+        peer_urls: &[String],
+    ) -> Result<(), ScrubError> {
+        let urls: Vec<_> = peer_urls.iter().map(|url| format!("{name}={url}")).collect();
+        let mut command = tokio::process::Command::new(&self.etcdutl);
+        command
+            .args(["snapshot", "restore"])
+            .arg(snapshot)
+            .arg("--data-dir")
+            .arg(fresh)
+            .args(["--name", name])
+            .args(["--initial-cluster", &urls.join(",")])
+            .args(["--initial-advertise-peer-urls", &peer_urls.join(",")])
+            .args(["--initial-cluster-token", &self.cluster_token])
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let out = tokio::time::timeout(RESTORE, command.output())
+            .await
+            .map_err(|_| ScrubError::Restore("no end within 15 minutes".to_owned()))?
+            .map_err(failed("start", &self.etcdutl))?;
+        if out.status.success() {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&out.stderr);
+        let last = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("it says nothing");
+        Err(ScrubError::Restore(last.chars().take(500).collect()))
+    }
+
+    /// From a whole fresh member to the end.
+    async fn carry_on(
+        &self,
+        mut journal: Journal,
+        before: Option<Found>,
+        say: &(dyn Fn(&str) + Sync),
+    ) -> Result<Outcome, ScrubError> {
+        if journal.phase == Phase::Restored {
+            if !self.exchanged(&journal)? {
+                // After a crash somebody may have started it again.
+                hold(&self.member)?;
+                stop(&self.member, ETCD_GRACE).await?;
+                self.exchange()?;
+            }
+            say("starting the rebuilt etcd");
+            if let Err(why) = self.proven(&journal).await {
+                hold(&self.member)?;
+                stop(&self.member, ETCD_GRACE).await?;
+                self.exchange()?;
+                journal.phase = Phase::Preparing;
+                self.note(&journal)?;
+                self.roll_back(&journal, say).await?;
+                return Err(ScrubError::NotTheSame(why));
+            }
+            journal.phase = Phase::Proven;
+            self.note(&journal)?;
+        }
+        // The old member goes before the API servers come: from here on nobody goes back to it.
+        self.start(&self.member, &journal.etcd_args)?;
+        remove_dir(&self.data_dir.join(WORK))?;
+        let data_dir = self.data_dir.clone();
+        let after = blocking(move || residue::scan(&data_dir, None)).await??;
+        say("starting the API servers");
+        self.start_api_servers(&journal)?;
+        file::remove(&self.data_dir.join(JOURNAL))?;
+        Ok(Outcome { before, after, keys: journal.keys, revision: journal.revision })
+    }
+
+    /// Starts etcd and compares what it has with what it had.
+    async fn proven(&self, journal: &Journal) -> Result<(), String> {
+        self.start(&self.member, &journal.etcd_args).map_err(|e| e.to_string())?;
+        let until = Instant::now() + ETCD_START;
+        let etcd = loop {
+            match Etcd::connect(&self.etcd).await {
+                Ok(etcd) => break etcd,
+                Err(e) if Instant::now() > until => return Err(e.to_string()),
+                Err(_) => tokio::time::sleep(LOOK).await,
+            }
+        };
+        let (keys, revision) = etcd.count(b"").await.map_err(|e| e.to_string())?;
+        if keys != journal.keys || revision < journal.revision {
+            return Err(format!(
+                "{keys} keys at revision {revision}, there were {} at {}",
+                journal.keys, journal.revision
+            ));
+        }
+        Ok(())
+    }
+
+    /// Back to how it was: nothing of ours on disk, etcd and the API servers running.
+    async fn roll_back(
+        &self,
+        journal: &Journal,
+        say: &(dyn Fn(&str) + Sync),
+    ) -> Result<(), ScrubError> {
+        say("going back to the files as they were");
+        self.start(&self.member, &journal.etcd_args)?;
+        remove_dir(&self.data_dir.join(WORK))?;
+        self.start_api_servers(journal)?;
+        file::remove(&self.data_dir.join(JOURNAL))?;
+        Ok(())
+    }
+
+    fn start_api_servers(&self, journal: &Journal) -> Result<(), ScrubError> {
+        for (server, args) in self.api_servers.iter().zip(&journal.api_servers) {
+            match args {
+                Some(args) => self.start(server, args)?,
+                None => release(server)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts what we held, unless somebody else holds it or was faster.
+    fn start(&self, unit: &Arc<dyn Supervisor>, args: &[String]) -> Result<(), ScrubError> {
+        release(unit)?;
+        match unit.start(args) {
+            Ok(_) | Err(SuperviseError::Running(_) | SuperviseError::Held(_)) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn note(&self, journal: &Journal) -> Result<(), ScrubError> {
+        let path = self.data_dir.join(JOURNAL);
+        let bytes = serde_json::to_vec(journal).map_err(|e| ScrubError::Io {
+            doing: "write",
+            path: path.clone(),
+            source: e.into(),
+        })?;
+        Ok(file::write(&path, &bytes)?)
+    }
+
+    fn check_data_dir(&self) -> Result<(), ScrubError> {
+        let wal = self.data_dir.join("member/wal");
+        if fs::symlink_metadata(&wal).is_ok_and(|m| m.is_dir()) {
+            return Ok(());
+        }
+        let why = "its log lies elsewhere (--wal-dir), which is not supported";
+        Err(ScrubError::NotThere { path: self.data_dir.clone(), why })
+    }
+
+    /// Whether the fresh member is in place.
+    fn exchanged(&self, journal: &Journal) -> Result<bool, ScrubError> {
+        let member = self.data_dir.join("member");
+        Ok(fs::metadata(&member).map_err(failed("read", &member))?.ino() == journal.fresh)
+    }
+
+    /// Puts each member directory where the other was, in one step.
+    fn exchange(&self) -> Result<(), ScrubError> {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        let (member, fresh) =
+            (self.data_dir.join("member"), self.data_dir.join(WORK).join("fresh"));
+        renameat_with(CWD, fresh.join("member"), CWD, &member, RenameFlags::EXCHANGE)
+            .map_err(|e| failed("exchange", &member)(e.into()))?;
+        sync(&fresh)?;
+        sync(&self.data_dir)
+    }
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ScrubError {
+    let path = path.to_owned();
+    move |source| ScrubError::Io { doing, path, source }
+}
+
+/// Runs what waits for the disk on a thread that may wait.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ScrubError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ScrubError::Interrupted)
+}
+
+async fn stop(unit: &Arc<dyn Supervisor>, grace: Duration) -> Result<(), ScrubError> {
+    let unit = unit.clone();
+    Ok(blocking(move || unit.stop(grace)).await??)
+}
+
+/// Holds a unit, unless somebody else does already: a fence must stay what it is.
+fn hold(unit: &Arc<dyn Supervisor>) -> Result<(), ScrubError> {
+    if unit.observe()?.held.is_none() {
+        unit.hold(HOLD)?;
+    }
+    Ok(())
+}
+
+fn release(unit: &Arc<dyn Supervisor>) -> Result<(), ScrubError> {
+    if unit.observe()?.held.as_deref() == Some(HOLD) {
+        unit.release()?;
+    }
+    Ok(())
+}
+
+fn remove_dir(path: &Path) -> Result<(), ScrubError> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(failed("remove", path))?,
+    }
+    match path.parent() {
+        Some(parent) => sync(parent),
+        None => Ok(()),
+    }
+}
+
+fn sync(dir: &Path) -> Result<(), ScrubError> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(failed("write down", dir))
+}
+
+/// Makes a tree durable and gives it to the one whom the old one belonged to: etcd may run as
+/// another user than the agent. The depth is that of a member directory.
+fn settle(path: &Path, owner: (u32, u32), mode: u32) -> Result<(), ScrubError> {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let meta = fs::symlink_metadata(path).map_err(failed("read", path))?;
+    if (meta.uid(), meta.gid()) != owner {
+        chown(path, Some(owner.0), Some(owner.1)).map_err(failed("give away", path))?;
+    }
+    if meta.is_dir() {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+            .map_err(failed("set the mode of", path))?;
+        for entry in fs::read_dir(path).map_err(failed("read", path))? {
+            settle(&entry.map_err(failed("read", path))?.path(), owner, mode)?;
+        }
+    }
+    File::open(path).and_then(|f| f.sync_all()).map_err(failed("write down", path))
+}
