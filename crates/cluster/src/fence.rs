@@ -188,7 +188,11 @@ mod tests {
             Self { inner: Mutex::new(Inner { alive: true, ..Inner::default() }) }
         }
 
-        fn act(&self, name: &'static str, act: impl FnOnce(&mut Inner)) -> Result<(), SuperviseError> {
+        fn act(
+            &self,
+            name: &'static str,
+            act: impl FnOnce(&mut Inner),
+        ) -> Result<(), SuperviseError> {
             let mut inner = self.inner.lock().unwrap();
             if inner.killed_after.is_some_and(|n| inner.calls.len() >= n) {
                 return Err(SuperviseError::Held("the agent is dead".to_owned()));
@@ -263,7 +267,8 @@ mod tests {
             let program = Program::running();
             program.inner.lock().unwrap().killed_after = Some(steps);
             let first = record();
-            let done = Fence::open(path.clone()).unwrap().impose(first.clone(), &mut |_| {}, &program);
+            let done =
+                Fence::open(path.clone()).unwrap().impose(first.clone(), &mut |_| {}, &program);
             assert_eq!(done.is_ok(), steps == 2);
             // The next agent finds the record and needs no word from the server.
             program.inner.lock().unwrap().killed_after = None;

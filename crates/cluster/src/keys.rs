@@ -41,6 +41,5 @@ pub trait Keys: Send + Sync {
         aad: &'a [String],
     ) -> Calling<'a, SecretBytes>;
     /// Wraps `key` with the current version of `root` under `aad`.
-    fn wrap<'a>(&'a self, root: RootKey, key: &'a Key32, aad: &'a [String])
-    -> Calling<'a, String>;
+    fn wrap<'a>(&'a self, root: RootKey, key: &'a Key32, aad: &'a [String]) -> Calling<'a, String>;
 }

@@ -9,12 +9,30 @@
 //! | [`config`] | the agent's file of settings |
 //! | [`encryption`] | the bytes of an EncryptionConfiguration, and back |
 //! | [`contact`] | how long the server has been away, across reboots and clock jumps |
+//! | [`identity`] | key pair and certificate: join, renew |
+//! | [`sync`] | the server's state, and what the server is told |
+//! | [`ring`] | the opened KEKs |
+//! | [`fence`] | no process with keys or plaintext while a root key is suspended |
+//! | [`take_up`] | which file the API server has, and how it takes it up |
+//! | [`observe`] | what the API server does |
+//! | [`driver`] | the one task that acts on the node |
 //! | [`control`] | the loop of the agent that holds the lease |
 //! | [`scrub`] | clears plaintext out of etcd's log and database file |
 
 pub mod config;
 pub mod contact;
 pub mod control;
+pub mod driver;
 pub mod encryption;
+pub mod fence;
 mod file;
+pub mod identity;
+pub mod keys;
+pub mod node;
+pub mod observe;
+pub mod ring;
+pub mod run;
 pub mod scrub;
+pub mod service_keys;
+pub mod sync;
+pub mod take_up;

@@ -190,11 +190,7 @@ mod tests {
                 Moment { process: None, open: false, ..m(Only, Some(Only)) },
                 Act::Nothing,
             ),
-            (
-                "held",
-                Moment { process: None, held: true, ..m(Only, Some(Only)) },
-                Act::Nothing,
-            ),
+            ("held", Moment { process: None, held: true, ..m(Only, Some(Only)) }, Act::Nothing),
             ("a file ahead of the truth stays", m(ReadFirst, Some(Only)), Act::Nothing),
             (
                 "the truth fell to bare, the file did not",
@@ -215,7 +211,8 @@ mod tests {
         assert!(has_flags(b"a\0--encryption-provider-config\0/etc/e.yaml\0", file));
         assert!(!has_flags(b"a\0--encryption-provider-config=/etc/other.yaml\0", file));
         assert!(!has_flags(b"a\0--encryption-provider-config-automatic-reload=true\0", file));
-        let twice = b"a\0--encryption-provider-config=/x\0--encryption-provider-config=/etc/e.yaml\0";
+        let twice =
+            b"a\0--encryption-provider-config=/x\0--encryption-provider-config=/etc/e.yaml\0";
         assert!(has_flags(twice, file));
         assert!(!has_flags(b"", file));
     }

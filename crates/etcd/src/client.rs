@@ -221,6 +221,14 @@ impl Etcd {
     /// Prepares channels to every endpoint and asks for one answer, so that a wrong address,
     /// CA or certificate shows now and not later.
     pub async fn connect(config: &EtcdConfig) -> Result<Etcd, EtcdError> {
+        let etcd = Self::prepare(config)?;
+        etcd.revision().await?;
+        Ok(etcd)
+    }
+
+    /// Prepares channels to every endpoint and asks for nothing: for an agent, which must run
+    /// while etcd does not. Call within a runtime.
+    pub fn prepare(config: &EtcdConfig) -> Result<Etcd, EtcdError> {
         if config.endpoints.is_empty() || config.endpoints.len() > 16 {
             return Err(EtcdError::Config("give 1 to 16 etcd endpoints".to_owned()));
         }
@@ -230,14 +238,12 @@ impl Etcd {
             .iter()
             .map(|url| remote(url, tls.as_ref(), config.timeout))
             .collect::<Result<Vec<_>, _>>()?;
-        let etcd = Etcd {
+        Ok(Etcd {
             remotes: Arc::new(remotes),
             preferred: Arc::new(AtomicUsize::new(0)),
             timeout: config.timeout,
             tls,
-        };
-        etcd.revision().await?;
-        Ok(etcd)
+        })
     }
 
     /// The URLs that were configured.

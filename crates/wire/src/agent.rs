@@ -87,6 +87,8 @@ pub struct State {
     pub lease: Option<LeaseHolder>,
     /// Work that an operator asked for and nobody finished.
     pub jobs: Vec<Job>,
+    /// The cluster's CRN, under which it is registered on root keys.
+    pub crn: String,
     /// Base URL of the key service, by the name that the cluster is to use.
     pub key_service: String,
     /// The server's clock.

@@ -1,4 +1,200 @@
 //! The loop that carries a cluster through enable, rotate and switch. It runs in the one agent
-//! of a cluster that holds the lease.
+//! of a cluster that holds the lease: look, plan, do one step, commit it, look again.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`lease`] | who may run the loop, and until when |
+//! | [`steps`] | one step, and its commit |
+//! | [`rewrite`] | every stale record stored again, through the API server |
+//! | [`verify`] | the proof from etcd's bytes and by a fresh plugin |
+//! | [`jobs`] | what an operator asked for: census, verify, scrub |
+//! | [`kube`] | the plain HTTPS calls to a kube-apiserver |
 
+use crate::contact::wall;
+use crate::node::Node;
+use claviger_domain::cluster::Cluster;
+use claviger_domain::cluster::commit::Commit;
+use claviger_domain::cluster::plan::{Facts, Step, Why, plan};
+use claviger_etcd::census::{Census, Keep};
+use claviger_etcd::resource::Resource;
+use claviger_wire::agent::State;
+use lease::Lease;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use steps::{StepError, Steps};
+
+pub mod jobs;
 pub mod kube;
+pub mod lease;
+pub mod rewrite;
+pub mod steps;
+pub mod verify;
+
+/// Pause between two looks while an operation is open: its events are seconds apart.
+const BUSY: Duration = Duration::from_millis(500);
+/// Pause between two looks at rest. A nudge of the server cuts it short.
+const IDLE: Duration = Duration::from_secs(2);
+/// How long a step may fail before the cluster says that it is stuck.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest pause after a failure.
+const BACK_OFF_MAX: Duration = Duration::from_secs(15);
+
+/// Runs the loop whenever this agent holds the lease. Never returns.
+pub async fn run(node: Arc<Node>) {
+    let lease = Lease::keep(Arc::clone(&node));
+    let mut steps = Steps::new(Arc::clone(&node), lease.clone());
+    let mut jobs = jobs::Jobs::new(Arc::clone(&node), lease.clone());
+    let mut trouble = Trouble::default();
+    let mut news = node.watch_latest();
+    loop {
+        let pause = if lease.held() {
+            match look(&node, &mut steps, &mut jobs).await {
+                Ok(Outcome::Moved(state)) => {
+                    trouble.over(&mut steps, &state).await;
+                    Duration::ZERO
+                }
+                Ok(Outcome::Waits(state, why)) => {
+                    trouble.waits(&mut steps, &state, &why).await;
+                    BUSY
+                }
+                Ok(Outcome::Rests) => {
+                    trouble = Trouble::default();
+                    IDLE
+                }
+                Err(error) => trouble.met(&mut steps, &error).await,
+            }
+        } else {
+            trouble = Trouble::default();
+            IDLE
+        };
+        if pause.is_zero() {
+            continue;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // Only at rest: during work the pace is ours.
+            _ = news.changed(), if pause >= IDLE => {}
+        }
+    }
+}
+
+enum Outcome {
+    /// A step was done and committed.
+    Moved(Box<State>),
+    /// Somebody else must move first.
+    Waits(Box<State>, Why),
+    /// Nothing to do.
+    Rests,
+}
+
+async fn look(node: &Node, steps: &mut Steps, jobs: &mut jobs::Jobs) -> Result<Outcome, StepError> {
+    let state = node.clients().api.state().await?;
+    node.took(state.clone())?;
+    jobs.look(&state).await;
+    let mut tally = None;
+    let mut step = next(&state, None);
+    if step == Step::Wait(Why::NoTally) {
+        let census = count(node).await?;
+        tally = Some(census.tally(&state.cluster.id, &state.cluster.ring));
+        step = next(&state, tally.as_ref());
+        if let Step::Rewrite { left } = step {
+            tracing::info!(left, "rewriting");
+            let state = steps.rewrite(state, &census).await?;
+            return Ok(Outcome::Moved(Box::new(state)));
+        }
+    }
+    match step {
+        Step::Rest => Ok(Outcome::Rests),
+        Step::Wait(why) => Ok(Outcome::Waits(Box::new(state), why)),
+        step => {
+            tracing::info!(?step, "next");
+            let state = steps.take(state, step, tally).await?;
+            Ok(Outcome::Moved(Box::new(state)))
+        }
+    }
+}
+
+fn next(state: &State, tally: Option<&claviger_domain::cluster::Tally>) -> Step {
+    plan(&Facts {
+        cluster: &state.cluster,
+        seen: &state.seen,
+        roots: &state.roots,
+        tally,
+        now: state.now,
+    })
+}
+
+/// The resources that are encrypted.
+pub(crate) fn resources() -> [Resource; 1] {
+    [Resource::secrets()]
+}
+
+/// Counts etcd, every key remembered.
+async fn count(node: &Node) -> Result<Census, StepError> {
+    Ok(Census::take(&node.etcd, &resources(), Keep::Keys, wall()).await?)
+}
+
+/// Trouble in a row, and whether the cluster was told.
+#[derive(Default)]
+struct Trouble {
+    since: Option<Instant>,
+    times: u32,
+    said: Option<String>,
+}
+
+impl Trouble {
+    /// A step was done: whatever was in the way is gone.
+    async fn over(&mut self, steps: &mut Steps, state: &State) {
+        *self = Trouble::default();
+        if is_stuck(&state.cluster) {
+            let _ = steps.commit(state, Commit::Stuck { reason: None }).await;
+        }
+    }
+
+    /// Nothing failed, but nothing moves. Only what no agent can mend counts as stuck.
+    async fn waits(&mut self, steps: &mut Steps, state: &State, why: &Why) {
+        tracing::debug!(%why, "waiting");
+        if !matches!(why, Why::Unknown(_) | Why::PreflightFailed(..) | Why::Root(..)) {
+            if is_stuck(&state.cluster) {
+                let _ = steps.commit(state, Commit::Stuck { reason: None }).await;
+            }
+            *self = Trouble::default();
+            return;
+        }
+        self.tell(steps, why.to_string()).await;
+    }
+
+    /// A step failed. How long to pause.
+    async fn met(&mut self, steps: &mut Steps, error: &StepError) -> Duration {
+        if error.is_stale() {
+            // Somebody else moved; look again at once, but not for ever.
+            self.times += 1;
+            return if self.times < 20 { Duration::from_millis(50) } else { BUSY };
+        }
+        let text = error.chain();
+        tracing::warn!(error = %text, "a step failed and will be tried again");
+        self.tell(steps, text).await;
+        self.times += 1;
+        let pause = BUSY * 2u32.pow(self.times.min(5));
+        pause.min(BACK_OFF_MAX)
+    }
+
+    async fn tell(&mut self, steps: &mut Steps, reason: String) {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if since.elapsed() < PATIENCE || self.said.as_ref() == Some(&reason) {
+            return;
+        }
+        let Some(latest) = steps.node().latest() else { return };
+        if latest.state.cluster.operation.is_none() {
+            return;
+        }
+        let stuck = Commit::Stuck { reason: Some(reason.clone()) };
+        if steps.commit(&latest.state, stuck).await.is_ok() {
+            self.said = Some(reason);
+        }
+    }
+}
+
+fn is_stuck(cluster: &Cluster) -> bool {
+    cluster.operation.as_ref().is_some_and(|op| op.stuck.is_some())
+}

@@ -80,6 +80,7 @@ pub fn state_of(
         roots: whole.roots.clone(),
         lease,
         jobs: open.iter().map(jobs::job).collect::<Result<_, _>>()?,
+        crn: whole.row.crn.clone(),
         key_service: key_service.to_owned(),
         now,
     })

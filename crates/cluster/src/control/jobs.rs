@@ -1,0 +1,166 @@
+//! What an operator asked this cluster's agents for. Whoever holds the lease does it; a job that
+//! a killed agent had begun is begun again.
+
+use super::lease::Lease;
+use super::verify;
+use crate::contact::wall;
+use crate::node::Node;
+use crate::scrub::Scrub;
+use claviger_domain::cluster::commit::Commit;
+use claviger_domain::id::JobId;
+use claviger_etcd::EtcdConfig;
+use claviger_etcd::census::{Census, Keep};
+use claviger_supervise::Supervisor;
+use claviger_supervise::unit::ProcessUnit;
+use claviger_wire::agent::{CommitRequest, Job, JobKind, JobReport, State};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Does jobs.
+pub struct Jobs {
+    node: Arc<Node>,
+    lease: Lease,
+    /// Ended, though the server may not show it yet.
+    ended: BTreeSet<JobId>,
+}
+
+impl Jobs {
+    /// For `node`, under `lease`.
+    pub fn new(node: Arc<Node>, lease: Lease) -> Self {
+        Self { node, lease, ended: BTreeSet::new() }
+    }
+
+    /// Does what is open and can be done now, one after the other.
+    pub async fn look(&mut self, state: &State) {
+        self.ended.retain(|id| state.jobs.iter().any(|job| job.id == *id));
+        for job in &state.jobs {
+            if self.ended.contains(&job.id) || !self.lease.held() {
+                continue;
+            }
+            if job.kind == JobKind::Scrub && state.cluster.operation.is_some() {
+                let note = "waits for the operation to end".to_owned();
+                self.report(job, &JobReport::Running { note }).await;
+                continue;
+            }
+            let report = match self.run(state, job).await {
+                Ok(result) => JobReport::Done { result },
+                Err(reason) => JobReport::Failed { reason },
+            };
+            if self.report(job, &report).await {
+                self.ended.insert(job.id);
+            }
+        }
+    }
+
+    async fn report(&self, job: &Job, report: &JobReport) -> bool {
+        match self.node.clients().api.report(job.id, report).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, "cannot report a job");
+                false
+            }
+        }
+    }
+
+    async fn run(&self, state: &State, job: &Job) -> Result<Value, String> {
+        tracing::info!(kind = ?job.kind, "doing a job");
+        match job.kind {
+            JobKind::Census => self.census(state).await,
+            JobKind::Verify => self.verify(state).await,
+            JobKind::Scrub => self.scrub(state, job).await,
+        }
+    }
+
+    async fn census(&self, state: &State) -> Result<Value, String> {
+        let census = Census::take(&self.node.etcd, &super::resources(), Keep::Counts, wall())
+            .await
+            .map_err(chain)?;
+        let used = state.cluster.ring.write().map(|kek| kek.root.root);
+        let current = used.and_then(|root| state.roots.iter().find(|r| r.root == root));
+        Ok(json!({
+            "census": census,
+            "root": used,
+            "current": current.and_then(|r| r.current),
+        }))
+    }
+
+    async fn verify(&self, state: &State) -> Result<Value, String> {
+        match verify::prove(&self.node, &state.cluster).await {
+            Ok(proof) => Ok(json!({
+                "good": true,
+                "revision": proof.revision,
+                "records": proof.records,
+                "sampled": proof.sampled,
+            })),
+            Err(verify::VerifyError::Etcd(error)) => Err(chain(error)),
+            Err(error) => Ok(json!({ "good": false, "why": error.to_string() })),
+        }
+    }
+
+    async fn scrub(&self, state: &State, job: &Job) -> Result<Value, String> {
+        let note = "stopping the API server to rebuild etcd's files".to_owned();
+        self.report(job, &JobReport::Running { note }).await;
+        let scrub = scrub_of(&self.node)?;
+        if state.cluster.servers.len() > 1 {
+            return Err("this cluster has several API servers; clear their members one after the \
+                        other by replacing them"
+                .to_owned());
+        }
+        let say = |text: &str| tracing::info!("scrub: {text}");
+        let outcome = scrub.run(&say).await.map_err(chain)?;
+        let residue = outcome.after.residue(0, wall());
+        // The revision may have moved meanwhile: the figures are worth a second try.
+        for _ in 0..5 {
+            let latest = self.node.clients().api.state().await.map_err(chain)?;
+            let fencing = self.lease.fencing().ok_or("the lease is over")?;
+            let revision = latest.cluster.revision;
+            let request = CommitRequest { fencing, revision, commit: Commit::Residue { residue } };
+            match self.node.clients().api.commit(&request).await {
+                Ok(state) => {
+                    self.node.took(state).map_err(chain)?;
+                    break;
+                }
+                Err(error) => tracing::debug!(%error, "cannot tell the residue yet"),
+            }
+        }
+        serde_json::to_value(outcome).map_err(chain)
+    }
+}
+
+/// The scrub of this node's etcd, where the agent may stop it.
+pub fn scrub_of(node: &Node) -> Result<Scrub, String> {
+    let etcd = &node.config.etcd;
+    let missing =
+        "scrub needs etcd.data_dir, etcd.unit_dir and etcd.etcdutl in the agent's settings";
+    let (Some(data_dir), Some(unit_dir), Some(etcdutl)) =
+        (&etcd.data_dir, &etcd.unit_dir, &etcd.etcdutl)
+    else {
+        return Err(missing.to_owned());
+    };
+    let member: Arc<dyn Supervisor> = Arc::new(ProcessUnit::open(unit_dir).map_err(chain)?);
+    Ok(Scrub {
+        etcd: EtcdConfig {
+            endpoints: etcd.endpoints.clone(),
+            ca: Some(etcd.ca.clone()),
+            cert: Some(etcd.cert.clone()),
+            key: Some(etcd.key.clone()),
+            timeout: EtcdConfig::TIMEOUT,
+        },
+        member,
+        api_servers: vec![Arc::clone(&node.supervisor)],
+        data_dir: data_dir.clone(),
+        cluster_token: "etcd-cluster".to_owned(),
+        etcdutl: etcdutl.clone(),
+    })
+}
+
+fn chain(error: impl std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(c) = cause {
+        text = format!("{text}: {c}");
+        cause = c.source();
+    }
+    text
+}

@@ -1,0 +1,174 @@
+//! Every stale record stored again under the write key, through the API server.
+//!
+//! What is stale is read from etcd's bytes, so a pass touches nothing else and one that was cut
+//! off goes on where it ended. The call is a merge patch with an empty body: kube-apiserver
+//! decodes the object, sees that its record is not under the key it now writes with, and stores
+//! it anew, its content unchanged. It resolves conflicts with other writers by itself; an
+//! object that is gone needs nothing. Success is never concluded from the answers: the next
+//! count of etcd says what is left.
+
+use super::kube::{Kube, KubeError};
+use claviger_domain::cluster::Rewrite;
+use claviger_etcd::resource::Resource;
+use futures_util::stream::{self, BoxStream, StreamExt as _};
+use std::time::{Duration, Instant};
+
+/// Calls under way at once. More than 16 gain nothing on a kube-apiserver of two cores, and
+/// leave less for others.
+pub const WORKERS: usize = 16;
+/// Tries of one record before it waits for the next pass.
+const TRIES: u32 = 6;
+/// First pause between two tries; it doubles.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause, also if the API server asks for more.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Most names that are kept of records that were refused.
+const NAMES_MAX: usize = 20;
+
+/// Namespace and name of the Secret that is stored under this key of etcd.
+pub fn name_of(key: &[u8], resources: &[Resource]) -> Option<(String, String)> {
+    let key = std::str::from_utf8(key).ok()?;
+    let rest = resources.iter().find_map(|r| key.strip_prefix(r.prefix()))?;
+    let (namespace, name) = rest.split_once('/')?;
+    (!namespace.is_empty() && !name.is_empty() && !name.contains('/'))
+        .then(|| (namespace.to_owned(), name.to_owned()))
+}
+
+/// Why a pass left records behind.
+#[derive(Debug)]
+pub enum Failed {
+    /// The API server will not store these; a retry will not help.
+    Refused(Vec<String>),
+    /// It was too busy, or went away; a retry may help.
+    Kube(KubeError),
+}
+
+/// One pass over records. Dropping it stops it; calls under way may still take effect.
+pub struct Pass {
+    calls: BoxStream<'static, (String, Result<(), KubeError>)>,
+    done: u64,
+    refused: Vec<String>,
+    busy: Option<KubeError>,
+}
+
+impl Pass {
+    /// Begins a pass over `records` (namespace, name) with so many calls at once.
+    pub fn begin(kube: Kube, records: Vec<(String, String)>, workers: usize) -> Self {
+        let calls = stream::iter(records)
+            .map(move |(namespace, name)| {
+                let kube = kube.clone();
+                async move {
+                    let result = touch(&kube, &namespace, &name).await;
+                    (format!("{namespace}/{name}"), result)
+                }
+            })
+            .buffer_unordered(workers.max(1))
+            .boxed();
+        Self { calls, done: 0, refused: Vec::new(), busy: None }
+    }
+
+    /// Waits for one more call to end. False when all have.
+    pub async fn more(&mut self) -> bool {
+        let Some((name, result)) = self.calls.next().await else { return false };
+        match result {
+            Ok(()) => self.done += 1,
+            Err(error) if error.transient() => self.busy = Some(error),
+            Err(error) => {
+                tracing::warn!(%name, %error, "the API server refuses to store a Secret again");
+                if self.refused.len() < NAMES_MAX {
+                    self.refused.push(format!("{name} ({error})"));
+                }
+            }
+        }
+        true
+    }
+
+    /// Calls that succeeded.
+    pub fn done(&self) -> u64 {
+        self.done
+    }
+
+    /// What was left behind, if anything.
+    pub fn end(self) -> Result<(), Failed> {
+        match self.busy {
+            Some(error) => Err(Failed::Kube(error)),
+            None if self.refused.is_empty() => Ok(()),
+            None => Err(Failed::Refused(self.refused)),
+        }
+    }
+}
+
+async fn touch(kube: &Kube, namespace: &str, name: &str) -> Result<(), KubeError> {
+    let mut pause = PAUSE;
+    for attempt in 1.. {
+        let error = match kube.touch_secret(namespace, name).await {
+            // Gone, or written by somebody else, and so under the new key.
+            Ok(()) | Err(KubeError::NotFound | KubeError::Conflict { .. }) => return Ok(()),
+            Err(error) => error,
+        };
+        if !error.transient() || attempt >= TRIES {
+            return Err(error);
+        }
+        let asked = match &error {
+            KubeError::Busy { retry_after, .. } => retry_after.unwrap_or(pause),
+            _ => pause,
+        };
+        tokio::time::sleep(asked.max(pause).min(PAUSE_MAX)).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+    Ok(())
+}
+
+/// Progress for people.
+#[derive(Debug)]
+pub struct Told {
+    before: u64,
+    total: u64,
+    last: (Instant, u64),
+}
+
+impl Told {
+    /// `before` of `total` records needed nothing.
+    pub fn new(before: u64, total: u64) -> Self {
+        Self { before, total, last: (Instant::now(), 0) }
+    }
+
+    /// After `done` records of this pass.
+    pub fn so_far(&mut self, done: u64) -> Rewrite {
+        let (at, earlier) = self.last;
+        let ms = u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+        let per_second = (done - earlier) * 1000 / ms;
+        self.last = (Instant::now(), done);
+        Rewrite { done: (self.before + done).min(self.total), total: self.total, per_second }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_from_keys() {
+        let resources = [Resource::secrets()];
+        let of = |key: &str| name_of(key.as_bytes(), &resources);
+        assert_eq!(of("/registry/secrets/a/b"), Some(("a".to_owned(), "b".to_owned())));
+        for bad in [
+            "/registry/secrets/a",
+            "/registry/secrets/a/",
+            "/registry/secrets//b",
+            "/registry/secrets/a/b/c",
+            "/registry/configmaps/a/b",
+            "",
+        ] {
+            assert_eq!(of(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn progress_never_exceeds_the_total() {
+        let mut told = Told::new(7, 10);
+        assert_eq!(told.so_far(2).done, 9);
+        // Records that came meanwhile are no reason for 110 %.
+        assert_eq!(told.so_far(9).done, 10);
+    }
+}

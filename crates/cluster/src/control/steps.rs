@@ -1,0 +1,266 @@
+//! One step of the plan and its commit. Each step is safe to repeat: it may have been done
+//! before by an agent that was killed before it could commit.
+
+use super::kube::KubeError;
+use super::lease::Lease;
+use super::rewrite::{self, Told};
+use super::verify::{self, VerifyError};
+use crate::contact::wall;
+use crate::file::FileError;
+use crate::node::Node;
+use claviger_client::Error as ClientError;
+use claviger_crypto::digest::equal;
+use claviger_crypto::kek::wrap_aad;
+use claviger_crypto::{Key32, SecretBytes};
+use claviger_domain::cluster::commit::Commit;
+use claviger_domain::cluster::plan::Step;
+use claviger_domain::cluster::ring::{Kek, Role};
+use claviger_domain::cluster::{OperationKind, Rewrite, TakeUp, Tally};
+use claviger_domain::id::{OperationId, Serial};
+use claviger_domain::key::{RootKey, RootVersion};
+use claviger_etcd::EtcdError;
+use claviger_etcd::census::Census;
+use claviger_etcd::residue::{self, ResidueError};
+use claviger_wire::agent::{CommitRequest, State, code};
+use claviger_wire::kp::RegistrationInput;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// Why a step was not done. It is tried again, after another look.
+#[derive(Debug, Error)]
+pub enum StepError {
+    /// The server or key service.
+    #[error("the server refused or did not answer")]
+    Server(#[from] ClientError),
+    /// etcd.
+    #[error("etcd did not do it")]
+    Etcd(#[from] EtcdError),
+    /// The API server.
+    #[error("the API server did not do it")]
+    Kube(#[from] KubeError),
+    /// A file of this node.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// etcd's files.
+    #[error("cannot search etcd's files for plaintext")]
+    Residue(#[from] ResidueError),
+    /// The proof did not come about.
+    #[error("etcd's records do not prove it")]
+    Verify(#[from] VerifyError),
+    /// The lease is another agent's by now.
+    #[error("the lease is over")]
+    LeaseOver,
+    /// The key service unwrapped something else than was wrapped.
+    #[error("the key service does not give back what it wrapped; nothing was changed")]
+    NotTheSame,
+    /// Secrets that the API server refuses to store again.
+    #[error("the API server refuses to store again {}", .0.join(", "))]
+    Refused(Vec<String>),
+    /// A task of ours ended early: a fault of ours.
+    #[error("an inner task failed")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl StepError {
+    /// Whether it only says that somebody else moved meanwhile.
+    pub fn is_stale(&self) -> bool {
+        match self {
+            StepError::LeaseOver => true,
+            StepError::Server(e) => matches!(
+                e.reason(),
+                Some(code::STALE_REVISION | code::STALE_FENCING | code::REFUSED)
+            ),
+            _ => false,
+        }
+    }
+
+    /// The error and its causes in one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(c) = cause {
+            text = format!("{text}: {c}");
+            cause = c.source();
+        }
+        text
+    }
+}
+
+/// Does steps.
+pub struct Steps {
+    node: Arc<Node>,
+    lease: Lease,
+}
+
+impl Steps {
+    /// For `node`, under `lease`.
+    pub fn new(node: Arc<Node>, lease: Lease) -> Self {
+        Self { node, lease }
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Makes one durable change, planned on `state`.
+    pub async fn commit(&self, state: &State, commit: Commit) -> Result<State, StepError> {
+        let fencing = self.lease.fencing().ok_or(StepError::LeaseOver)?;
+        let request = CommitRequest { fencing, revision: state.cluster.revision, commit };
+        match self.node.clients().api.commit(&request).await {
+            Ok(state) => {
+                self.node.took(state.clone())?;
+                Ok(state)
+            }
+            Err(error) => {
+                if error.reason() == Some(code::STALE_FENCING) {
+                    self.lease.lost();
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Does `step`, planned on `state`, and commits it.
+    pub async fn take(
+        &mut self,
+        state: State,
+        step: Step,
+        tally: Option<Tally>,
+    ) -> Result<State, StepError> {
+        let commit = match step {
+            Step::Rest | Step::Wait(_) | Step::Rewrite { .. } => return Ok(state),
+            Step::Open { target } => Commit::Opened {
+                id: OperationId::random(),
+                kind: OperationKind::Rotate,
+                target,
+                take_up: TakeUp::Restart,
+                public_endpoint: None,
+                by: "system".to_owned(),
+            },
+            Step::CommitPreflighted => Commit::Preflighted,
+            Step::Reject { reason } => Commit::Rejected { reason },
+            Step::Register { target } => {
+                self.register(&state, target, None).await?;
+                Commit::Registered
+            }
+            Step::Mint { target, serial } => {
+                Commit::Minted { kek: self.mint(&state, target, serial).await? }
+            }
+            Step::TakeUp { agent, stage } => Commit::TakeUp { agent, stage },
+            Step::Promote { .. } => Commit::Promoted,
+            Step::Verify => {
+                Commit::Verified { verified: verify::prove(&self.node, &state.cluster).await? }
+            }
+            Step::Compact { revision } => {
+                let state = self.compact(state, revision, tally).await?;
+                return self.commit(&state, Commit::Compacted { revision }).await;
+            }
+            Step::Finish => {
+                if let Some(kek) = state.cluster.ring.write() {
+                    self.register(&state, kek.root.root, Some(kek.root)).await?;
+                }
+                Commit::Finished
+            }
+        };
+        self.commit(&state, commit).await
+    }
+
+    /// Makes sure that the key service lists the cluster as a user of the root key, so that it
+    /// cannot be deleted; with the version in use, where there is one.
+    async fn register(
+        &self,
+        state: &State,
+        root: RootKey,
+        version: Option<RootVersion>,
+    ) -> Result<(), StepError> {
+        let input = RegistrationInput {
+            description: Some(format!("Secrets of cluster {}", state.cluster.name)),
+            prevent_key_deletion: Some(true),
+            key_version_id: version.map(|v| v.version.0),
+        };
+        let keys = &self.node.clients().keys;
+        keys.ensure_registration(root.instance, root.key, &state.crn, &input).await?;
+        Ok(())
+    }
+
+    /// A new KEK, wrapped under the root key's current version and unwrapped once.
+    async fn mint(&self, state: &State, target: RootKey, serial: Serial) -> Result<Kek, StepError> {
+        let key = Key32::generate();
+        let secret = SecretBytes::new(key.expose().to_vec());
+        let aad = wrap_aad(&state.cluster.id, serial);
+        let clients = self.node.clients();
+        let wrapped = clients.keys.wrap(target.instance, target.key, Some(&secret), &aad).await?;
+        let back =
+            clients.keys.unwrap(target.instance, target.key, &wrapped.ciphertext, &aad).await?;
+        if !equal(back.plaintext.expose(), key.expose()) {
+            return Err(StepError::NotTheSame);
+        }
+        Ok(Kek {
+            serial,
+            root: RootVersion { root: target, version: wrapped.version },
+            wrapped: wrapped.ciphertext,
+            role: Role::Staged,
+            created: wall(),
+        })
+    }
+
+    /// Compacts history, defragments every member and looks what is left in this node's files.
+    async fn compact(
+        &self,
+        state: State,
+        revision: i64,
+        tally: Option<Tally>,
+    ) -> Result<State, StepError> {
+        match self.node.etcd.compact(revision, true).await {
+            // Somebody compacted further than we would.
+            Ok(()) | Err(EtcdError::Compacted(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.node.etcd.defragment_all().await?;
+        let Some(data_dir) = self.node.config.etcd.data_dir.clone() else { return Ok(state) };
+        let found = tokio::task::spawn_blocking(move || residue::scan(&data_dir, None)).await??;
+        let live = tally.map_or(0, |t| t.plaintext);
+        self.commit(&state, Commit::Residue { residue: found.residue(live, wall()) }).await
+    }
+
+    /// Stores every stale record of `census` again, and tells the cluster how far it is.
+    pub async fn rewrite(&mut self, state: State, census: &Census) -> Result<State, StepError> {
+        let resources = super::resources();
+        let (id, ring) = (&state.cluster.id, &state.cluster.ring);
+        let stale: Vec<(String, String)> = census
+            .stale(id, ring, &resources)
+            .filter_map(|stale| rewrite::name_of(stale.key, &resources))
+            .collect();
+        let total = census.total();
+        let mut told = Told::new(total - (stale.len() as u64).min(total), total);
+        let mut state = self.tell(state, told.so_far(0)).await?;
+        let mut last = Instant::now();
+        let mut pass = rewrite::Pass::begin(self.node.kube.clone(), stale, rewrite::WORKERS);
+        while pass.more().await {
+            if !self.lease.held() {
+                return Err(StepError::LeaseOver);
+            }
+            if last.elapsed() >= Duration::from_secs(1) {
+                last = Instant::now();
+                // The figures are for people; that they could not be told stops nothing.
+                match self.tell(state.clone(), told.so_far(pass.done())).await {
+                    Ok(newer) => state = newer,
+                    Err(StepError::LeaseOver) => return Err(StepError::LeaseOver),
+                    Err(_) => state = self.node.clients().api.state().await?,
+                }
+            }
+        }
+        let state = self.tell(state, told.so_far(pass.done())).await?;
+        pass.end().map_err(|failed| match failed {
+            rewrite::Failed::Refused(names) => StepError::Refused(names),
+            rewrite::Failed::Kube(error) => StepError::Kube(error),
+        })?;
+        Ok(state)
+    }
+
+    async fn tell(&self, state: State, rewrite: Rewrite) -> Result<State, StepError> {
+        self.commit(&state, Commit::Rewriting { rewrite }).await
+    }
+}

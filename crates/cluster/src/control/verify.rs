@@ -1,0 +1,112 @@
+//! The proof that a cluster is encrypted as it says: etcd's bytes counted at one revision, and a
+//! sample opened by a plugin that has just been made and knows nothing but the root key.
+
+use crate::contact::wall;
+use crate::node::Node;
+use crate::service_keys::ServiceKeys;
+use claviger_domain::cluster::{Cluster, Tally, Verified};
+use claviger_domain::id::{ClusterId, Serial};
+use claviger_etcd::EtcdError;
+use claviger_etcd::census::{Census, Keep};
+use claviger_etcd::record::Record;
+use claviger_kms_plugin::proto::DecryptRequest;
+use claviger_kms_plugin::proto::key_management_service_server::KeyManagementService as _;
+use claviger_kms_plugin::{OpenRing, Plugin};
+use std::collections::HashMap;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// Records that the fresh plugin opens.
+pub const SAMPLE: u64 = 32;
+
+/// Why there is no proof.
+#[derive(Debug, Error)]
+pub enum VerifyError {
+    /// etcd did not answer.
+    #[error("etcd did not answer")]
+    Etcd(#[from] EtcdError),
+    /// Records that are not under the write key.
+    #[error(
+        "{stale} records are under an older key, {plaintext} are plaintext, {unknown} are unknown"
+    )]
+    FallsShort {
+        /// Under another KEK of the ring.
+        stale: u64,
+        /// Not encrypted.
+        plaintext: u64,
+        /// Not decodable, or under a key that the ring does not have.
+        unknown: u64,
+    },
+    /// A record that a fresh plugin does not open.
+    #[error("a freshly started plugin cannot open {key}: {why}")]
+    DoesNotOpen {
+        /// Its key in etcd.
+        key: String,
+        /// Why not.
+        why: String,
+    },
+}
+
+/// Counts and opens. Fails unless everything is under the write key and the sample opens.
+pub async fn prove(node: &Arc<Node>, cluster: &Cluster) -> Result<Verified, VerifyError> {
+    let census = Census::take(&node.etcd, &super::resources(), Keep::Counts, wall()).await?;
+    let tally = census.tally(&cluster.id, &cluster.ring);
+    let Tally { stale, plaintext, unknown, .. } = tally;
+    if stale + plaintext + unknown > 0 {
+        return Err(VerifyError::FallsShort { stale, plaintext, unknown });
+    }
+    let sampled = open_sample(node, &cluster.id, &tally).await?;
+    Ok(Verified { revision: tally.revision, at: tally.at, records: tally.total, sampled })
+}
+
+/// Opens every n-th record with a plugin whose ring is empty, so that each KEK comes out of the
+/// record's own annotation and through the key service.
+async fn open_sample(node: &Arc<Node>, id: &ClusterId, tally: &Tally) -> Result<u64, VerifyError> {
+    let keys = ServiceKeys::default();
+    keys.bind(node);
+    let plugin = Plugin::new(id.clone(), Arc::new(keys));
+    if let Ok(empty) = OpenRing::new(0, Vec::new(), None::<Serial>) {
+        plugin.set(empty);
+    }
+    let stride = (tally.total / SAMPLE).max(1);
+    let (mut at, mut sampled) = (0u64, 0u64);
+    for resource in super::resources() {
+        let mut pages = node.etcd.range(resource.prefix().as_bytes(), tally.revision);
+        while let Some(page) = pages.next().await? {
+            for kv in page {
+                at += 1;
+                if at % stride != 0 || sampled >= SAMPLE {
+                    continue;
+                }
+                open_one(&plugin, &kv.key, &kv.value).await.map_err(|why| {
+                    VerifyError::DoesNotOpen {
+                        key: String::from_utf8_lossy(&kv.key).into_owned(),
+                        why,
+                    }
+                })?;
+                sampled += 1;
+            }
+        }
+    }
+    Ok(sampled)
+}
+
+async fn open_one(plugin: &Plugin, key: &[u8], value: &[u8]) -> Result<(), String> {
+    let Record::KmsV2(record) = Record::parse(value) else {
+        return Err("it is no KMS v2 record any more".to_owned());
+    };
+    let request = DecryptRequest {
+        ciphertext: record.encrypted_dek.to_vec(),
+        uid: "verify".to_owned(),
+        key_id: record.key_id.to_owned(),
+        annotations: record
+            .annotations
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.to_vec()))
+            .collect::<HashMap<_, _>>(),
+    };
+    let answer = plugin.decrypt(tonic::Request::new(request)).await;
+    let seed = answer.map_err(|status| status.message().to_owned())?.into_inner();
+    let seed = claviger_crypto::SecretBytes::new(seed.plaintext);
+    record.open(seed.expose(), key).map(drop).map_err(|e| e.to_string())
+}

@@ -1,0 +1,434 @@
+//! The one task that acts on this node: fence, ring, API server, in this order, again and again.
+//! Nobody else starts or kills the API server or opens the plugin, so no two acts can cross.
+
+use crate::contact::{COASTS_AFTER, Moment as Clocks, wall};
+use crate::encryption;
+use crate::fence::{Fence, Record};
+use crate::file;
+use crate::keys::Keys;
+use crate::node::Node;
+use crate::observe::Probe;
+use crate::ring::{Opener, Opening};
+use crate::take_up::{self, Act, Moment};
+use claviger_domain::cluster::plan::must_fence;
+use claviger_domain::cluster::ring::Role;
+use claviger_domain::cluster::{Access, Cluster, Observation, Process, Stage};
+use claviger_domain::id::Serial;
+use claviger_domain::key::KeyState;
+use claviger_supervise::{Observed, SuperviseError};
+use claviger_wire::agent::Acknowledgement;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long an API server that died is left to whoever keeps it running before the agent starts
+/// it itself.
+const LEFT_TO_KEEPER: Duration = Duration::from_secs(2);
+/// Longest pause between two starts of an API server that does not stay up.
+const START_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// What the key service was last told: event, and whether the node was fenced.
+type Acknowledged = BTreeMap<claviger_domain::key::RootKey, (u64, bool)>;
+
+/// Acts on one node.
+pub struct Driver {
+    node: Arc<Node>,
+    keys: Arc<dyn Keys>,
+    fence: Fence,
+    opener: Opener,
+    /// What the plugin was last given, and which of it passed the self-test.
+    given: Option<(u64, Vec<Serial>, Option<Serial>)>,
+    tested: Vec<Serial>,
+    waiting: Option<String>,
+    dead_since: Option<Instant>,
+    starts: u32,
+    start_after: Option<Instant>,
+    acknowledged: Acknowledged,
+    last_error: Option<String>,
+}
+
+impl Driver {
+    /// A driver of `node`. `fence` is what the last run left.
+    pub fn new(node: Arc<Node>, keys: Arc<dyn Keys>, fence: Fence) -> Self {
+        Self {
+            node,
+            keys,
+            fence,
+            opener: Opener::default(),
+            given: None,
+            tested: Vec::new(),
+            waiting: None,
+            dead_since: None,
+            starts: 0,
+            start_after: None,
+            acknowledged: Acknowledged::new(),
+            last_error: None,
+        }
+    }
+
+    /// One look at everything, with the acts that follow. Takes milliseconds at rest; while a
+    /// KEK is opened, as long as an unwrap takes.
+    pub async fn look(&mut self, probe: &Probe) -> Observation {
+        self.fence_or_lift().await;
+        if self.fence.record().is_none() {
+            self.open_ring().await;
+        }
+        // Opening may have been denied, so ask again.
+        if self.fence.record().is_none() {
+            match self.fence.release(&*self.node.supervisor) {
+                Ok(true) => self.start_after = None,
+                Ok(false) => {}
+                Err(e) => self.complain("cannot release the API server", &e),
+            }
+            self.take_up(probe);
+        }
+        self.observation(probe)
+    }
+
+    async fn fence_or_lift(&mut self) {
+        let now = wall();
+        let latest = self.node.latest();
+        let truth = self.node.cluster_truth();
+        let asked =
+            latest.as_ref().and_then(|l| Record::of_state(&l.state.cluster, &l.state.roots, now));
+        let absent = || {
+            let mark = self.node.contact()?;
+            let spent = mark.spent(&Clocks::now(), self.node.config.coast_max);
+            spent.then(|| Record::of_absence(truth.as_ref()?, mark.contact, now))?
+        };
+        let stands = self.fence.record().cloned();
+        let Some(record) = stands.clone().or_else(|| asked.clone()).or_else(absent) else {
+            return;
+        };
+        let may_lift = stands.is_some()
+            && asked.is_none()
+            && latest.as_ref().is_some_and(|l| l.at.elapsed() < COASTS_AFTER);
+        if !may_lift {
+            self.impose(record);
+            return;
+        }
+        // The ring was wiped when the fence fell, so each KEK is unwrapped afresh here. The
+        // record stands until that worked; until then the API server stays dead.
+        let Some(truth) = truth else { return };
+        self.keep_shut(record);
+        if let Opening::Whole = self.try_open(&truth).await {
+            self.give(&truth);
+            let in_use = truth.ring.keks.iter().filter(|k| k.role == Role::Write);
+            let sound = in_use.clone().all(|k| self.tested.contains(&k.serial));
+            let asked = self
+                .node
+                .latest()
+                .is_some_and(|l| must_fence(&l.state.cluster, &l.state.roots).is_some());
+            if sound && !asked {
+                match self.fence.lift() {
+                    Ok(()) => tracing::info!("the root key is usable again; the fence is lifted"),
+                    Err(e) => self.complain("cannot lift the fence", &e),
+                }
+            }
+        }
+        if let Some(record) = self.fence.record().cloned() {
+            self.impose(record);
+        }
+    }
+
+    /// Holds and kills without touching the ring: while a fence is being lifted.
+    fn keep_shut(&mut self, record: Record) {
+        let node = self.node.clone();
+        let mut nothing = |_: &str| {};
+        let done = tokio::task::block_in_place(|| {
+            self.fence.impose(record, &mut nothing, &*node.supervisor)
+        });
+        if let Err(e) = done {
+            self.complain("the fence is not complete", &e);
+        }
+    }
+
+    fn impose(&mut self, record: Record) {
+        let node = self.node.clone();
+        let (opener, given, tested) = (&mut self.opener, &mut self.given, &mut self.tested);
+        let mut wipe = |reason: &str| {
+            node.plugin.fence(reason);
+            opener.wipe();
+            *given = None;
+            tested.clear();
+        };
+        let fence = &mut self.fence;
+        let done =
+            tokio::task::block_in_place(|| fence.impose(record, &mut wipe, &*node.supervisor));
+        match done {
+            Ok(()) => self.last_error = None,
+            Err(e) => self.complain("the fence is not complete", &e),
+        }
+    }
+
+    async fn try_open(&mut self, truth: &Cluster) -> Opening {
+        let node = self.node.clone();
+        let interrupted = move || {
+            node.latest().is_some_and(|l| must_fence(&l.state.cluster, &l.state.roots).is_some())
+        };
+        let keys = self.keys.clone();
+        self.opener.open(truth, &*keys, &interrupted).await
+    }
+
+    async fn open_ring(&mut self) {
+        let Some(truth) = self.node.cluster_truth() else {
+            return self.wait("the server has not answered yet, and no ring was kept");
+        };
+        if truth.ring.keks.is_empty() {
+            return self.wait("the cluster has no key yet");
+        }
+        match self.try_open(&truth).await {
+            Opening::Denied { root, state, message } => {
+                tracing::warn!(%root, %state, %message, "the key service denies the ring");
+                self.impose(Record::of_denial(root, state, wall()));
+            }
+            Opening::Whole => {
+                self.give(&truth);
+                self.waiting = None;
+            }
+            Opening::Lacking(why) => {
+                self.give(&truth);
+                if self.given.is_none() {
+                    self.wait(&why);
+                } else {
+                    self.waiting = Some(why);
+                }
+            }
+        }
+    }
+
+    /// The plugin refuses for now.
+    fn wait(&mut self, why: &str) {
+        if self.waiting.as_deref() != Some(why) {
+            tracing::info!(%why, "the plugin waits");
+            self.node.plugin.wait(why);
+            self.waiting = Some(why.to_owned());
+        }
+        self.given = None;
+        self.tested.clear();
+    }
+
+    /// Gives the plugin what is open, if that or the truth has changed, and tests it.
+    fn give(&mut self, truth: &Cluster) {
+        let reported = truth.ring.reported().map(|k| k.serial);
+        let new = (truth.revision, self.opener.serials(), reported);
+        if self.given.as_ref() == Some(&new) {
+            return;
+        }
+        match self.opener.ring(truth) {
+            Ok(ring) => {
+                self.node.plugin.set(ring);
+                self.tested = self.node.plugin.self_test();
+                self.given = Some(new);
+            }
+            Err(e) if self.given.is_none() => tracing::debug!(error = %e, "no ring to give yet"),
+            Err(e) => self.complain("the plugin keeps its older ring", &e),
+        }
+    }
+
+    /// Whether the plugin answers, with a KEK that passed its test.
+    fn is_open(&self) -> bool {
+        self.given
+            .as_ref()
+            .is_some_and(|(_, _, reported)| reported.is_some_and(|s| self.tested.contains(&s)))
+    }
+
+    fn take_up(&mut self, probe: &Probe) {
+        let observed = match self.node.supervisor.observe() {
+            Ok(observed) => observed,
+            Err(e) => return self.complain("cannot see the API server", &e),
+        };
+        let Some(truth) = self.node.cluster_truth() else { return };
+        let moment = self.moment(&truth, &observed, probe);
+        if moment.process.is_some() {
+            self.dead_since = None;
+            if probe.ready && probe.process == moment.process {
+                (self.starts, self.start_after) = (0, None);
+            }
+        }
+        match take_up::decide(&moment) {
+            Act::Nothing => {}
+            Act::Write(stage) => self.write(stage),
+            Act::Start { flags } => {
+                let since = *self.dead_since.get_or_insert_with(Instant::now);
+                let keeper_had = self.start_after.is_none() && since.elapsed() < LEFT_TO_KEEPER;
+                if !keeper_had && self.start_after.is_none_or(|at| at <= Instant::now()) {
+                    self.start(flags, &observed);
+                }
+            }
+            Act::Restart => {
+                tracing::info!(target = %moment.target, "restarting the API server to take its file up");
+                let node = self.node.clone();
+                match tokio::task::block_in_place(|| node.supervisor.kill()) {
+                    Ok(()) => self.start(true, &observed),
+                    Err(e) => self.complain("cannot kill the API server", &e),
+                }
+            }
+        }
+    }
+
+    fn moment(&self, truth: &Cluster, observed: &Observed, probe: &Probe) -> Moment {
+        let config = &self.node.config;
+        let file = file::read(&config.api_server.encryption_config).ok().flatten();
+        let on_disk = match &file {
+            Some(bytes) => encryption::stage_of(bytes, &config.socket),
+            None => Some(Stage::Bare),
+        };
+        let flags = observed.process.is_some_and(|p| self.flags(p));
+        Moment {
+            target: truth.servers.get(&config.name).map(|t| t.stage).unwrap_or_default(),
+            take_up: truth.operation.as_ref().map(|op| op.take_up),
+            on_disk,
+            disk_hash: file.as_deref().map(encryption::hash),
+            process: observed.process,
+            flags,
+            loaded: probe.loaded_by(observed.process),
+            held: observed.held.is_some(),
+            open: self.is_open(),
+        }
+    }
+
+    fn flags(&self, process: Process) -> bool {
+        let line = std::fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
+        take_up::has_flags(&line, &self.node.config.api_server.encryption_config)
+    }
+
+    fn write(&mut self, stage: Stage) {
+        let config = &self.node.config;
+        let Some(bytes) = encryption::bytes(stage, &config.socket) else { return };
+        match file::write(&config.api_server.encryption_config, &bytes) {
+            Ok(()) => {
+                tracing::info!(%stage, "wrote the encryption configuration");
+                self.node.look_now();
+            }
+            Err(e) => self.complain("cannot write the encryption configuration", &e),
+        }
+    }
+
+    fn start(&mut self, flags: bool, observed: &Observed) {
+        let args = if flags {
+            take_up::flags(&self.node.config.api_server.encryption_config)
+        } else {
+            observed.extra_args.clone()
+        };
+        let pause = Duration::from_secs(1 << self.starts.min(5)).min(START_PAUSE_MAX);
+        self.starts += 1;
+        self.start_after = Some(Instant::now() + pause);
+        match self.node.supervisor.start(&args) {
+            Ok(process) => {
+                tracing::info!(pid = process.pid, flags, "started the API server");
+            }
+            // Whoever keeps it running was faster.
+            Err(SuperviseError::Running(_)) => {}
+            Err(e) => self.complain("cannot start the API server", &e),
+        }
+    }
+
+    fn access(&self) -> Access {
+        if let Some(record) = self.fence.record() {
+            return record.access();
+        }
+        let needs = self.node.cluster_truth().is_some_and(|c| !c.ring.keks.is_empty());
+        let known = self.node.latest().is_some() || needs;
+        if !known || (needs && (self.waiting.is_some() || !self.is_open())) {
+            let reason = self.waiting.clone();
+            let reason = reason.unwrap_or_else(|| "the plugin failed its self-test".to_owned());
+            return Access::Waiting { reason };
+        }
+        match self.node.contact() {
+            Some(mark)
+                if u128::from(mark.elapsed_ms(&Clocks::now())) > COASTS_AFTER.as_millis() =>
+            {
+                Access::Coasting { since: mark.contact }
+            }
+            _ => Access::Open,
+        }
+    }
+
+    fn observation(&self, probe: &Probe) -> Observation {
+        let config = &self.node.config;
+        let process = self.node.supervisor.observe().ok().and_then(|o| o.process);
+        let file = file::read(&config.api_server.encryption_config).ok().flatten();
+        let on_disk = file.as_deref().and_then(|f| encryption::stage_of(f, &config.socket));
+        let loaded = match (process, probe.loaded_by(process)) {
+            (Some(p), _) if !self.flags(p) => Some(Stage::Bare),
+            (Some(_), Some(hash)) => {
+                encryption::stage_of_hash(&hash, &config.socket).or_else(|| {
+                    // A file that we did not write, taken up as it stands and encrypting nothing.
+                    let same = file.as_deref().is_some_and(|f| encryption::hash(f) == hash);
+                    (same && on_disk == Some(Stage::Bare)).then_some(Stage::Bare)
+                })
+            }
+            _ => None,
+        };
+        let same = process.is_some() && probe.process == process;
+        Observation {
+            agent: config.name.clone(),
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+            kubernetes: probe.kubernetes.clone(),
+            ring_revision: self.given.as_ref().map_or(0, |g| g.0),
+            opened: self.tested.clone(),
+            key_id: self.node.plugin.key_id(),
+            stage_on_disk: on_disk.unwrap_or_default(),
+            stage_loaded: loaded,
+            process,
+            ready: same && probe.ready,
+            canary: probe.canary,
+            preflight: probe.preflight.clone(),
+            access: self.access(),
+        }
+    }
+
+    /// What the key service is to be told: that this node has acted on a key event. Due once
+    /// for each event, when the node's fence agrees with the key's state.
+    pub fn due_acknowledgements(&self) -> Vec<Acknowledgement> {
+        let Some(latest) = self.node.latest() else { return Vec::new() };
+        let fenced = self.fence.record().is_some();
+        // Fenced means that the API server is gone, not only that it is to go.
+        let observed = self.node.supervisor.observe().ok();
+        if fenced && observed.is_none_or(|o| o.process.is_some()) {
+            return Vec::new();
+        }
+        let open = !fenced && self.is_open();
+        due(&latest.state.cluster, &latest.state.roots, fenced, open, &self.acknowledged)
+    }
+
+    /// The key service has been told.
+    pub fn acknowledged(&mut self, ack: &Acknowledgement) {
+        self.acknowledged.insert(ack.root, (ack.event, ack.fenced));
+    }
+
+    fn complain(&mut self, what: &str, error: &(dyn std::error::Error + 'static)) {
+        let mut text = format!("{what}: {error}");
+        let mut cause = error.source();
+        while let Some(c) = cause {
+            text = format!("{text}: {c}");
+            cause = c.source();
+        }
+        // The same trouble each second is one line, not many.
+        if self.last_error.as_deref() != Some(&text) {
+            tracing::error!("{text}");
+            self.last_error = Some(text);
+        }
+    }
+}
+
+fn due(
+    cluster: &Cluster,
+    roots: &[claviger_domain::cluster::RootStatus],
+    fenced: bool,
+    open: bool,
+    acknowledged: &Acknowledged,
+) -> Vec<Acknowledgement> {
+    let in_use = |root| {
+        let mut keks = cluster.ring.keks.iter();
+        keks.any(|k| k.root.root == root && matches!(k.role, Role::Write | Role::Read))
+    };
+    roots
+        .iter()
+        .filter(|r| r.event > 0 && in_use(r.root))
+        .filter(|r| if r.state == KeyState::Active { open } else { fenced })
+        .filter(|r| acknowledged.get(&r.root) != Some(&(r.event, fenced)))
+        .map(|r| Acknowledgement { root: r.root, event: r.event, state: r.state, fenced })
+        .collect()
+}

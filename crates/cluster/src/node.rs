@@ -1,0 +1,236 @@
+//! What all parts of one agent share: settings, handles, the newest state of the server, and
+//! what the agent last saw of its own node.
+
+use crate::config::AgentConfig;
+use crate::contact::{Contact, Mark, Moment};
+use crate::control::kube::Kube;
+use crate::file::FileError;
+use crate::ring::{Kept, may_follow};
+use claviger_client::{AgentApi, KeyService};
+use claviger_domain::cluster::{Access, Cluster, Observation, Stage};
+use claviger_domain::id::ClusterId;
+use claviger_etcd::Etcd;
+use claviger_kms_plugin::Plugin;
+use claviger_supervise::Supervisor;
+use claviger_wire::agent::State;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
+use tokio::sync::{Notify, watch};
+
+/// The newest word of the server.
+#[derive(Debug)]
+pub struct Latest {
+    /// What it said. Its `cluster` is this node's own where the server's has fallen behind.
+    pub state: State,
+    /// When it came.
+    pub at: Instant,
+}
+
+/// Clients of the server, made anew when the certificate is renewed.
+
+pub struct Clients {
+    /// `/agent/v1`.
+    pub api: AgentApi,
+    /// The key service, with a token for the node's certificate.
+    pub keys: KeyService,
+}
+
+/// One agent.
+pub struct Node {
+    /// Its settings.
+    pub config: AgentConfig,
+    /// The cluster that it belongs to.
+    pub cluster: ClusterId,
+    /// The KMS plugin that its API server asks.
+    pub plugin: Plugin,
+    /// Its API server.
+    pub kube: Kube,
+    /// etcd.
+    pub etcd: Etcd,
+    /// What starts, kills and holds its API server.
+    pub supervisor: Arc<dyn Supervisor>,
+    clients: RwLock<Arc<Clients>>,
+    latest: watch::Sender<Option<Arc<Latest>>>,
+    kept: Mutex<Option<Kept>>,
+    contact: Mutex<Contact>,
+    observation: watch::Sender<Arc<Observation>>,
+    look: Notify,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("agent", &self.config.name)
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The handles that a node is made of.
+pub struct Parts {
+    /// Settings.
+    pub config: AgentConfig,
+    /// The cluster of the node's certificate.
+    pub cluster: ClusterId,
+    /// The plugin.
+    pub plugin: Plugin,
+    /// The API server.
+    pub kube: Kube,
+    /// etcd.
+    pub etcd: Etcd,
+    /// The API server's supervisor.
+    pub supervisor: Arc<dyn Supervisor>,
+    /// Clients of the server.
+    pub clients: Clients,
+}
+
+impl Node {
+    /// A node of these parts, with what the last run left in the state directory.
+    pub fn new(parts: Parts) -> Result<Self, FileError> {
+        let Parts { config, cluster, plugin, kube, etcd, supervisor, clients } = parts;
+        let kept = Kept::load(&config.state("ring.json"))?.filter(|k| k.cluster.id == cluster);
+        let contact = Contact::open(config.state("contact.json"))?;
+        let observation = Observation {
+            agent: config.name.clone(),
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+            kubernetes: None,
+            ring_revision: 0,
+            opened: Vec::new(),
+            key_id: None,
+            stage_on_disk: Stage::Bare,
+            stage_loaded: None,
+            process: None,
+            ready: false,
+            canary: None,
+            preflight: None,
+            access: Access::Waiting { reason: "the agent has just started".to_owned() },
+        };
+        Ok(Self {
+            config,
+            cluster,
+            plugin,
+            kube,
+            etcd,
+            supervisor,
+            clients: RwLock::new(Arc::new(clients)),
+            latest: watch::Sender::new(None),
+            kept: Mutex::new(kept),
+            contact: Mutex::new(contact),
+            observation: watch::Sender::new(Arc::new(observation)),
+            look: Notify::new(),
+        })
+    }
+
+    /// The clients of the server, as of now; do not keep them for longer than a call or two.
+    pub fn clients(&self) -> Arc<Clients> {
+        self.clients.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts new clients in place.
+    pub fn set_clients(&self, clients: Clients) {
+        *self.clients.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(clients);
+    }
+
+    /// The newest word of the server; none until it answered this process.
+    pub fn latest(&self) -> Option<Arc<Latest>> {
+        self.latest.borrow().clone()
+    }
+
+    /// Wakes on each new word of the server.
+    pub fn watch_latest(&self) -> watch::Receiver<Option<Arc<Latest>>> {
+        self.latest.subscribe()
+    }
+
+    /// The cluster's truth as far as this node knows it: the server's newest word, or what the
+    /// last run kept.
+    pub fn cluster_truth(&self) -> Option<Cluster> {
+        match self.latest() {
+            Some(latest) => Some(latest.state.cluster.clone()),
+            None => lock(&self.kept).as_ref().map(|k| k.cluster.clone()),
+        }
+    }
+
+    /// Takes an authenticated answer of the server: keeps the ring durably, counts the contact,
+    /// then lets everybody see it. A truth that lacks what this node holds is not taken; the
+    /// states of root keys in it are, since a fence must not wait for that to be mended.
+    pub fn took(&self, mut state: State) -> Result<(), FileError> {
+        {
+            let mut kept = lock(&self.kept);
+            if let Some(known) = kept.as_ref() {
+                if let Err(why) = may_follow(&known.cluster, &state.cluster) {
+                    tracing::error!(%why, "the server's truth is not taken");
+                    state.cluster = known.cluster.clone();
+                } else if state.cluster.revision < known.cluster.revision
+                    && state.cluster.ring == known.cluster.ring
+                    && self.latest().is_some()
+                {
+                    // Two answers crossed; the newer one came first.
+                    state.cluster = known.cluster.clone();
+                }
+            }
+            let new =
+                Kept { cluster: state.cluster.clone(), key_service: state.key_service.clone() };
+            let changed = kept.as_ref().is_none_or(|k| {
+                k.cluster.ring != new.cluster.ring
+                    || k.cluster.servers != new.cluster.servers
+                    || k.key_service != new.key_service
+                    || k.cluster.operation.is_some() != new.cluster.operation.is_some()
+            });
+            if changed {
+                new.save(&self.config.state("ring.json"))?;
+            }
+            *kept = Some(new);
+        }
+        lock(&self.contact).made(Moment::now())?;
+        self.latest.send_replace(Some(Arc::new(Latest { state, at: Instant::now() })));
+        self.look.notify_one();
+        Ok(())
+    }
+
+    /// The last authenticated contact, counted on to now.
+    pub fn contact(&self) -> Option<Mark> {
+        lock(&self.contact).mark().cloned()
+    }
+
+    /// Counts time without an answer; to be called while the server is away.
+    pub fn no_contact(&self) -> Result<(), FileError> {
+        lock(&self.contact).passes(Moment::now())
+    }
+
+    /// What the agent last saw of its own node.
+    pub fn observation(&self) -> Arc<Observation> {
+        self.observation.borrow().clone()
+    }
+
+    /// Wakes on each change of the observation.
+    pub fn watch_observation(&self) -> watch::Receiver<Arc<Observation>> {
+        self.observation.subscribe()
+    }
+
+    /// Puts a newer observation in place; wakes watchers only if something changed.
+    pub fn observed(&self, new: Observation) {
+        self.observation.send_if_modified(|old| {
+            let changed = **old != new;
+            if changed {
+                *old = Arc::new(new);
+            }
+            changed
+        });
+    }
+
+    /// Makes the agent look at once rather than at the next second.
+    pub fn look_now(&self) {
+        self.look.notify_one();
+    }
+
+    /// Ends when somebody called [`Node::look_now`].
+    pub async fn look_asked(&self) {
+        self.look.notified().await;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing under these locks is left half-changed by a panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,174 @@
+//! One agent from its start to its end: wiring, and the pace of the one task that acts.
+
+use crate::config::AgentConfig;
+use crate::control::kube::{Kube, KubeConfig, KubeError};
+use crate::control::{self, jobs};
+use crate::driver::Driver;
+use crate::fence::Fence;
+use crate::file::{self, FileError};
+use crate::identity::{Identity, IdentityError};
+use crate::node::{Node, Parts};
+use crate::observe::{Probe, Prober};
+use crate::service_keys::ServiceKeys;
+use crate::sync;
+use claviger_etcd::{Etcd, EtcdConfig, EtcdError};
+use claviger_kms_plugin::{Listener, Plugin, SocketError};
+use claviger_supervise::unit::ProcessUnit;
+use claviger_supervise::{SuperviseError, Supervisor};
+use rustix::fs::FlockOperation;
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+use tokio::sync::watch;
+
+/// Longest pause between two looks of the driver.
+const PACE: Duration = Duration::from_secs(1);
+
+/// Why an agent could not start, or ended.
+#[derive(Debug, Error)]
+pub enum AgentError {
+    /// A file of its own.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Another agent uses the same state directory.
+    #[error("another agent runs with the state directory {0}; end it, or give this one its own")]
+    Locked(String),
+    /// It is nobody to the server.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The API server's client.
+    #[error(transparent)]
+    Kube(#[from] KubeError),
+    /// etcd's client.
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
+    /// The API server's unit.
+    #[error(transparent)]
+    Supervise(#[from] SuperviseError),
+    /// The socket's server ended by itself: a fault of ours.
+    #[error("the KMS socket ended: {0}")]
+    Serving(String),
+}
+
+/// Runs until `stop` ends. The API server goes on; its plugin's socket is gone then.
+pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
+    file::make_dir(&config.state_dir)?;
+    let _lock = lock(&config)?;
+    let ca = file::read(&config.ca)?
+        .ok_or_else(|| FileError {
+            doing: "read",
+            path: config.ca.clone(),
+            source: std::io::ErrorKind::NotFound.into(),
+        })
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())?;
+    let identity = Identity::obtain(&config, &ca).await?;
+    let keys = Arc::new(ServiceKeys::default());
+    let plugin = Plugin::new(identity.cluster().clone(), keys.clone());
+    let listener = Listener::bind(&config.socket)?;
+    let etcd = Etcd::prepare(&EtcdConfig {
+        endpoints: config.etcd.endpoints.clone(),
+        ca: Some(config.etcd.ca.clone()),
+        cert: Some(config.etcd.cert.clone()),
+        key: Some(config.etcd.key.clone()),
+        timeout: EtcdConfig::TIMEOUT,
+    })?;
+    let kube = Kube::new(&KubeConfig {
+        url: config.kube.url.clone(),
+        ca: config.kube.ca.clone(),
+        cert: config.kube.cert.clone(),
+        key: config.kube.key.clone(),
+    })?;
+    let supervisor: Arc<dyn Supervisor> = Arc::new(ProcessUnit::open(&config.api_server.unit_dir)?);
+    let fence = Fence::open(config.state("fence.json"))?;
+    let clients = identity.clients(&config.server, &ca)?;
+    let cluster = identity.cluster().clone();
+    let node = Arc::new(Node::new(Parts {
+        config,
+        cluster,
+        plugin: plugin.clone(),
+        kube,
+        etcd,
+        supervisor,
+        clients,
+    })?);
+    keys.bind(&node);
+
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let mut serving = tokio::spawn(listener.serve(plugin, async {
+        let _ = ended.await;
+    }));
+    finish_scrub(&node).await;
+    let (probes, probe) = watch::channel(Probe::default());
+    let tasks = [
+        tokio::spawn(sync::listen(node.clone())),
+        tokio::spawn(sync::speak(node.clone())),
+        tokio::spawn(Prober::new(node.clone(), keys.clone()).run(probes)),
+        tokio::spawn(control::run(node.clone())),
+        tokio::spawn(identity.keep(node.clone(), ca)),
+        tokio::spawn(drive(Driver::new(node.clone(), keys, fence), node.clone(), probe)),
+    ];
+    tracing::info!(agent = %node.config.name, cluster = %node.cluster, "runs");
+    let done = tokio::select! {
+        () = stop => Ok(()),
+        over = &mut serving => Err(AgentError::Serving(format!("{over:?}"))),
+    };
+    for task in &tasks {
+        task.abort();
+    }
+    let _ = end.send(());
+    if done.is_ok() {
+        let _ = serving.await;
+    }
+    done
+}
+
+/// The one task that acts on the node.
+async fn drive(mut driver: Driver, node: Arc<Node>, probe: watch::Receiver<Probe>) {
+    loop {
+        let seen = probe.borrow().clone();
+        let observation = driver.look(&seen).await;
+        node.observed(observation);
+        for ack in driver.due_acknowledgements() {
+            match node.clients().api.acknowledge(&ack).await {
+                Ok(()) => driver.acknowledged(&ack),
+                Err(error) => {
+                    tracing::debug!(%error, "cannot acknowledge a key event yet");
+                    break;
+                }
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PACE) => {}
+            () = node.look_asked() => {}
+        }
+    }
+}
+
+/// A scrub that a crash cut off holds etcd and the API server; it comes first.
+async fn finish_scrub(node: &Node) {
+    let Ok(scrub) = jobs::scrub_of(node) else { return };
+    let say = |text: &str| tracing::info!("scrub: {text}");
+    match scrub.resume(&say).await {
+        Ok(None) => {}
+        Ok(Some(_)) => tracing::info!("finished a scrub that was cut off"),
+        Err(error) => tracing::error!(%error, "a scrub was cut off and cannot be finished yet"),
+    }
+}
+
+fn lock(config: &AgentConfig) -> Result<File, AgentError> {
+    let path = config.state("lock");
+    let failed = |source| FileError { doing: "lock", path: path.clone(), source };
+    let file =
+        File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(AgentError::Locked(config.state_dir.display().to_string()))
+        }
+        Err(error) => Err(failed(error.into()).into()),
+    }
+}
