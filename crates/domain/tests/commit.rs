@@ -210,6 +210,37 @@ proptest! {
     }
 }
 
+/// Whoever joins or rewrites after the compaction leaves new history with plaintext in it.
+#[test]
+fn a_proof_that_falls_takes_the_compaction_with_it() {
+    let proof = Verified { revision: 7, at: UnixMs(7), records: 3, sampled: 1 };
+    let compacted = || {
+        let mut cluster = empty();
+        apply(&mut cluster, &Commit::Joined { agent: agent(0) }, UnixMs(1)).unwrap();
+        for draw in [
+            Draw::Open { kind: None, target: None },
+            Draw::Given(Commit::Preflighted),
+            Draw::Given(Commit::Registered),
+            Draw::Mint { off: 0, root: None, version: 1, role: Role::Staged },
+            Draw::Given(Commit::Promoted),
+            Draw::Given(Commit::Verified { verified: proof }),
+            Draw::Given(Commit::Compacted { revision: 7 }),
+        ] {
+            let commit = commit_of(draw, &cluster, 1);
+            apply(&mut cluster, &commit, UnixMs(1)).unwrap();
+        }
+        cluster
+    };
+    let rewrite = Rewrite { done: 1, total: 2, per_second: 3 };
+    for later in [Commit::Joined { agent: agent(1) }, Commit::Rewriting { rewrite }] {
+        let mut cluster = compacted();
+        assert_eq!(cluster.operation.as_ref().unwrap().compacted, Some(7));
+        apply(&mut cluster, &later, UnixMs(2)).unwrap();
+        let op = cluster.operation.unwrap();
+        assert_eq!((op.verified, op.compacted), (None, None), "{later:?}");
+    }
+}
+
 /// The random walk is only worth something if it gets far.
 #[test]
 fn random_sequences_reach_finished_operations_of_every_kind() {

@@ -144,6 +144,7 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
                 // The proof did not know of this API server's requests.
                 op.verified = None;
                 op.first_verified = None;
+                op.compacted = None;
             }
         }
         Commit::Opened { id, kind, target, take_up, public_endpoint, by } => {
@@ -251,8 +252,10 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
                 return Err(Refusal::OutOfOrder("rewritten before the KEK was promoted"));
             }
             op.rewrite = Some(*rewrite);
-            // Records changed since the proof, so it proves nothing.
+            // Records changed since the proof, so it proves nothing, and what they were before
+            // is in the history that has grown since the compaction.
             op.verified = None;
+            op.compacted = None;
         }
         Commit::Verified { verified } => {
             let op = operation(cluster)?;
