@@ -24,15 +24,16 @@ pub fn next(
         unknown: 0,
     });
     let step = plan(&Facts { cluster, seen, roots, tally: tally.as_ref(), now });
-    let Some(op) = &cluster.operation else { return of(&step) };
+    const COUNTS: &str = "an agent counts etcd and rewrites what is not under the new key";
+    let Some(op) = &cluster.operation else {
+        return if step == Step::Wait(Why::NoTally) { COUNTS.to_owned() } else { of(&step) };
+    };
     let text = match (&step, op.rewrite) {
         (Step::Wait(Why::NoTally), Some(r)) if r.done < r.total => format!(
             "rewrite every record that is not under the new key: {} of {} done, {} a second",
             r.done, r.total, r.per_second
         ),
-        (Step::Wait(Why::NoTally), _) => {
-            "an agent counts etcd and rewrites what is not under the new key".to_owned()
-        }
+        (Step::Wait(Why::NoTally), _) => COUNTS.to_owned(),
         _ => of(&step),
     };
     match &op.stuck {
