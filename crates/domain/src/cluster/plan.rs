@@ -267,34 +267,35 @@ fn idle(facts: &Facts<'_>) -> Step {
 /// Brings API servers that joined a cluster at rest to the stage of the others. One that ran
 /// unencrypted until then may have left plaintext: that takes a whole rewrite.
 fn newcomers(facts: &Facts<'_>, serial: Serial, target: RootKey, reached: Stage) -> Step {
-    for (agent, has) in facts.cluster.servers.iter().filter(|(_, t)| t.stage < reached) {
-        let Some(seen) = facts.seen.get(agent).filter(|s| facts.now.since(s.at) < FRESH_MS) else {
-            return Step::Wait(Why::Silent(agent.clone()));
-        };
-        let o = &seen.observation;
-        if o.access != Access::Open {
-            return Step::Wait(Why::Closed(agent.clone()));
-        }
-        if !o.opened.contains(&serial) {
-            return Step::Wait(Why::NotOpened(agent.clone()));
-        }
-        if has.stage < Stage::WriteFirst {
-            return Step::TakeUp { agent: agent.clone(), stage: Stage::WriteFirst };
-        }
-        if !taken(seen, has, Stage::WriteFirst) {
-            return Step::Wait(Why::NotTaken(agent.clone(), has.stage));
-        }
-        let since = facts.now.since(has.since);
-        if since < REQUEST_TIMEOUT_MS {
-            return Step::Wait(Why::Requests { left_ms: REQUEST_TIMEOUT_MS - since });
-        }
-        return match facts.tally {
-            None => Step::Wait(Why::NoTally),
-            Some(tally) if tally.plaintext > 0 => Step::Open { target },
-            Some(_) => Step::TakeUp { agent: agent.clone(), stage: reached },
-        };
+    // One at a time: whatever is true of it, the others wait for their turn.
+    let Some((agent, has)) = facts.cluster.servers.iter().find(|(_, t)| t.stage < reached) else {
+        return Step::Rest;
+    };
+    let Some(seen) = facts.seen.get(agent).filter(|s| facts.now.since(s.at) < FRESH_MS) else {
+        return Step::Wait(Why::Silent(agent.clone()));
+    };
+    let o = &seen.observation;
+    if o.access != Access::Open {
+        return Step::Wait(Why::Closed(agent.clone()));
     }
-    Step::Rest
+    if !o.opened.contains(&serial) {
+        return Step::Wait(Why::NotOpened(agent.clone()));
+    }
+    if has.stage < Stage::WriteFirst {
+        return Step::TakeUp { agent: agent.clone(), stage: Stage::WriteFirst };
+    }
+    if !taken(seen, has, Stage::WriteFirst) {
+        return Step::Wait(Why::NotTaken(agent.clone(), has.stage));
+    }
+    let since = facts.now.since(has.since);
+    if since < REQUEST_TIMEOUT_MS {
+        return Step::Wait(Why::Requests { left_ms: REQUEST_TIMEOUT_MS - since });
+    }
+    match facts.tally {
+        None => Step::Wait(Why::NoTally),
+        Some(tally) if tally.plaintext > 0 => Step::Open { target },
+        Some(_) => Step::TakeUp { agent: agent.clone(), stage: reached },
+    }
 }
 
 fn root_state(facts: &Facts<'_>, root: RootKey) -> Option<KeyState> {
