@@ -5,7 +5,7 @@ use super::world::{By, World, code};
 use crate::http::auth::Node;
 use axum::http::StatusCode;
 use claviger_domain::cluster::commit::Commit;
-use claviger_domain::cluster::plan::{Facts, Step, needs_tally, plan};
+use claviger_domain::cluster::plan::{Facts, Step, Why, plan};
 use claviger_domain::cluster::ring::{Kek, Role};
 use claviger_domain::cluster::{
     Access, Canary, Observation, OperationKind, Preflight, Process, Rewrite, Stage, TakeUp, Tally,
@@ -129,14 +129,20 @@ impl<'w> Sim<'w> {
         };
         let state = self.state(&node).await;
         assert_eq!(state.lease.as_ref().map(|l| &l.agent), Some(&node.agent));
-        let tally = needs_tally(&state.cluster).then(|| self.tally(&state));
-        let step = plan(&Facts {
-            cluster: &state.cluster,
-            seen: &state.seen,
-            roots: &state.roots,
-            tally: tally.as_ref(),
-            now: state.now,
-        });
+        let plan_with = |tally| {
+            plan(&Facts {
+                cluster: &state.cluster,
+                seen: &state.seen,
+                roots: &state.roots,
+                tally,
+                now: state.now,
+            })
+        };
+        // etcd is counted only when the planner asks for it.
+        let step = match plan_with(None) {
+            Step::Wait(Why::NoTally) => plan_with(Some(&self.tally(&state))),
+            step => step,
+        };
         if let Some(commit) = self.act(&state, &step) {
             let fencing = lease.fencing;
             let ask = CommitRequest { fencing, revision: state.cluster.revision, commit };
