@@ -30,7 +30,7 @@ const ORDER: [(&str, Duration); 5] = [
 ];
 
 /// Everything that a cluster writes into its directory.
-const ENTRIES: [&str; 11] = [
+const ENTRIES: [&str; 12] = [
     "units",
     "logs",
     "pki",
@@ -38,6 +38,7 @@ const ENTRIES: [&str; 11] = [
     "server",
     "kubeconfig",
     "bootstrap.json",
+    "server-ca.pem",
     "cluster.json",
     "ports.json",
     "keeper.lock",

@@ -4,6 +4,7 @@ use crate::error::DevError;
 use crate::files;
 use crate::layout;
 use crate::parts::{Dev, Part};
+use crate::registration;
 use std::collections::BTreeMap;
 
 /// Writes the file if what it says has changed. `pids` holds the processes that live.
@@ -46,6 +47,23 @@ pub fn variables(
             ("KUBE_APISERVER_PIDS", all(&|part| matches!(part, Part::ApiServer(_)))),
             ("ETCD_PID", all(&|part| *part == Part::Etcd)),
         ]);
+    }
+    list.extend([
+        ("CLAVIGER_URL", dev.server_url()),
+        ("CLAVIGER_IAM_URL", dev.server_url()),
+        ("CLAVIGER_CA_FILE", dev.layout.server_ca().display().to_string()),
+        ("CLAVIGER_PID", all(&|part| *part == Part::Server)),
+    ]);
+    if let Some(bootstrap) = registration::bootstrap(dev)? {
+        list.push(("CLAVIGER_API_KEY", bootstrap.api_key.clone()));
+        let names = ["CLAVIGER_INSTANCE_ID", "CLAVIGER_INSTANCE_ID_2"];
+        let ids = bootstrap.instances.iter().map(|instance| instance.id.clone());
+        list.extend(names.into_iter().zip(ids));
+    }
+    if dev.binaries.is_some() {
+        list.push(("CLAVIGER_CLUSTER", dev.spec.name.clone()));
+        let agents = all(&|part| matches!(part, Part::Agent(_)));
+        list.push(("CLAVIGER_AGENT_PIDS", agents));
     }
     Ok(list)
 }

@@ -11,6 +11,7 @@ use crate::files;
 use crate::layout::Layout;
 use crate::parts::{Dev, Part};
 use crate::probe::Probe;
+use crate::registration;
 use crate::spec;
 use claviger_domain::cluster::Process;
 use claviger_supervise::unit::ProcessUnit;
@@ -168,6 +169,13 @@ impl<'a> Keeper<'a> {
                 }
             }
         }
+        registration::take_over(self.dev)?;
+        if !registration::done(self.dev)
+            && self.is_ready(Part::Server)
+            && let Err(e) = registration::register(self.dev).await
+        {
+            tracing::warn!(error = %e, "the cluster is not registered yet; trying again");
+        }
         if !self.rights && self.is_ready(Part::ApiServer(1)) {
             match self.probe.apply_rights(self.dev).await {
                 Ok(()) => self.rights = true,
@@ -248,11 +256,14 @@ impl<'a> Keeper<'a> {
 
     /// What must be ready before this part is started.
     fn waits_for(&self, part: Part) -> Option<Part> {
-        let needed: &[Part] = match part {
-            Part::Etcd => &[],
-            Part::ApiServer(_) => &[Part::Etcd],
+        let needed = match part {
+            Part::Etcd | Part::Server => Vec::new(),
+            // Once it is registered an agent coasts by itself while the server is away.
+            Part::Agent(_) if registration::done(self.dev) => Vec::new(),
+            Part::Agent(_) => return Some(Part::Server),
+            Part::ApiServer(n) => vec![Part::Etcd, Part::Agent(n)],
         };
-        needed.iter().copied().find(|other| !self.is_ready(*other))
+        needed.into_iter().find(|other| !self.is_ready(*other))
     }
 
     fn is_ready(&self, part: Part) -> bool {

@@ -68,6 +68,9 @@ impl Layout {
     pub fn bootstrap(&self) -> PathBuf {
         self.dir.join("bootstrap.json")
     }
+    pub fn server_ca(&self) -> PathBuf {
+        self.dir.join("server-ca.pem")
+    }
     pub fn registration(&self) -> PathBuf {
         self.dir.join("cluster.json")
     }

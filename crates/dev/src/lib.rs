@@ -15,6 +15,7 @@ pub mod layout;
 mod parts;
 mod pki;
 pub mod probe;
+pub mod registration;
 mod spec;
 pub mod status;
 pub mod up;

@@ -16,6 +16,10 @@ use std::path::{Path, PathBuf};
 pub enum Part {
     /// The only member of etcd.
     Etcd,
+    /// The key server.
+    Server,
+    /// The agent of the API server with this number.
+    Agent(u32),
     /// An API server, counted from 1.
     ApiServer(u32),
 }
@@ -24,6 +28,8 @@ impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Part::Etcd => f.write_str("etcd"),
+            Part::Server => f.write_str("server"),
+            Part::Agent(n) => write!(f, "agent-{n}"),
             Part::ApiServer(n) => write!(f, "apiserver-{n}"),
         }
     }
@@ -104,9 +110,11 @@ impl Dev {
 
     /// The programs, in the order in which they start.
     pub fn parts(&self) -> Vec<Part> {
-        let mut parts = Vec::new();
+        let mut parts = vec![Part::Server];
         if self.binaries.is_some() {
-            parts.push(Part::Etcd);
+            parts.insert(0, Part::Etcd);
+            // An API server that encrypts asks its agent at its start.
+            parts.extend((1..=self.spec.apiservers).map(Part::Agent));
             parts.extend((1..=self.spec.apiservers).map(Part::ApiServer));
         }
         parts
@@ -122,6 +130,8 @@ impl Dev {
     pub fn listens(&self, part: Part) -> Vec<u16> {
         match part {
             Part::Etcd => vec![self.ports.etcd, self.ports.etcd_peer],
+            Part::Server => vec![self.ports.server],
+            Part::Agent(_) => Vec::new(),
             Part::ApiServer(n) => vec![self.apiserver_port(n)],
         }
     }
@@ -142,9 +152,14 @@ impl Dev {
         format!("https://127.0.0.1:{}", self.ports.etcd)
     }
 
+    /// URL of the key server.
+    pub fn server_url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.ports.server)
+    }
+
     /// What people connect to, with names for it.
     pub fn urls(&self) -> Vec<(String, String)> {
-        let mut urls = Vec::new();
+        let mut urls = vec![("key server".to_owned(), self.server_url())];
         if self.binaries.is_some() {
             urls.push(("etcd".to_owned(), self.etcd_url()));
             for number in 1..=self.spec.apiservers {
@@ -165,10 +180,15 @@ impl Dev {
                 files::write(&config, IDENTITY_ONLY.as_bytes())?;
             }
         }
-        let Some(binaries) = &self.binaries else { return Ok(()) };
-        let command = match part {
-            Part::Etcd => self.etcd(&binaries.etcd),
-            Part::ApiServer(n) => self.apiserver(&binaries.kube_apiserver, n),
+        let command = match (part, &self.binaries) {
+            (Part::Server, _) => self.server(),
+            (Part::Agent(n), Some(_)) => {
+                files::make_dir(&self.layout.agent(n))?;
+                self.agent(n)
+            }
+            (Part::Etcd, Some(binaries)) => self.etcd(&binaries.etcd),
+            (Part::ApiServer(n), Some(binaries)) => self.apiserver(&binaries.kube_apiserver, n),
+            (_, None) => return Ok(()),
         };
         let unit = self.unit(part)?;
         if unit.command().map_err(DevError::unit(&name))?.as_ref() == Some(&command) {
@@ -182,6 +202,27 @@ impl Dev {
         argv.extend(args);
         let log = self.layout.log(&part.to_string());
         Command { argv, env: BTreeMap::new(), hostname: None, log }
+    }
+
+    fn server(&self) -> Command {
+        let mut args = vec![
+            "server".to_owned(),
+            "run".to_owned(),
+            format!("--data={}", self.layout.server_data().display()),
+            format!("--listen=127.0.0.1:{}", self.ports.server),
+            format!("--bootstrap={}", self.layout.bootstrap().display()),
+        ];
+        if !self.spec.only_key_service {
+            args.push("--no-waits".to_owned());
+        }
+        self.command(Part::Server, &self.program, args)
+    }
+
+    fn agent(&self, number: u32) -> Command {
+        let config = self.layout.agent_config(number);
+        let args =
+            vec!["agent".to_owned(), "run".to_owned(), format!("--config={}", config.display())];
+        self.command(Part::Agent(number), &self.program, args)
     }
 
     fn etcd(&self, program: &Path) -> Command {

@@ -2,6 +2,7 @@
 
 use crate::error::DevError;
 use crate::files;
+use crate::layout;
 use crate::parts::{Dev, Part};
 use crate::pki::AGENT_USER;
 use reqwest::{Certificate, Client, Identity};
@@ -11,6 +12,8 @@ use std::time::Duration;
 
 /// How long one question may take. A part that is busy answers later; it is asked again.
 const ASK: Duration = Duration::from_secs(2);
+/// What is said of a part that does not answer.
+const WAITS: &str = "does not answer yet";
 /// How much of an answer is shown to people.
 const SHOWN: usize = 200;
 
@@ -45,6 +48,18 @@ impl Probe {
                 let url = format!("{}/health", dev.etcd_url());
                 let body = get(self.etcd.as_ref(), &url).await?;
                 if body.contains("\"true\"") { Ok(()) } else { Err(shown(&body)) }
+            }
+            Part::Server => {
+                let ca = files::read_text(&dev.layout.server_ca()).map_err(|_| WAITS.to_owned())?;
+                let client = build(&ca, None).map_err(|e| chain(&e))?;
+                // Whatever it answers, it answers.
+                let asked = client.get(dev.server_url()).send().await;
+                asked.map(|_| ()).map_err(|e| silent(&e))
+            }
+            Part::Agent(n) => {
+                let path = layout::socket(&dev.spec.sockets, n).map_err(|e| e.to_string())?;
+                let socket = tokio::net::UnixStream::connect(&path).await;
+                socket.map(|_| ()).map_err(|_| WAITS.to_owned())
             }
             Part::ApiServer(n) => {
                 let url = format!("{}/readyz", dev.apiserver_url(n));
@@ -157,11 +172,7 @@ async fn get(client: Option<&Client>, url: &str) -> Result<String, String> {
 /// and tells people nothing.
 fn silent(error: &reqwest::Error) -> String {
     let text = chain(error);
-    if text.contains("os error") || error.is_timeout() {
-        "does not answer yet".to_owned()
-    } else {
-        text
-    }
+    if text.contains("os error") || error.is_timeout() { WAITS.to_owned() } else { text }
 }
 
 /// The last cause: reqwest's own text only repeats the URL.
