@@ -118,6 +118,20 @@ impl Connection {
     }
 }
 
+/// What to do about a refusal of the key service, whose own errors carry no command.
+fn mended_by(reason: Option<&str>) -> &'static str {
+    match reason {
+        Some("KEY_ACTION_INVALID_STATE_ERR") => "see its state: claviger key get",
+        Some("KEY_PAYLOAD_REQ_ERR") => "give the new material: --material FILE",
+        Some("KEY_NOT_FOUND_ERR") => "see which there are: claviger key ls",
+        Some("INSTANCE_NOT_FOUND_ERR") => "see which there are: claviger ks kms instance ls",
+        Some("PROTECTED_RESOURCE_ERR" | "PREV_KEY_DEL_ERR") => {
+            "see who uses it: claviger key get; move those clusters to another key first"
+        }
+        _ => "",
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let code = match &error {
@@ -132,6 +146,7 @@ impl From<Error> for Failure {
         let hint = match (&error, error.hint()) {
             (Error::Tls { .. }, "") => "is --ca-file the CA of this server?",
             (Error::Local { .. }, "") => "see `claviger help` and docs/cli.md",
+            (_, "") => mended_by(error.reason()),
             (_, hint) => hint,
         };
         Failure::new(code, &error, hint)
