@@ -8,7 +8,7 @@ use claviger_tests::load;
 use claviger_tests::raw;
 use claviger_tests::traffic::Traffic;
 use std::net::TcpStream;
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 /// The Secret that is looked at in etcd.
@@ -107,6 +107,19 @@ impl Story {
         Ok(status.code().unwrap_or(-1))
     }
 
+    /// The same for a command that must succeed and whose answer would only be in the way; its
+    /// progress is still shown.
+    async fn silently(&self, lab: &Lab, args: &[&str]) -> Outcome<()> {
+        println!("   $ claviger {}", args.join(" "));
+        let mut command = tokio::process::Command::from(lab.operator(args)?);
+        let status = command.stdout(Stdio::null()).status().await.map_err(|e| e.to_string())?;
+        if status.success() {
+            return Ok(());
+        }
+        eprintln!("{}", lab.last_words());
+        Err(format!("claviger {} ended with {status}", args.join(" ")))
+    }
+
     /// The same for a command that must succeed.
     async fn must(&self, lab: &Lab, args: &[&str]) -> Outcome<()> {
         match self.run(lab, args).await? {
@@ -191,7 +204,7 @@ async fn enable(story: &mut Story, lab: &Lab, cluster: &str, instance: &str) -> 
         "Enable",
         "The cluster gets a key of its own, wrapped under a root key that never leaves the key server; every Secret is rewritten. The API server is restarted three times, about two seconds each: it has no encryption flag yet, and a restart takes a changed file up at once.",
     );
-    story.must(lab, &["key", "create", "demo-root"]).await?;
+    story.silently(lab, &["key", "create", "demo-root"]).await?;
     let started = Instant::now();
     story
         .must(
@@ -224,8 +237,8 @@ async fn rotate(story: &mut Story, lab: &Lab, kube: &Kube, cluster: &str) -> Out
     );
     let traffic = Traffic::start(kube, 2).await?;
     let started = Instant::now();
-    story.must(lab, &["key", "rotate", "demo-root", "-q"]).await?;
-    story.must(lab, &["ks", "kms", "follow", "-c", cluster]).await?;
+    story.silently(lab, &["key", "rotate", "demo-root"]).await?;
+    story.silently(lab, &["ks", "kms", "follow", "-c", cluster]).await?;
     story.measure("rotate, everything rewritten", started.elapsed().as_secs_f64());
     let report = traffic.stop().await;
     println!(
@@ -244,7 +257,7 @@ async fn revoke(story: &mut Story, lab: &Lab, kube: &Kube, cluster: &str) -> Out
         "The agent wipes the opened keys and kills the API server: neither its caches nor its memory may answer any longer.",
     );
     let started = Instant::now();
-    story.must(lab, &["key", "disable", "demo-root", "--yes", "-q"]).await?;
+    story.silently(lab, &["key", "disable", "demo-root", "--yes"]).await?;
     until(Duration::from_secs(60), || !connects(kube.address()), "the API server still answers")
         .await?;
     story.measure("from disable until kubectl cannot connect", started.elapsed().as_secs_f64());
@@ -265,7 +278,7 @@ async fn revoke(story: &mut Story, lab: &Lab, kube: &Kube, cluster: &str) -> Out
         "The root key is enabled; the agent unwraps the cluster's key again and starts the API server.",
     );
     let started = Instant::now();
-    story.must(lab, &["key", "enable", "demo-root", "-q"]).await?;
+    story.silently(lab, &["key", "enable", "demo-root"]).await?;
     let mut count = 0;
     let until_read = Instant::now() + Duration::from_secs(120);
     while count == 0 {
