@@ -8,6 +8,7 @@ use crate::node::Node;
 use crate::scrub::Scrub;
 use claviger_domain::cluster::commit::Commit;
 use claviger_domain::id::JobId;
+use claviger_domain::key::RootVersion;
 use claviger_etcd::EtcdConfig;
 use claviger_etcd::census::{Census, Keep};
 use claviger_supervise::Supervisor;
@@ -77,12 +78,10 @@ impl Jobs {
             .await
             .map_err(chain)?;
         let used = state.cluster.ring.write().map(|kek| kek.root.root);
-        let current = used.and_then(|root| state.roots.iter().find(|r| r.root == root));
-        Ok(json!({
-            "census": census,
-            "root": used,
-            "current": current.and_then(|r| r.current),
-        }))
+        let current = used
+            .and_then(|root| state.roots.iter().find(|r| r.root == root))
+            .and_then(|r| Some(RootVersion { root: r.root, version: r.current? }));
+        Ok(json!({ "census": census, "current": current }))
     }
 
     async fn verify(&self, state: &State) -> Result<Value, String> {

@@ -10,6 +10,7 @@ mod cluster;
 mod follow;
 mod guard;
 mod kms;
+pub use kms::run_job;
 mod verify;
 mod view;
 
