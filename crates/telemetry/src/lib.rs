@@ -4,13 +4,17 @@
 //! `tracing_subscriber::EnvFilter` (default `info`), `CLAVIGER_LOG_FORMAT=json` makes them JSON.
 //! Never log secrets, tokens or payloads.
 
+use std::io::IsTerminal;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// Starts logging. A second call does nothing.
 pub fn init() {
     let filter = EnvFilter::try_from_env("CLAVIGER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     let json = std::env::var("CLAVIGER_LOG_FORMAT").is_ok_and(|format| format == "json");
     // Fails only if logging was started before.
     let _ = if json { logs.json().try_init() } else { logs.with_target(false).try_init() };
