@@ -28,7 +28,6 @@ pub struct Latest {
 }
 
 /// Clients of the server, made anew when the certificate is renewed.
-
 pub struct Clients {
     /// `/agent/v1`.
     pub api: AgentApi,

@@ -1,5 +1,7 @@
 //! Whatever is committed in whatever order: what `commit::apply` promises holds.
 
+#![allow(clippy::unwrap_used)] // A panic is the report of a test.
+
 use claviger_domain::cluster::commit::{Commit, Refusal, apply};
 use claviger_domain::cluster::ring::{Kek, Ring, Role};
 use claviger_domain::cluster::{
@@ -146,13 +148,13 @@ fn check(before: &Cluster, commit: &Commit, result: &Result<(), Refusal>, after:
     assert!(serials.windows(2).all(|w| w[0] < w[1]), "serials rise: {serials:?}");
     for (old, new) in before.ring.keks.iter().zip(&after.ring.keks) {
         assert_eq!((old.serial, old.root, &old.wrapped), (new.serial, new.root, &new.wrapped));
-        let passed = match (old.role, new.role) {
-            (Role::Staged, Role::Staged | Role::Write) => true,
-            (Role::Write, Role::Write | Role::Read) => true,
-            (Role::Read, Role::Read | Role::Retained) => true,
-            (Role::Retained, Role::Retained) => true,
-            _ => false,
-        };
+        let passed = matches!(
+            (old.role, new.role),
+            (Role::Staged, Role::Staged | Role::Write)
+                | (Role::Write, Role::Write | Role::Read)
+                | (Role::Read, Role::Read | Role::Retained)
+                | (Role::Retained, Role::Retained)
+        );
         assert!(passed, "{commit:?} took a KEK from {:?} to {:?}", old.role, new.role);
     }
     assert!(after.ring.keks.len() >= before.ring.keks.len(), "no KEK is removed");
@@ -186,9 +188,8 @@ fn check(before: &Cluster, commit: &Commit, result: &Result<(), Refusal>, after:
         assert!(was.promoted.is_none() || is.promoted == was.promoted);
     }
     assert!(after.history.len() <= HISTORY_MAX);
-    if before.operation.is_some() && after.operation.is_none() {
+    if let (Some(op), None) = (&before.operation, &after.operation) {
         let done = &after.history[0];
-        let op = before.operation.as_ref().expect("just looked");
         assert_eq!(done.id, op.id);
         assert_eq!(done.rejected.is_none(), op.verified.is_some() && *commit == Commit::Finished);
     }

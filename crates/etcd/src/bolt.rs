@@ -107,6 +107,11 @@ impl From<&'static str> for Stop {
     }
 }
 
+/// What is called for each key and value of a bucket.
+type Visit<'a> = &'a mut dyn FnMut(&[u8], Bytes) -> Result<(), Stop>;
+/// What is called for each element of a leaf page: its flags, key and value.
+type Element<'a> = &'a mut dyn FnMut(u32, &[u8], Bytes) -> Result<(), Stop>;
+
 impl Database {
     /// Opens a snapshot file, after checking the digest behind its database.
     pub fn open_snapshot(path: &Path) -> Result<Database, BoltError> {
@@ -186,11 +191,7 @@ impl Database {
         found.ok_or(Stop::Why("it has no bucket of keys"))
     }
 
-    fn walk_bucket(
-        &self,
-        bucket: Bytes,
-        visit: &mut dyn FnMut(&[u8], Bytes) -> Result<(), Stop>,
-    ) -> Result<(), Stop> {
+    fn walk_bucket(&self, bucket: Bytes, visit: Visit<'_>) -> Result<(), Stop> {
         let mut each = |flags: u32, key: &[u8], value: Bytes| {
             if flags & BUCKET != 0 {
                 return Err("a bucket within the bucket of keys".into());
@@ -213,11 +214,7 @@ impl Database {
     }
 
     /// Gives every element below page `root` to `each`, in the order of keys.
-    fn walk(
-        &self,
-        root: u64,
-        each: &mut dyn FnMut(u32, &[u8], Bytes) -> Result<(), Stop>,
-    ) -> Result<(), Stop> {
+    fn walk(&self, root: u64, each: Element<'_>) -> Result<(), Stop> {
         let mut budget = self.high;
         self.walk_page(root, 0, &mut budget, each)
     }
@@ -227,7 +224,7 @@ impl Database {
         number: u64,
         depth: usize,
         budget: &mut u64,
-        each: &mut dyn FnMut(u32, &[u8], Bytes) -> Result<(), Stop>,
+        each: Element<'_>,
     ) -> Result<(), Stop> {
         if depth > DEPTH_MAX {
             return Err("its tree is too deep".into());
@@ -285,10 +282,7 @@ fn page(bytes: Vec<u8>) -> Result<Page, Stop> {
     Ok(Page { bytes, branch, count })
 }
 
-fn leaf(
-    page: Page,
-    each: &mut dyn FnMut(u32, &[u8], Bytes) -> Result<(), Stop>,
-) -> Result<(), Stop> {
+fn leaf(page: Page, each: Element<'_>) -> Result<(), Stop> {
     let (count, bytes) = (page.count, Bytes::from(page.bytes));
     for i in 0..count {
         let at = PAGE_HEADER + i * ELEMENT;

@@ -1,5 +1,7 @@
 //! A fence leaves no KEK in the process's memory. Its own program, so that nothing else runs.
 
+#![allow(clippy::unwrap_used)] // A panic is the report of a test.
+
 mod common;
 
 use common::*;

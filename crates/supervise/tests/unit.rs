@@ -1,5 +1,7 @@
 //! Units with real processes.
 
+#![allow(clippy::unwrap_used)] // A panic is the report of a test.
+
 use claviger_supervise::unit::{Command, ProcessUnit};
 use claviger_supervise::{SuperviseError, Supervisor, proc};
 use std::collections::BTreeMap;

@@ -1,4 +1,6 @@
 //! A root key in software, a cluster's ring under it, and a real client on a real socket.
+
+#![allow(clippy::unwrap_used)] // A panic is the report of a test.
 #![allow(dead_code)] // Each test program uses a part.
 
 use claviger_crypto::kek::{Carried, wrap_aad};
