@@ -44,3 +44,6 @@ pub fn routes() -> Router<Arc<App>> {
         )
         .route("/v3/instances/{instance}/keys/{key}/acknowledgements", get(acks::acknowledgements))
 }
+
+#[cfg(test)]
+mod tests;
