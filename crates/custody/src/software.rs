@@ -20,17 +20,20 @@ use zeroize::{Zeroize, Zeroizing};
 
 const MATERIAL: &[u8] = b"claviger root material 1";
 const COLUMN: &[u8] = b"claviger column 1";
-const PREFIX: &str = "claviger-master-key-1:";
+/// What the line of a master key's file begins with.
+pub const MASTER: &str = "claviger-master-key-1:";
+/// What the line of a recovery key's file begins with: it opens backups, nothing else.
+pub const RECOVERY: &str = "claviger-recovery-key-1:";
 
 /// Opened key versions that are kept. A version is opened in a few microseconds, so this only
 /// has to cover what is hot: the current versions of some hundred clusters.
 const OPENED_MAX: usize = 512;
 
-/// Why a master key cannot be used.
+/// Why a key file cannot be used.
 #[derive(Debug, Error)]
-pub enum MasterKeyError {
+pub enum KeyFileError {
     /// The file cannot be read or written.
-    #[error("master key file {path}: {why}")]
+    #[error("key file {path}: {why}")]
     File {
         /// The file.
         path: PathBuf,
@@ -38,7 +41,7 @@ pub enum MasterKeyError {
         why: String,
     },
     /// Others could read it.
-    #[error("master key file {path} has mode {mode:03o}; it must be 0600 (chmod 600 {path})")]
+    #[error("key file {path} has mode {mode:03o}; it must be 0600 (chmod 600 {path})")]
     Mode {
         /// The file.
         path: PathBuf,
@@ -46,7 +49,7 @@ pub enum MasterKeyError {
         mode: u32,
     },
     /// It belongs to another user.
-    #[error("master key file {path} belongs to user {owner}, not to user {me} who runs this")]
+    #[error("key file {path} belongs to user {owner}, not to user {me} who runs this")]
     Owner {
         /// The file.
         path: PathBuf,
@@ -55,9 +58,14 @@ pub enum MasterKeyError {
         /// Who we are.
         me: u32,
     },
-    /// It does not hold a master key.
-    #[error("{0} does not hold a master key (one line: {PREFIX} and 64 hexadecimal digits)")]
-    Form(PathBuf),
+    /// It does not hold such a key.
+    #[error("{path} does not hold the right key (one line: {prefix} and 64 hexadecimal digits)")]
+    Form {
+        /// The file.
+        path: PathBuf,
+        /// What the line has to begin with.
+        prefix: &'static str,
+    },
 }
 
 /// The software custodian.
@@ -185,28 +193,28 @@ fn context(version: &RootVersion) -> [&[u8]; 3] {
     ]
 }
 
-/// Reads the master key out of its file.
-pub fn read_master(path: &Path) -> Result<Key32, MasterKeyError> {
-    let failed = |e: std::io::Error| MasterKeyError::File { path: path.into(), why: e.to_string() };
+/// Reads a key out of its file, whose line begins with `prefix` ([`MASTER`] or [`RECOVERY`]).
+pub fn read_key(path: &Path, prefix: &'static str) -> Result<Key32, KeyFileError> {
+    let failed = |e: std::io::Error| KeyFileError::File { path: path.into(), why: e.to_string() };
     let mut file = File::open(path).map_err(failed)?;
     // Of the opened file, so that it cannot be exchanged between look and read.
     let metadata = file.metadata().map_err(failed)?;
     let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
-        return Err(MasterKeyError::Mode { path: path.into(), mode });
+        return Err(KeyFileError::Mode { path: path.into(), mode });
     }
     let me = rustix::process::geteuid().as_raw();
     if metadata.uid() != me {
-        return Err(MasterKeyError::Owner { path: path.into(), owner: metadata.uid(), me });
+        return Err(KeyFileError::Owner { path: path.into(), owner: metadata.uid(), me });
     }
     let mut text = Zeroizing::new(Vec::with_capacity(128));
     (&mut file).take(128).read_to_end(&mut text).map_err(failed)?;
-    parse_master(&text).ok_or_else(|| MasterKeyError::Form(path.into()))
+    parse_key(&text, prefix).ok_or_else(|| KeyFileError::Form { path: path.into(), prefix })
 }
 
-/// Reads a master key out of the text of its file, however that was handed over.
-pub fn parse_master(text: &[u8]) -> Option<Key32> {
-    let digits = text.strip_prefix(PREFIX.as_bytes())?.trim_ascii_end();
+/// Reads a key out of the text of its file, however that was handed over.
+pub fn parse_key(text: &[u8], prefix: &str) -> Option<Key32> {
+    let digits = text.strip_prefix(prefix.as_bytes())?.trim_ascii_end();
     if digits.len() != 64 {
         return None;
     }
@@ -220,14 +228,14 @@ pub fn parse_master(text: &[u8]) -> Option<Key32> {
 }
 
 /// Writes `key` into a new file with mode 0600, durably. Never replaces a file.
-pub fn write_master(path: &Path, key: &Key32) -> Result<(), MasterKeyError> {
-    let failed = |e: std::io::Error| MasterKeyError::File { path: path.into(), why: e.to_string() };
+pub fn write_key(path: &Path, prefix: &str, key: &Key32) -> Result<(), KeyFileError> {
+    let failed = |e: std::io::Error| KeyFileError::File { path: path.into(), why: e.to_string() };
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
     let mut text = Zeroizing::new(Vec::with_capacity(128));
-    text.extend_from_slice(PREFIX.as_bytes());
+    text.extend_from_slice(prefix.as_bytes());
     for byte in key.expose() {
         for digit in [byte >> 4, byte & 15] {
             let digit = char::from_digit(u32::from(digit), 16).expect("a nibble");
@@ -237,7 +245,7 @@ pub fn write_master(path: &Path, key: &Key32) -> Result<(), MasterKeyError> {
     text.push(b'\n');
     // Under another name first: a crash leaves no half key under the real name. Linking fails if
     // the real name exists.
-    let temporary = dir.join(format!(".master-key-{}", uuid::Uuid::new_v4()));
+    let temporary = dir.join(format!(".key-{}", uuid::Uuid::new_v4()));
     let write = || {
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
@@ -271,14 +279,18 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("master.key");
         let key = Key32::generate();
-        write_master(&path, &key).expect("writes");
-        assert_eq!(read_master(&path).expect("reads").expose(), key.expose());
-        assert!(write_master(&path, &key).is_err(), "a master key is never replaced");
+        write_key(&path, MASTER, &key).expect("writes");
+        assert_eq!(read_key(&path, MASTER).expect("reads").expose(), key.expose());
+        assert!(write_key(&path, MASTER, &key).is_err(), "a master key is never replaced");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).expect("chmod");
-        assert!(matches!(read_master(&path), Err(MasterKeyError::Mode { mode: 0o640, .. })));
+        assert!(matches!(read_key(&path, MASTER), Err(KeyFileError::Mode { mode: 0o640, .. })));
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("chmod");
         std::fs::write(&path, "rubbish").expect("writes");
-        assert!(matches!(read_master(&path), Err(MasterKeyError::Form(_))));
+        assert!(matches!(read_key(&path, MASTER), Err(KeyFileError::Form { .. })));
+        let recovery = dir.path().join("recovery.key");
+        write_key(&recovery, RECOVERY, &key).expect("writes");
+        assert!(matches!(read_key(&recovery, MASTER), Err(KeyFileError::Form { .. })));
+        std::fs::remove_file(recovery).expect("removes");
         assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 1);
     }
 

@@ -10,10 +10,7 @@ use std::path::Path;
 /// # Errors
 /// Those of the file system; `path` is as it was then.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
+    let dir = parent(path);
     let temporary = dir.join(format!(".{}.tmp", uuid::Uuid::new_v4()));
     let written = (|| {
         let mut file =
@@ -28,4 +25,12 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = std::fs::remove_file(&temporary);
     }
     written
+}
+
+/// The directory of a file.
+pub(crate) fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
 }

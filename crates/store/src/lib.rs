@@ -174,21 +174,6 @@ impl Store {
         work(&Tx(tx))
     }
 
-    /// Copies the database, as of one moment, into a new file with mode 0600.
-    pub fn copy_to(&self, path: &Path) -> Result<(), StoreError> {
-        let failed =
-            |why: std::io::Error| StoreError::Open { path: path.to_owned(), why: why.to_string() };
-        drop(private_file(path).map_err(failed)?);
-        let writer = held(&self.0.writer);
-        let mut copy = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        rusqlite::backup::Backup::new(&writer, &mut copy)?.run_to_completion(
-            1024,
-            Duration::ZERO,
-            None,
-        )?;
-        Ok(())
-    }
-
     fn take_reader(&self) -> Connection {
         let mut readers = held(&self.0.readers);
         loop {
@@ -198,6 +183,58 @@ impl Store {
             readers = self.0.returned.wait(readers).unwrap_or_else(PoisonError::into_inner);
         }
     }
+}
+
+/// Copies the database at `from`, as of one moment, into a new file `to` with mode 0600, whether
+/// or not a server has it open. Writers wait while it copies.
+pub fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
+    let failed = |path: &Path, why: String| StoreError::Open { path: path.to_owned(), why };
+    if !from.is_file() {
+        return Err(failed(from, "there is no such file".to_owned()));
+    }
+    drop(private_file(to).map_err(|e| failed(to, e.to_string()))?);
+    let source = connect(from)?;
+    known(&source)?;
+    let mut copy = Connection::open_with_flags(to, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    // All pages in one step: one consistent view, and no start from the beginning when a
+    // server writes meanwhile.
+    let backup = rusqlite::backup::Backup::new(&source, &mut copy)?;
+    backup.run_to_completion(i32::MAX, Duration::ZERO, None)?;
+    drop(backup);
+    // One whole file, without a log beside it.
+    copy.pragma_update(None, "journal_mode", "DELETE")?;
+    copy.close().map_err(|(_, e)| e)?;
+    Ok(File::open(to).and_then(|file| file.sync_all()).map_err(|e| failed(to, e.to_string()))?)
+}
+
+/// Sets a value of [`meta`] in a database that a server may have open.
+pub fn mark(path: &Path, name: &str, value: &[u8]) -> Result<(), StoreError> {
+    let mut connection = connect(path)?;
+    known(&connection)?;
+    let tx = Tx(connection.transaction_with_behavior(TransactionBehavior::Immediate)?);
+    meta::put(&tx, name, value)?;
+    Ok(tx.0.commit()?)
+}
+
+/// A value of [`meta`] in a database that no server has open.
+pub fn peek(path: &Path, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    known(&connection)?;
+    meta::get(&Tx(connection.transaction()?), name)
+}
+
+/// Whether the database at `path` is whole, by SQLite's own check.
+pub fn check(path: &Path) -> Result<(), StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    let found: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
+    if found == "ok" { Ok(()) } else { Err(StoreError::Damaged(found)) }
+}
+
+fn known(connection: &Connection) -> Result<(), StoreError> {
+    let (found, known) = (migrate::version(connection)?, migrate::KNOWN);
+    if found > known { Err(StoreError::Newer { found, known }) } else { Ok(()) }
 }
 
 struct Reader<'s> {

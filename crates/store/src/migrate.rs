@@ -7,11 +7,13 @@ use rusqlite::{Connection, TransactionBehavior};
 const MIGRATIONS: &[&str] =
     &[include_str!("../migrations/0001_keys.sql"), include_str!("../migrations/0002_clusters.sql")];
 
+/// The newest schema that is known here.
+pub(crate) const KNOWN: i64 = MIGRATIONS.len() as i64;
+
 pub(crate) fn run(connection: &mut Connection) -> Result<(), StoreError> {
-    let known = MIGRATIONS.len() as i64;
     let found = version(connection)?;
-    if found > known {
-        return Err(StoreError::Newer { found, known });
+    if found > KNOWN {
+        return Err(StoreError::Newer { found, known: KNOWN });
     }
     for (at, sql) in MIGRATIONS.iter().enumerate().skip(found as usize) {
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -22,6 +24,6 @@ pub(crate) fn run(connection: &mut Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn version(connection: &Connection) -> Result<i64, rusqlite::Error> {
+pub(crate) fn version(connection: &Connection) -> Result<i64, rusqlite::Error> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }

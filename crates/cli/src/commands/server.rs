@@ -3,8 +3,9 @@
 use crate::exit::{Done, Failure};
 use clap::Subcommand;
 use claviger_crypto::Key32;
-use claviger_custody::software::{self, MasterKeyError, Software};
-use claviger_server::app::{App, Settings, SystemClock};
+use claviger_custody::software::{self, KeyFileError, MASTER, RECOVERY, Software};
+use claviger_server::app::{App, Clock, Settings, SystemClock};
+use claviger_server::backup::{self, BackupError};
 use claviger_server::first::{self, StartError};
 use claviger_server::{files, listen};
 use claviger_store::{Store, StoreError};
@@ -27,6 +28,43 @@ pub struct Args {
 enum Verb {
     /// Serve until SIGTERM; the first start makes database, master key and CA
     Run(Run),
+    /// Write database and master key into one encrypted file; the server may be running
+    Backup(Backup),
+    /// Bring a backup back into an empty directory
+    Restore(Restore),
+}
+
+#[derive(clap::Args)]
+struct Backup {
+    /// Directory of the database
+    #[arg(long)]
+    data: PathBuf,
+    /// The new backup file
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
+    /// The recovery key under which it is encrypted; made if it is not there. Keep it on another
+    /// machine: whoever has it and a backup has every root key
+    #[arg(long, value_name = "FILE")]
+    recovery_key: PathBuf,
+    /// The master key file. Default: master.key in the data directory
+    #[arg(long, value_name = "FILE")]
+    master_key: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct Restore {
+    /// Directory for the database; nothing in it is overwritten
+    #[arg(long)]
+    data: PathBuf,
+    /// The backup file
+    #[arg(long, value_name = "FILE")]
+    from: PathBuf,
+    /// The recovery key under which it was made
+    #[arg(long, value_name = "FILE")]
+    recovery_key: PathBuf,
+    /// Where to put the master key. Default: master.key in the data directory
+    #[arg(long, value_name = "FILE")]
+    master_key: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -55,16 +93,18 @@ struct Run {
     master_key: Option<String>,
 }
 
-/// Runs it.
+/// Runs one of them.
 pub fn run(args: Args) -> Done {
     match args.verb {
         Verb::Run(args) => serve(args),
+        Verb::Backup(args) => back_up(args),
+        Verb::Restore(args) => bring_back(args),
     }
 }
 
 fn serve(args: Run) -> Done {
     claviger_telemetry::init();
-    let database = data_dir(&args.data)?.join("claviger.db");
+    let database = data_dir(&args.data)?.join(backup::DATABASE);
     let fresh = !database.exists();
     let master = master_key(&args, fresh)?;
     for failed in claviger_crypto::harden::harden() {
@@ -96,6 +136,52 @@ fn serve(args: Run) -> Done {
         .await;
         Ok(())
     })
+}
+
+fn back_up(args: Backup) -> Done {
+    let _ = claviger_crypto::harden::harden();
+    let path = &args.recovery_key;
+    let recovery = if path.exists() {
+        software::read_key(path, RECOVERY).map_err(master)?
+    } else {
+        let key = Key32::generate();
+        software::write_key(path, RECOVERY, &key).map_err(master)?;
+        println!("made a recovery key: {}", path.display());
+        println!("move it to another machine; without it the backup cannot be opened");
+        key
+    };
+    let master_key = args.master_key.unwrap_or_else(|| args.data.join("master.key"));
+    let now = SystemClock.now();
+    let length = backup::make(&args.data, &master_key, &recovery, &args.to, now).map_err(failed)?;
+    println!("backup: {} ({length} bytes of database, read back and checked)", args.to.display());
+    Ok(())
+}
+
+fn bring_back(args: Restore) -> Done {
+    let _ = claviger_crypto::harden::harden();
+    let recovery = software::read_key(&args.recovery_key, RECOVERY).map_err(master)?;
+    data_dir(&args.data)?;
+    let master_key = args.master_key.unwrap_or_else(|| args.data.join("master.key"));
+    backup::restore(&args.data, &master_key, &recovery, &args.from).map_err(failed)?;
+    println!("restored {} into {}", args.from.display(), args.data.display());
+    println!("start it with: claviger server run --data {}", args.data.display());
+    Ok(())
+}
+
+fn failed(e: BackupError) -> Failure {
+    let hint = match &e {
+        BackupError::Key(_) => {
+            "the recovery key and master key files hold one line each, mode 0600"
+        }
+        BackupError::Exists(_) => "give another path, or move what is there away",
+        BackupError::Broken { .. } => "nothing was restored; try another copy of the backup",
+        BackupError::Apart(_) => "give --master-key the file that was made with this database",
+        BackupError::File { .. } | BackupError::Store(_) => {
+            "look at the path, its permissions and the space on its disk"
+        }
+    };
+    let code = if matches!(e, BackupError::Broken { .. } | BackupError::Apart(_)) { 1 } else { 3 };
+    Failure::new(code, e, hint)
 }
 
 fn data_dir(data: &Path) -> Result<&Path, Failure> {
@@ -144,10 +230,10 @@ fn master_key(args: &Run, fresh: bool) -> Result<Key32, Failure> {
                 "bring it back, or restore a backup; without it this database cannot be opened",
             ));
         }
-        software::write_master(&path, &Key32::generate()).map_err(master)?;
+        software::write_key(&path, MASTER, &Key32::generate()).map_err(master)?;
         tracing::info!(file = %path.display(), "made a master key");
     }
-    software::read_master(&path).map_err(master)
+    software::read_key(&path, MASTER).map_err(master)
 }
 
 fn from_descriptor(fd: &str) -> Result<Key32, Failure> {
@@ -157,7 +243,7 @@ fn from_descriptor(fd: &str) -> Result<Key32, Failure> {
     std::fs::File::open(format!("/dev/fd/{number}"))
         .and_then(|file| file.take(256).read_to_end(&mut text))
         .map_err(|e| wrong(format!("cannot read the master key from descriptor {number}: {e}")))?;
-    software::parse_master(&text)
+    software::parse_key(&text, MASTER)
         .ok_or_else(|| wrong(format!("descriptor {number} does not hold a master key")))
 }
 
@@ -204,8 +290,8 @@ fn bind(args: &Run, e: std::io::Error) -> Failure {
     Failure::new(3, error, hint)
 }
 
-fn master(e: MasterKeyError) -> Failure {
-    Failure::new(3, e, "the master key must be readable by the server's user alone")
+fn master(e: KeyFileError) -> Failure {
+    Failure::new(3, e, "a key file must be readable by its user alone")
 }
 
 fn store(e: StoreError) -> Failure {

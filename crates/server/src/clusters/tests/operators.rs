@@ -174,7 +174,7 @@ async fn a_stored_kubeconfig_comes_back_sealed_meanwhile_and_else_one_without_cr
     let (_, text) = world.call(By::Token(&world.admin), line, &Value::Null).await;
     assert_eq!(text, secret);
     let copy = tempfile::tempdir().unwrap();
-    world.app.store.copy_to(&copy.path().join("db")).unwrap();
+    claviger_store::copy(world.app.store.path(), &copy.path().join("db")).unwrap();
     let bytes = std::fs::read(copy.path().join("db")).unwrap();
     assert!(!bytes.windows(9).any(|w| w == b"TOPSECRET"), "sealed in the database");
 
