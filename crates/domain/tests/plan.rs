@@ -423,8 +423,18 @@ fn enable_with_three_api_servers() {
     // A second API server joins one that is about to write alone.
     let mut joined = enabling(1).minted().promoted();
     joined.commit(Commit::Joined { agent: agent(1) });
-    let mut late = writing(1, TakeUp::Restart);
-    late.commit(Commit::Joined { agent: agent(1) });
+    let late = || {
+        let mut case = writing(1, TakeUp::Restart);
+        case.commit(Commit::Joined { agent: agent(1) });
+        case.all_see()
+    };
+    let (late, late_reads) = (late(), late());
+    let mut early = Case::new(0);
+    early.commit(Commit::Joined { agent: agent(1) });
+    let early = early.all_see().open(OperationKind::Enable, 10, TakeUp::Restart).minted();
+    let mut early = early.promoted().stage(Stage::WriteFirst);
+    early.commit(Commit::Joined { agent: agent(0) });
+    let early = early.all_see();
     check(vec![
         (
             "two of three opened => wait",
@@ -463,8 +473,14 @@ fn enable_with_three_api_servers() {
             take_up(0, Stage::ReadFirst),
         ),
         (
-            "one joins while another writes => it is to write, too, and is waited for",
-            late.all_see().but(1, |s| s.observation.stage_loaded = None),
+            "one joins while another writes => it is to read first, and is waited for",
+            late.but(1, |s| s.observation.stage_loaded = None),
+            Step::Wait(Why::NotTaken(agent(1), Stage::ReadFirst)),
+        ),
+        ("it reads => it writes, too", late_reads, take_up(1, Stage::WriteFirst)),
+        (
+            "one joins that comes first in the order, the other has not taken up => wait",
+            early.but(1, |s| s.observation.stage_loaded = Some(Stage::Bare)),
             Step::Wait(Why::NotTaken(agent(1), Stage::WriteFirst)),
         ),
         (

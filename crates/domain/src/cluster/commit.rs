@@ -285,10 +285,15 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
     Ok(())
 }
 
-/// What an API server that joins is to have: enough to read what the others may write.
+/// What an API server that joins is to have: enough to read what the others may write, and no
+/// more than all of them can read. Who was told to write may not have taken it up yet, so a
+/// newcomer beside it writes plaintext still; where plaintext is read no more, it must not.
 fn first_stage(cluster: &Cluster) -> Stage {
-    let reached = cluster.servers.values().map(|t| t.stage).max().unwrap_or_default();
-    reached.min(Stage::WriteFirst)
+    match cluster.servers.values().map(|t| t.stage).max() {
+        None | Some(Stage::Bare) => Stage::Bare,
+        Some(Stage::ReadFirst | Stage::WriteFirst) => Stage::ReadFirst,
+        Some(Stage::Only) => Stage::WriteFirst,
+    }
 }
 
 fn operation(cluster: &mut Cluster) -> Result<&mut Operation, Refusal> {

@@ -370,17 +370,17 @@ fn everybody_open(facts: &Facts<'_>) -> Option<Why> {
 }
 
 /// The step that brings every API server to `stage`, one at a time; none when all are there.
+/// None is told anything new before all have taken up what they were told, wherever they stand
+/// in the order: one that was told to write, or joined meanwhile, may not read yet.
 fn bring_to(facts: &Facts<'_>, stage: Stage) -> Option<Step> {
     for (agent, target) in &facts.cluster.servers {
-        if target.stage < stage {
-            return Some(Step::TakeUp { agent: agent.clone(), stage });
-        }
-        let taken = facts.seen.get(agent).is_some_and(|s| taken(s, target, stage));
-        if !taken {
+        let told = target.stage >= Stage::ReadFirst;
+        if told && !facts.seen.get(agent).is_some_and(|s| taken(s, target, target.stage)) {
             return Some(Step::Wait(Why::NotTaken(agent.clone(), target.stage)));
         }
     }
-    None
+    let behind = facts.cluster.servers.iter().find(|(_, target)| target.stage < stage);
+    behind.map(|(agent, _)| Step::TakeUp { agent: agent.clone(), stage })
 }
 
 /// Whether the agent saw its API server use a file of `stage` or later, since that was decided.

@@ -637,7 +637,12 @@ impl World {
                     Stored::Plain => api.loaded < Stage::Only,
                     Stored::Under(s) => api.loaded >= Stage::ReadFirst && opened.contains(s),
                 };
-                assert!(readable, "I1: {} cannot read record {r}, {record:?}", node.name);
+                assert!(
+                    readable,
+                    "I1: {} cannot read record {r}, {record:?}: {:#?}",
+                    node.name,
+                    (&self.cluster, &self.nodes)
+                );
             }
         }
         for writer in &self.nodes {
@@ -679,7 +684,8 @@ impl World {
         let mut ops = vec![Op::Tick];
         for i in 0..self.nodes.len() as u8 {
             ops.extend([Op::Sync(i), Op::Follow(i), Op::Follow(i), Op::Poll(i), Op::Pickup(i)]);
-            ops.extend([Op::Canary(i), Op::Observe(i), Op::Deliver(i)]);
+            // One record is written by clients all the time, the others wait for the rewrite.
+            ops.extend([Op::Write(i, 0), Op::Canary(i), Op::Observe(i), Op::Deliver(i)]);
         }
         ops.extend([Op::Look, Op::Act]);
         ops
