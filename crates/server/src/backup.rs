@@ -368,4 +368,31 @@ mod tests {
         assert!(matches!(failed, Err(BackupError::Apart(_))), "{failed:?}");
         assert!(!to.exists());
     }
+
+    /// Against what a second implementation wrote; see `docs/formats.md`.
+    #[test]
+    fn backups_of_the_vectors_read_as_they_should() {
+        let all = include_str!("../../crypto/tests/vectors.json");
+        let all: serde_json::Value = serde_json::from_str(all).unwrap();
+        let bytes = |hex: &serde_json::Value| -> Vec<u8> {
+            let hex = hex.as_str().unwrap();
+            (0..hex.len())
+                .step_by(2)
+                .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+                .collect()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("backup");
+        for case in all["backup"].as_array().unwrap() {
+            std::fs::write(&path, bytes(&case["backup"])).unwrap();
+            let recovery = Key32::take(&mut bytes(&case["recovery"])).unwrap();
+            let mut database = Vec::new();
+            let master = read(&path, &recovery, &mut database);
+            assert_eq!(master.is_ok(), !case["master"].is_null(), "{}", case["name"]);
+            if let Ok(master) = master {
+                assert_eq!(master.expose().to_vec(), bytes(&case["master"]));
+                assert_eq!(database, bytes(&case["database"]));
+            }
+        }
+    }
 }
