@@ -85,7 +85,7 @@ impl Jobs {
     }
 
     async fn verify(&self, state: &State) -> Result<Value, String> {
-        match verify::prove(&self.node, &state.cluster).await {
+        match verify::prove(&self.node, &state.cluster, state.now).await {
             Ok(proof) => Ok(json!({
                 "good": true,
                 "revision": proof.revision,

@@ -20,10 +20,10 @@ pub const WORKERS: usize = 16;
 const TRIES: u32 = 6;
 /// First pause between two tries; it doubles.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause, also if the API server asks for more.
+/// Longest pause, unless the API server asks for more: it may ask for a minute.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Most names that are kept of records that were refused.
-const NAMES_MAX: usize = 20;
+pub const NAMES_MAX: usize = 20;
 
 /// Namespace and name of the Secret that is stored under this key of etcd.
 pub fn name_of(key: &[u8], resources: &[Resource]) -> Option<(String, String)> {
@@ -110,13 +110,19 @@ async fn touch(kube: &Kube, namespace: &str, name: &str) -> Result<(), KubeError
             return Err(error);
         }
         let asked = match &error {
-            KubeError::Busy { retry_after, .. } => retry_after.unwrap_or(pause),
-            _ => pause,
+            KubeError::Busy { retry_after, .. } => retry_after.unwrap_or_default(),
+            _ => Duration::ZERO,
         };
-        tokio::time::sleep(asked.max(pause).min(PAUSE_MAX)).await;
+        // Workers that were refused together do not come back together.
+        tokio::time::sleep(asked + pause.mul_f64(0.5 + jitter() / 2.0)).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
     Ok(())
+}
+
+/// From 0 to 1.
+fn jitter() -> f64 {
+    f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0
 }
 
 /// Progress for people.

@@ -57,6 +57,16 @@ pub enum StepError {
     /// Secrets that the API server refuses to store again.
     #[error("the API server refuses to store again {}", .0.join(", "))]
     Refused(Vec<String>),
+    /// A whole pass without effect.
+    #[error(
+        "{left} records were patched and are still not under the new key; does the API server at {url} write to the etcd that was counted?"
+    )]
+    NoEffect {
+        /// Records left, as many as before the pass.
+        left: u64,
+        /// The API server.
+        url: String,
+    },
     /// A task of ours ended early: a fault of ours.
     #[error("an inner task failed")]
     Task(#[from] tokio::task::JoinError),
@@ -91,12 +101,14 @@ impl StepError {
 pub struct Steps {
     node: Arc<Node>,
     lease: Lease,
+    /// What the last pass of the rewrite began with, to see whether it had an effect.
+    left: Option<(OperationId, u64)>,
 }
 
 impl Steps {
     /// For `node`, under `lease`.
     pub fn new(node: Arc<Node>, lease: Lease) -> Self {
-        Self { node, lease }
+        Self { node, lease, left: None }
     }
 
     /// The node.
@@ -151,7 +163,8 @@ impl Steps {
             Step::TakeUp { agent, stage } => Commit::TakeUp { agent, stage },
             Step::Promote { .. } => Commit::Promoted,
             Step::Verify => {
-                Commit::Verified { verified: verify::prove(&self.node, &state.cluster).await? }
+                let verified = verify::prove(&self.node, &state.cluster, state.now).await?;
+                Commit::Verified { verified }
             }
             Step::Compact { revision } => {
                 let state = self.compact(state, revision, tally).await?;
@@ -229,10 +242,24 @@ impl Steps {
     pub async fn rewrite(&mut self, state: State, census: &Census) -> Result<State, StepError> {
         let resources = super::resources();
         let (id, ring) = (&state.cluster.id, &state.cluster.ring);
-        let stale: Vec<(String, String)> = census
-            .stale(id, ring, &resources)
-            .filter_map(|stale| rewrite::name_of(stale.key, &resources))
-            .collect();
+        // Oldest first: what has waited longest is under the key that has been replaced longest.
+        let mut due: Vec<_> = census.stale(id, ring, &resources).collect();
+        due.sort_unstable_by_key(|record| record.mod_revision);
+        let mut stale = Vec::with_capacity(due.len());
+        let mut nameless = Vec::new();
+        for record in due {
+            match rewrite::name_of(record.key, &resources) {
+                Some(name) => stale.push(name),
+                None => nameless.push(String::from_utf8_lossy(record.key).into_owned()),
+            }
+        }
+        let left = (stale.len() + nameless.len()) as u64;
+        let operation = state.cluster.operation.as_ref().map(|op| op.id);
+        // Nothing under an older key is written any more, so a pass that leaves as many as it
+        // found would do so for ever. It is made all the same, after the pause that an error
+        // brings: the cause may be gone.
+        let before = operation.and_then(|id| self.left.replace((id, left)).filter(|l| l.0 == id));
+        let no_effect = before.is_some_and(|(_, before)| left >= before);
         let total = census.total();
         let mut told = Told::new(total - (stale.len() as u64).min(total), total);
         let mut state = self.tell(state, told.so_far(0)).await?;
@@ -257,6 +284,13 @@ impl Steps {
             rewrite::Failed::Refused(names) => StepError::Refused(names),
             rewrite::Failed::Kube(error) => StepError::Kube(error),
         })?;
+        if !nameless.is_empty() {
+            nameless.truncate(rewrite::NAMES_MAX);
+            return Err(StepError::Refused(nameless));
+        }
+        if no_effect {
+            return Err(StepError::NoEffect { left, url: self.node.kube.url().to_owned() });
+        }
         Ok(state)
     }
 

@@ -1,11 +1,10 @@
 //! The proof that a cluster is encrypted as it says: etcd's bytes counted at one revision, and a
 //! sample opened by a plugin that has just been made and knows nothing but the root key.
 
-use crate::contact::wall;
 use crate::node::Node;
 use crate::service_keys::ServiceKeys;
 use claviger_domain::cluster::{Cluster, Tally, Verified};
-use claviger_domain::id::{ClusterId, Serial};
+use claviger_domain::id::{ClusterId, Serial, UnixMs};
 use claviger_etcd::EtcdError;
 use claviger_etcd::census::{Census, Keep};
 use claviger_etcd::record::Record;
@@ -47,9 +46,15 @@ pub enum VerifyError {
     },
 }
 
-/// Counts and opens. Fails unless everything is under the write key and the sample opens.
-pub async fn prove(node: &Arc<Node>, cluster: &Cluster) -> Result<Verified, VerifyError> {
-    let census = Census::take(&node.etcd, &super::resources(), Keep::Counts, wall()).await?;
+/// Counts and opens. Fails unless everything is under the write key and the sample opens. `now`
+/// is the server's clock before the count began: rules compare it with times of the server, and
+/// this node's clock may differ.
+pub async fn prove(
+    node: &Arc<Node>,
+    cluster: &Cluster,
+    now: UnixMs,
+) -> Result<Verified, VerifyError> {
+    let census = Census::take(&node.etcd, &super::resources(), Keep::Counts, now).await?;
     let tally = census.tally(&cluster.id, &cluster.ring);
     let Tally { stale, plaintext, unknown, .. } = tally;
     if stale + plaintext + unknown > 0 {
