@@ -204,7 +204,7 @@ pub fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
     // One whole file, without a log beside it.
     copy.pragma_update(None, "journal_mode", "DELETE")?;
     copy.close().map_err(|(_, e)| e)?;
-    Ok(File::open(to).and_then(|file| file.sync_all()).map_err(|e| failed(to, e.to_string()))?)
+    File::open(to).and_then(|file| file.sync_all()).map_err(|e| failed(to, e.to_string()))
 }
 
 /// Sets a value of [`meta`] in a database that a server may have open.

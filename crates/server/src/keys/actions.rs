@@ -9,7 +9,7 @@ use crate::keys::changes;
 use crate::keys::create::{custody, secret};
 use crate::keys::query::Query;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -36,10 +36,9 @@ pub(crate) async fn act(
     caller: Caller,
     Instance(instance): Instance,
     Path((id, action)): Path<(String, String)>,
-    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, KpError> {
-    dispatch(app, caller, instance, id, &action, &headers, body).await
+    dispatch(app, caller, instance, id, &action, body).await
 }
 
 /// `POST /keys/{id}?action={action}`: deprecated, and all that some clients know.
@@ -49,7 +48,6 @@ pub(crate) async fn old_form(
     Instance(instance): Instance,
     Path(id): Path<String>,
     query: Query,
-    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, KpError> {
     let Some(action) = query.get("action") else {
@@ -59,7 +57,7 @@ pub(crate) async fn old_form(
     if action == "restore" {
         return changes::restore_key(app, caller, instance, id).await;
     }
-    dispatch(app, caller, instance, id, action, &headers, body).await
+    dispatch(app, caller, instance, id, action, body).await
 }
 
 async fn dispatch(
@@ -68,7 +66,6 @@ async fn dispatch(
     instance: claviger_domain::id::InstanceId,
     id: String,
     action: &str,
-    _headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, KpError> {
     let act = |action, failed| Act { caller, instance, action, failed, key: id };
