@@ -106,6 +106,10 @@ fn life(kubernetes: &'static str, take_up: &str, bare: bool) {
     assert_eq!(view["features"]["keyProtectEnabled"], true, "{view}");
     assert_eq!(view["masterStatus"], "Ready", "{view}");
 
+    // The development cluster scrubs at the end of its first enablement.
+    let files = flow.lab.var("ETCD_DATA_DIR").unwrap();
+    assert_eq!(raw::occurrences(files.as_ref(), MARKER.as_bytes()).unwrap(), 0);
+
     // Asked again, nothing happens.
     let serial = flow.write_serial();
     flow.enable("root", take_up);

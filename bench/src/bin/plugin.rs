@@ -13,8 +13,7 @@ use claviger_kms_plugin::proto::key_management_service_server::{
     KeyManagementService, KeyManagementServiceServer,
 };
 use claviger_kms_plugin::proto::{
-    DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest,
-    StatusResponse,
+    DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
 };
 use claviger_kms_plugin::{Listener, Plugin};
 use hyper_util::rt::TokioIo;
@@ -145,8 +144,7 @@ impl Side {
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
         let channel = Endpoint::try_from("http://plugin")?.connect_with_connector(connect).await?;
-        let mut side =
-            Self { name, child, client: Client::new(channel), sealed: Vec::new() };
+        let mut side = Self { name, child, client: Client::new(channel), sealed: Vec::new() };
         for n in 0..SEEDS {
             side.sealed.push(encrypt(side.client.clone(), n).await?);
         }
@@ -256,7 +254,8 @@ async fn measure() -> Result<(), Failure> {
             figures.push(row);
         }
         let what = if opens { "Decrypt" } else { "Encrypt" };
-        let names = ["p50, 1 at a time (us)", "server CPU, 32 at a time (us)", "calls/s, 32 at a time"];
+        let names =
+            ["p50, 1 at a time (us)", "server CPU, 32 at a time (us)", "calls/s, 32 at a time"];
         for (k, name) in names.iter().enumerate() {
             let of = |i: usize| median(&figures.iter().map(|r| r[i][k]).collect::<Vec<_>>());
             let ratio = median(&figures.iter().map(|r| r[1][k] / r[0][k]).collect::<Vec<_>>());

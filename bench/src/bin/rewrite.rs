@@ -31,7 +31,8 @@ use tokio::task::JoinSet;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-const WAYS: [&str; 4] = ["kubectl get, replace", "StorageVersionMigration", "claviger", "raw etcd get + CAS"];
+const WAYS: [&str; 4] =
+    ["kubectl get, replace", "StorageVersionMigration", "claviger", "raw etcd get + CAS"];
 const PICKUP: Duration = Duration::from_secs(90);
 const MIGRATION: Duration = Duration::from_secs(600);
 
@@ -86,7 +87,9 @@ async fn measure(secrets: usize, rounds: usize) -> Result<(), Failure> {
     let begun = Instant::now();
     let left = bench.stale().await?.len();
     let idle = begun.elapsed();
-    println!("| way | records/s | x kubectl | API server us/record | etcd us/record | client us/record |");
+    println!(
+        "| way | records/s | x kubectl | API server us/record | etcd us/record | client us/record |"
+    );
     println!("|---|---|---|---|---|---|");
     let of = |way: usize, pick: fn(&Figures) -> f64| {
         median(&figures[way].iter().map(pick).collect::<Vec<_>>())
@@ -120,7 +123,13 @@ impl Bench {
             timeout: EtcdConfig::TIMEOUT,
         })
         .await?;
-        let url = lab.kubectl(&["config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"])?;
+        let url = lab.kubectl(&[
+            "config",
+            "view",
+            "--minify",
+            "-o",
+            "jsonpath={.clusters[0].cluster.server}",
+        ])?;
         let kube = Kube::new(&KubeConfig {
             url: String::from_utf8(url.stdout)?,
             ca: path("ca.crt"),
@@ -179,8 +188,7 @@ impl Bench {
     fn client_cpu(&self) -> f64 {
         let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
         let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        let fields: Vec<f64> =
-            rest.split_whitespace().map(|f| f.parse().unwrap_or(0.0)).collect();
+        let fields: Vec<f64> = rest.split_whitespace().map(|f| f.parse().unwrap_or(0.0)).collect();
         let children: f64 = [13, 14].iter().filter_map(|i| fields.get(*i)).sum();
         let us = cpu_seconds(i32::try_from(std::process::id()).unwrap_or(0));
         us + children / 100.0 + cpu_seconds(i32::try_from(self.manager.id()).unwrap_or(0))
@@ -299,9 +307,8 @@ impl Bench {
 
 fn keys(cluster: &ClusterId, count: usize) -> OpenRing {
     // The same key under each serial: only the name matters to the API server.
-    let keys: Vec<Key32> = (0..count)
-        .map(|_| Key32::take(&mut [7u8; 32]).expect("32 bytes"))
-        .collect();
+    let keys: Vec<Key32> =
+        (0..count).map(|_| Key32::take(&mut [7u8; 32]).expect("32 bytes")).collect();
     ring(cluster, &keys)
 }
 
@@ -358,7 +365,11 @@ fn manager(lab: &Lab, kubectl: &str, kubeconfig: &str) -> Result<Child, Failure>
     Ok(Command::new(program)
         .arg(format!("--kubeconfig={kubeconfig}"))
         .args(["--controllers=storage-version-migrator-controller,garbage-collector-controller"])
-        .args(["--leader-elect=false", "--secure-port=0", "--use-service-account-credentials=false"])
+        .args([
+            "--leader-elect=false",
+            "--secure-port=0",
+            "--use-service-account-credentials=false",
+        ])
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

@@ -71,6 +71,14 @@ pub struct EtcdConfig {
     pub unit_dir: Option<PathBuf>,
     /// The program `etcdutl`, for scrub.
     pub etcdutl: Option<PathBuf>,
+    /// Unit directories of other API servers on this node that use this member; a scrub stops
+    /// them too.
+    #[serde(default)]
+    pub api_server_units: Vec<PathBuf>,
+    /// Whether the first enablement ends with a scrub, which stops etcd and the API servers for
+    /// some seconds.
+    #[serde(default)]
+    pub scrub_after_enable: bool,
 }
 
 /// How this node's kube-apiserver runs.
@@ -177,6 +185,7 @@ impl AgentConfig {
         paths.extend(config.etcd.data_dir.as_ref().map(|p| ("etcd.data_dir", p)));
         paths.extend(config.etcd.unit_dir.as_ref().map(|p| ("etcd.unit_dir", p)));
         paths.extend(config.etcd.etcdutl.as_ref().map(|p| ("etcd.etcdutl", p)));
+        paths.extend(config.etcd.api_server_units.iter().map(|p| ("etcd.api_server_units", p)));
         for (what, path) in paths {
             if !path.is_absolute() {
                 return Err(format!("{what} must be an absolute path"));

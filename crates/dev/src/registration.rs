@@ -91,6 +91,10 @@ pub async fn register(dev: &Dev) -> Result<(), DevError> {
 fn settings(dev: &Dev, number: u32) -> Result<String, DevError> {
     let l = &dev.layout;
     let etcdutl = dev.binaries.as_ref().map(|b| b.etcdutl.clone()).unwrap_or_default();
+    let others: Vec<String> = (1..=dev.spec.apiservers)
+        .filter(|other| *other != number)
+        .map(|other| format!("\"{}\"", l.unit(&Part::ApiServer(other).to_string()).display()))
+        .collect();
     let text = format!(
         r#"server = "{server}"
 ca = "{server_ca}"
@@ -113,6 +117,8 @@ key = "{etcd_key}"
 data_dir = "{etcd_data}"
 unit_dir = "{etcd_unit}"
 etcdutl = "{etcdutl}"
+api_server_units = [{others}]
+scrub_after_enable = true
 
 [api_server]
 unit_dir = "{unit}"
@@ -134,6 +140,7 @@ encryption_config = "{encryption}"
         etcd_data = l.etcd_data().display(),
         etcd_unit = l.unit(&Part::Etcd.to_string()).display(),
         etcdutl = etcdutl.display(),
+        others = others.join(", "),
         unit = l.unit(&Part::ApiServer(number).to_string()).display(),
         encryption = l.encryption_config(number).display(),
     );

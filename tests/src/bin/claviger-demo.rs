@@ -298,7 +298,7 @@ async fn revoke(story: &mut Story, lab: &Lab, kube: &Kube, cluster: &str) -> Out
 async fn prove(story: &mut Story, lab: &Lab, cluster: &str) -> Outcome<()> {
     story.chapter(
         "Prove it, and clear what is left",
-        "Every record of etcd is counted and a sample is opened by a freshly started plugin. Plaintext in etcd's log would stay there for weeks; scrub takes it away.",
+        "Every record of etcd is counted and a sample is opened by a freshly started plugin. Plaintext in etcd's log would stay there for weeks, so enable ended with a scrub here; this is one more, on demand.",
     );
     let started = Instant::now();
     story.must(lab, &["ks", "kms", "verify", "-c", cluster]).await?;

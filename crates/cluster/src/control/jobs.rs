@@ -101,9 +101,10 @@ impl Jobs {
         let note = "stopping the API server to rebuild etcd's files".to_owned();
         self.report(job, &JobReport::Running { note }).await;
         let scrub = scrub_of(&self.node)?;
-        if state.cluster.servers.len() > 1 {
-            return Err("this cluster has several API servers; clear their members one after the \
-                        other by replacing them"
+        let others = self.node.config.etcd.api_server_units.len();
+        if state.cluster.servers.len() > 1 + others {
+            return Err("this cluster has API servers that this node does not run, so it cannot \
+                        stop them; clear etcd's members one after the other by replacing them"
                 .to_owned());
         }
         let say = |text: &str| tracing::info!("scrub: {text}");
@@ -138,6 +139,10 @@ pub fn scrub_of(node: &Node) -> Result<Scrub, String> {
         return Err(missing.to_owned());
     };
     let member: Arc<dyn Supervisor> = Arc::new(ProcessUnit::open(unit_dir).map_err(chain)?);
+    let mut api_servers = vec![Arc::clone(&node.supervisor)];
+    for unit in &etcd.api_server_units {
+        api_servers.push(Arc::new(ProcessUnit::open(unit).map_err(chain)?));
+    }
     Ok(Scrub {
         etcd: EtcdConfig {
             endpoints: etcd.endpoints.clone(),
@@ -147,7 +152,7 @@ pub fn scrub_of(node: &Node) -> Result<Scrub, String> {
             timeout: EtcdConfig::TIMEOUT,
         },
         member,
-        api_servers: vec![Arc::clone(&node.supervisor)],
+        api_servers,
         data_dir: data_dir.clone(),
         cluster_token: "etcd-cluster".to_owned(),
         etcdutl: etcdutl.clone(),

@@ -1,6 +1,7 @@
 //! One step of the plan and its commit. Each step is safe to repeat: it may have been done
 //! before by an agent that was killed before it could commit.
 
+use super::jobs;
 use super::kube::KubeError;
 use super::lease::Lease;
 use super::rewrite::{self, Told};
@@ -67,6 +68,10 @@ pub enum StepError {
         /// The API server.
         url: String,
     },
+
+    /// etcd's files were not cleared.
+    #[error("cannot clear etcd's files: {0}")]
+    Scrub(String),
     /// A task of ours ended early: a fault of ours.
     #[error("an inner task failed")]
     Task(#[from] tokio::task::JoinError),
@@ -232,6 +237,11 @@ impl Steps {
             Err(error) => return Err(error.into()),
         }
         self.node.etcd.defragment_all().await?;
+        if self.node.config.etcd.scrub_after_enable {
+            let scrub = jobs::scrub_of(&self.node).map_err(StepError::Scrub)?;
+            let say = |text: &str| tracing::info!("scrub: {text}");
+            scrub.run(&say).await.map_err(|e| StepError::Scrub(e.to_string()))?;
+        }
         let Some(data_dir) = self.node.config.etcd.data_dir.clone() else { return Ok(state) };
         let found = tokio::task::spawn_blocking(move || residue::scan(&data_dir, None)).await??;
         let live = tally.map_or(0, |t| t.plaintext);
