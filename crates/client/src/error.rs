@@ -226,7 +226,9 @@ fn explain(error: &rustls::Error) -> String {
             | Alert::UnknownCA
             | Alert::CertificateUnknown
             | Alert::CertificateRequired
-            | Alert::AccessDenied,
+            | Alert::AccessDenied
+            // A CA of the same name with another key: the server was set up anew.
+            | Alert::DecryptError,
         ) => format!("it does not accept this node's certificate: {error}"),
         Tls::AlertReceived(Alert::ProtocolVersion) => "it does not speak TLS 1.3".to_owned(),
         other => other.to_string(),
