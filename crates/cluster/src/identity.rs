@@ -1,5 +1,6 @@
 //! Who this agent is to the server: a key pair that never leaves the node, and a certificate for
-//! it that lives 30 days and is renewed from its tenth day on.
+//! it that lives 30 days and is renewed from its tenth day on. A node that was off for longer
+//! joins again, under its old name and with a new token; its ring and its fence stay.
 
 use crate::config::AgentConfig;
 use crate::contact::wall;
@@ -33,7 +34,7 @@ pub enum IdentityError {
     File(#[from] FileError),
     /// Neither a certificate nor a token to get one.
     #[error(
-        "this agent has no certificate yet and no join token: put the token that `claviger ks cluster register` prints into the file that join_token_file names"
+        "this agent has no valid certificate and no join token: put the token that `claviger ks cluster join-token` prints into the file that join_token_file names"
     )]
     NoToken,
     /// The server does not let it in.
@@ -62,7 +63,10 @@ impl Identity {
     pub async fn obtain(config: &AgentConfig, ca: &str) -> Result<Self, IdentityError> {
         let key = key_pair(config)?;
         if let Some(certificate) = file::read_json::<Certificate>(&config.state(CERTIFICATE))? {
-            return Ok(Self { key, certificate });
+            if certificate.not_after > wall() {
+                return Ok(Self { key, certificate });
+            }
+            tracing::warn!("the agent's certificate has expired; it joins again");
         }
         let token = match &config.join_token_file {
             Some(path) => file::read(path)?,
