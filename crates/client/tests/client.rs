@@ -1,5 +1,7 @@
 //! The client against answers good and bad, over real TLS.
 
+#![allow(clippy::unwrap_used)] // A panic is the report of a test.
+
 mod common;
 
 use claviger_client::{AgentApi, Error, KeyService, UnwrapOutcome};

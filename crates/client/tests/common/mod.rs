@@ -1,6 +1,8 @@
 //! A TLS server whose answers a test decides: what the client must withstand cannot be asked of
 //! a correct server.
 
+#![allow(clippy::unwrap_used)] // A panic is the report of a test.
+
 use claviger_client::{Config, NodeConfig};
 use claviger_crypto::SecretBytes;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
