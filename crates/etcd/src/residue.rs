@@ -78,7 +78,8 @@ impl Found {
 }
 
 /// Searches every file below `data_dir`; `wal_dir` too if the log lies elsewhere. etcd may run
-/// meanwhile: a file that it removes while we look counts as empty.
+/// meanwhile: a file that it removes while we look counts as empty, and what it wrote within its
+/// `--backend-batch-interval` (100 ms) is in the log but not yet in the database file.
 pub fn scan(data_dir: &Path, wal_dir: Option<&Path>) -> Result<Found, ResidueError> {
     let mut found = Found::default();
     let db = data_dir.join("member/snap/db");

@@ -57,6 +57,8 @@ async fn counts_agree_however_they_are_taken_and_files_come_clean() {
 
     let before = Census::take(&etcd, &resources, Keep::Keys, UnixMs(1)).await.unwrap();
     assert_eq!((before.total(), before.plaintext()), (total as u64, total as u64));
+    // etcd writes its database down every 100 ms.
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     let found = residue::scan(&member.data_dir(), None).unwrap();
     assert!(found.db >= total as u64 && found.wal >= total as u64, "{found:?}");
 
