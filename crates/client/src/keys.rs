@@ -10,8 +10,8 @@ use claviger_crypto::SecretBytes;
 use claviger_domain::id::{InstanceId, KeyId, KeyVersionId};
 use claviger_domain::key::KeyState;
 use claviger_wire::kp::{
-    ActionAnswer, Envelope, INSTANCE_HEADER, KEY_TYPE, Key, KeyVersion, NewKey, Registration,
-    RegistrationInput, RotateRequest, UnwrapRequest, WrapRequest,
+    Acknowledgements, ActionAnswer, Envelope, INSTANCE_HEADER, KEY_TYPE, Key, KeyVersion, NewKey,
+    Registration, RegistrationInput, RotateRequest, UnwrapRequest, WrapRequest,
 };
 use reqwest::Method;
 use reqwest::header::HeaderValue;
@@ -125,6 +125,16 @@ impl KeyService {
     /// A key without its payload.
     pub async fn metadata(&self, instance: InstanceId, key: KeyId) -> Result<Key, Error> {
         first(&self.send(instance, Call::get(path(key, "/metadata"))).await?)
+    }
+
+    /// Which clusters have acted on a key's last event.
+    pub async fn acknowledgements(
+        &self,
+        instance: InstanceId,
+        key: KeyId,
+    ) -> Result<Acknowledgements, Error> {
+        let path = format!("/v3/instances/{instance}/keys/{key}/acknowledgements");
+        self.send(instance, Call::get(path)).await?.json()
     }
 
     /// The versions of a root key, newest first, 10,000 at most; of a deleted key too.

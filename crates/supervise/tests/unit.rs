@@ -39,6 +39,10 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = self.unit().kill();
+        // What the program itself had started and a kill of the program leaves behind.
+        for process in proc::of_units_below(self.unit().dir()) {
+            let _ = proc::end(process, proc::Signal::KILL, Duration::from_secs(1));
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{files, ids};
 use clap::Subcommand;
 use claviger_domain::id::{InstanceId, KeyId};
 use claviger_domain::key::KeyState;
-use claviger_wire::kp::Key;
+use claviger_wire::kp::{Acknowledgements, ClusterAcknowledgement, Key};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -226,6 +226,8 @@ struct Details {
     key: Key,
     /// CRNs of the resources registered on it.
     registrations: Vec<String>,
+    /// Who has acted on the key's last event; none if that could not be read.
+    acknowledgements: Option<Acknowledgements>,
 }
 
 async fn details(instance: InstanceId, key: KeyId, look: Look, link: &Link) -> Done {
@@ -233,11 +235,13 @@ async fn details(instance: InstanceId, key: KeyId, look: Look, link: &Link) -> D
     // Who may read a key need not be allowed to see who uses it.
     let registrations = link.keys.registrations(instance, key).await.unwrap_or_default();
     let registrations = registrations.into_iter().map(|r| r.resource_crn).collect();
-    let details = Details { key: found, registrations };
+    let acknowledgements = link.keys.acknowledgements(instance, key).await.ok();
+    let details = Details { key: found, registrations, acknowledgements };
     look.ok();
     look.answer(&details, || {
         let mut all = lines(&details.key);
         all.extend(details.registrations.iter().map(|crn| format!("Used by:  {crn}")));
+        all.extend(details.acknowledgements.iter().flat_map(acted));
         all
     });
     Ok(())
@@ -263,6 +267,25 @@ fn rows(list: &[Key]) -> Vec<String> {
         })
         .collect();
     table(&["Name", "ID", "Kind", "State", "Origin", "Created"], &rows)
+}
+
+/// A line for each cluster: whether all its agents have acted on the key's last event.
+fn acted(all: &Acknowledgements) -> Vec<String> {
+    let line = |cluster: &ClusterAcknowledgement| {
+        let behind: Vec<&str> = cluster
+            .agents
+            .iter()
+            .filter(|agent| agent.event < all.event)
+            .map(|agent| agent.agent.as_str())
+            .collect();
+        let how = if behind.is_empty() {
+            "acted on the last event".to_owned()
+        } else {
+            format!("not confirmed by {}", behind.join(", "))
+        };
+        format!("Cluster {}: {how}", cluster.cluster)
+    };
+    if all.event == 0 { Vec::new() } else { all.clusters.iter().map(line).collect() }
 }
 
 fn lines(key: &Key) -> Vec<String> {
