@@ -1,0 +1,196 @@
+//! A development cluster whose keeper dies: nothing is lost, and nothing is left behind.
+
+#![allow(clippy::unwrap_used)] // A panic is the report of a test.
+
+use claviger_tests::lab::Env;
+use std::collections::BTreeSet;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Bound of every wait: machines that run tests are busy.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A cluster that this test starts in the foreground, so that it can kill what keeps it.
+struct Place {
+    root: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { root: tempfile::tempdir().unwrap() }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.root.path().join("cluster")
+    }
+
+    fn dev(&self, verb: &str, args: &[&str]) -> Command {
+        let program = std::env::var_os("CLAVIGER_BIN").expect("start this through cargo xtask");
+        let mut command = Command::new(program);
+        command.args(["dev", verb, "--dir"]).arg(self.dir()).args(args);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn must(&self, verb: &str, args: &[&str]) {
+        let out = self.dev(verb, args).output().unwrap();
+        assert!(out.status.success(), "{verb}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+
+    fn foreground(&self) -> Child {
+        self.dev("up", &["--bare"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    fn env(&self) -> Env {
+        let script = format!("set -a; . '{}'; env -0", self.dir().join("env").display());
+        let out = Command::new("sh").args(["-c", &script]).env_clear().output().unwrap();
+        let text = String::from_utf8(out.stdout).unwrap();
+        let pairs = text.split('\0').filter_map(|pair| pair.split_once('='));
+        pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
+    fn json(&self, name: &str) -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(self.dir().join(name)).unwrap()).unwrap()
+    }
+
+    /// Everything that the cluster may leave on the machine outside its directory.
+    fn traces(&self) -> Traces {
+        let ports = self.json("ports.json");
+        let mut numbers: Vec<u16> = ["etcd", "etcd_peer", "server"]
+            .iter()
+            .map(|name| ports[*name].as_u64().unwrap().try_into().unwrap())
+            .collect();
+        let servers = ports["apiservers"].as_array().unwrap();
+        numbers.extend(servers.iter().map(|port| u16::try_from(port.as_u64().unwrap()).unwrap()));
+        Traces {
+            ports: numbers,
+            sockets: self.json("dev.json")["sockets"].as_str().unwrap().into(),
+        }
+    }
+
+    fn assert_nothing_left(&self, traces: &Traces) {
+        assert_eq!(self.processes(), BTreeSet::new());
+        for port in &traces.ports {
+            TcpListener::bind(("127.0.0.1", *port)).unwrap_or_else(|e| panic!("port {port}: {e}"));
+        }
+        assert!(!traces.sockets.exists(), "{}", traces.sockets.display());
+    }
+
+    /// Processes that name the directory in their command line or their environment.
+    fn processes(&self) -> BTreeSet<i32> {
+        let name = self.dir().display().to_string();
+        let names_it = |path: &Path| {
+            std::fs::read(path).is_ok_and(|b| String::from_utf8_lossy(&b).contains(&name))
+        };
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        entries
+            .filter(|entry| {
+                names_it(&entry.path().join("cmdline")) || names_it(&entry.path().join("environ"))
+            })
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect()
+    }
+}
+
+struct Traces {
+    ports: Vec<u16>,
+    sockets: PathBuf,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = self.dev("status", &[]).status();
+        }
+        // Where the test itself has removed it there is none to end.
+        let _ = self.dev("down", &["--purge"]).stderr(Stdio::null()).status();
+    }
+}
+
+fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !check() {
+        assert!(Instant::now() < until, "not within {} s: {what}", PATIENCE.as_secs());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn kill(pid: &str) {
+    let status = Command::new("kill").args(["-9", pid]).status().unwrap();
+    assert!(status.success(), "{pid}");
+}
+
+#[test]
+#[ignore = "needs the testbed; cargo xtask test runs it"]
+fn a_killed_keeper_loses_nothing_and_down_leaves_nothing() {
+    let place = Place::new();
+    let mut keeper = place.foreground();
+    let ready = || place.dev("status", &[]).output().is_ok_and(|out| out.status.success());
+    eventually("the cluster is ready", ready);
+    let before = place.env();
+    for name in ["ETCD_PID", "CLAVIGER_PID", "CLAVIGER_AGENT_PIDS", "KUBE_APISERVER_PIDS"] {
+        assert!(before[name].parse::<i32>().is_ok(), "{name}: {:?}", before[name]);
+    }
+
+    // The keeper restarts a part that died, and the file of variables says the new process.
+    kill(&before["CLAVIGER_PID"]);
+    eventually("the key server has a new process", || {
+        let now = place.env();
+        now.get("CLAVIGER_PID").is_some_and(|pid| !pid.is_empty() && *pid != before["CLAVIGER_PID"])
+    });
+    let server = place.env()["CLAVIGER_PID"].clone();
+
+    keeper.kill().unwrap();
+    keeper.wait().unwrap();
+    let traces = place.traces();
+    kill(&before["ETCD_PID"]);
+    place.must("up", &["--detach"]);
+    let after = place.env();
+    assert_eq!(after["CLAVIGER_PID"], server, "what lived was left alone");
+    assert_eq!(after["KUBE_APISERVER_PIDS"], before["KUBE_APISERVER_PIDS"]);
+    assert_ne!(after["ETCD_PID"], before["ETCD_PID"], "what had died was started again");
+    assert_eq!(after["CLAVIGER_URL"], before["CLAVIGER_URL"]);
+
+    // A second `up` finds a keeper and does nothing.
+    place.must("up", &["--detach"]);
+    assert_eq!(place.env(), after);
+
+    place.must("down", &[]);
+    place.assert_nothing_left(&traces);
+    place.must("down", &[]);
+}
+
+#[test]
+#[ignore = "needs the testbed; cargo xtask test runs it"]
+fn down_ends_a_cluster_whose_keeper_was_killed_while_it_came_up() {
+    for moment in [150, 600, 1500] {
+        let place = Place::new();
+        let mut keeper = place.foreground();
+        eventually("its ports are chosen", || place.dir().join("ports.json").exists());
+        std::thread::sleep(Duration::from_millis(moment));
+        keeper.kill().unwrap();
+        keeper.wait().unwrap();
+        let traces = place.traces();
+        place.must("down", &["--purge"]);
+        place.assert_nothing_left(&traces);
+        assert!(!place.dir().exists());
+    }
+}
+
+#[test]
+#[ignore = "needs the testbed; cargo xtask test runs it"]
+fn a_terminated_keeper_ends_the_cluster_by_itself() {
+    let place = Place::new();
+    let mut keeper = place.foreground();
+    eventually("etcd has a process", || {
+        place.dir().join("env").exists()
+            && place.env().get("ETCD_PID").is_some_and(|p| !p.is_empty())
+    });
+    let traces = place.traces();
+    let status = Command::new("kill").arg(keeper.id().to_string()).status().unwrap();
+    assert!(status.success());
+    assert!(keeper.wait().unwrap().success());
+    place.assert_nothing_left(&traces);
+}
