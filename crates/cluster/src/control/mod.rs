@@ -70,6 +70,8 @@ pub async fn run(node: Arc<Node>) {
         if pause.is_zero() {
             continue;
         }
+        // What we have just read ourselves is no news.
+        news.mark_unchanged();
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             // Only at rest: during work the pace is ours.
