@@ -36,3 +36,4 @@ pub mod scrub;
 pub mod service_keys;
 pub mod sync;
 pub mod take_up;
+mod truth;

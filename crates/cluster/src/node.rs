@@ -5,7 +5,7 @@ use crate::config::AgentConfig;
 use crate::contact::{Contact, Mark, Moment};
 use crate::control::kube::Kube;
 use crate::file::FileError;
-use crate::ring::{Kept, may_follow};
+use crate::truth::Truth;
 use claviger_client::{AgentApi, KeyService};
 use claviger_domain::cluster::{Access, Cluster, Observation, Stage};
 use claviger_domain::id::ClusterId;
@@ -51,7 +51,7 @@ pub struct Node {
     pub supervisor: Arc<dyn Supervisor>,
     clients: RwLock<Arc<Clients>>,
     latest: watch::Sender<Option<Arc<Latest>>>,
-    kept: Mutex<Option<Kept>>,
+    truth: Mutex<Truth>,
     contact: Mutex<Contact>,
     observation: watch::Sender<Arc<Observation>>,
     look: Notify,
@@ -88,7 +88,7 @@ impl Node {
     /// A node of these parts, with what the last run left in the state directory.
     pub fn new(parts: Parts) -> Result<Self, FileError> {
         let Parts { config, cluster, plugin, kube, etcd, supervisor, clients } = parts;
-        let kept = Kept::load(&config.state("ring.json"))?.filter(|k| k.cluster.id == cluster);
+        let truth = Truth::open(config.state("ring.json"), &cluster)?;
         let contact = Contact::open(config.state("contact.json"))?;
         let observation = Observation {
             agent: config.name.clone(),
@@ -114,7 +114,7 @@ impl Node {
             supervisor,
             clients: RwLock::new(Arc::new(clients)),
             latest: watch::Sender::new(None),
-            kept: Mutex::new(kept),
+            truth: Mutex::new(truth),
             contact: Mutex::new(contact),
             observation: watch::Sender::new(Arc::new(observation)),
             look: Notify::new(),
@@ -146,45 +146,24 @@ impl Node {
     pub fn cluster_truth(&self) -> Option<Cluster> {
         match self.latest() {
             Some(latest) => Some(latest.state.cluster.clone()),
-            None => lock(&self.kept).as_ref().map(|k| k.cluster.clone()),
+            None => lock(&self.truth).cluster().cloned(),
         }
     }
 
     /// Takes an authenticated answer of the server: keeps the ring durably, counts the contact,
-    /// then lets everybody see it. A truth that lacks what this node holds is not taken; the
-    /// states of root keys in it are, since a fence must not wait for that to be mended.
+    /// then lets everybody see it. A truth that lacks what this node holds is not taken.
+    ///
+    /// On an error a file could not be written. What the server says of the root keys is passed
+    /// on all the same: a full disk must not keep a suspended key from fencing the node.
     pub fn took(&self, mut state: State) -> Result<(), FileError> {
-        {
-            let mut kept = lock(&self.kept);
-            if let Some(known) = kept.as_ref() {
-                if let Err(why) = may_follow(&known.cluster, &state.cluster) {
-                    tracing::error!(%why, "the server's truth is not taken");
-                    state.cluster = known.cluster.clone();
-                } else if state.cluster.revision < known.cluster.revision
-                    && state.cluster.ring == known.cluster.ring
-                    && self.latest().is_some()
-                {
-                    // Two answers crossed; the newer one came first.
-                    state.cluster = known.cluster.clone();
-                }
-            }
-            let new =
-                Kept { cluster: state.cluster.clone(), key_service: state.key_service.clone() };
-            let changed = kept.as_ref().is_none_or(|k| {
-                k.cluster.ring != new.cluster.ring
-                    || k.cluster.servers != new.cluster.servers
-                    || k.key_service != new.key_service
-                    || k.cluster.operation.is_some() != new.cluster.operation.is_some()
-            });
-            if changed {
-                new.save(&self.config.state("ring.json"))?;
-            }
-            *kept = Some(new);
-        }
-        lock(&self.contact).made(Moment::now())?;
+        let mut truth = lock(&self.truth);
+        let newest = self.latest().map(|l| (l.state.now, l.at.elapsed()));
+        let kept = truth.take(&mut state, newest);
+        let counted = lock(&self.contact).made(Moment::now());
         self.latest.send_replace(Some(Arc::new(Latest { state, at: Instant::now() })));
+        drop(truth);
         self.look.notify_one();
-        Ok(())
+        kept.and(counted)
     }
 
     /// The last authenticated contact, counted on to now.

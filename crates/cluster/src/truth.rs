@@ -1,0 +1,168 @@
+//! Which cluster this node believes in: the server's newest word, unless that lacks what the
+//! node holds, came late, or could not be kept on disk.
+//!
+//! Only the cluster is ever held back. The states of root keys go through whatever happens to
+//! the files: a full disk must not keep a suspended key from fencing the node.
+
+use crate::file::FileError;
+use crate::ring::{Kept, may_follow};
+use claviger_domain::cluster::Cluster;
+use claviger_domain::id::{ClusterId, UnixMs};
+use claviger_wire::agent::State;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long an answer may be under way. One that the server dated before a newer one is late
+/// within this time; after it, the server's clock was set back.
+const CROSSING: Duration = Duration::from_secs(10);
+
+/// The wrapped ring of the last believed word, in memory and on disk.
+#[derive(Debug)]
+pub(crate) struct Truth {
+    path: PathBuf,
+    kept: Option<Kept>,
+}
+
+impl Truth {
+    /// Reads what the last run kept of `cluster`.
+    pub(crate) fn open(path: PathBuf, cluster: &ClusterId) -> Result<Self, FileError> {
+        let kept = Kept::load(&path)?.filter(|k| k.cluster.id == *cluster);
+        Ok(Self { path, kept })
+    }
+
+    /// The cluster, if any was ever believed.
+    pub(crate) fn cluster(&self) -> Option<&Cluster> {
+        self.kept.as_ref().map(|k| &k.cluster)
+    }
+
+    /// Replaces `state.cluster` by this node's own where that is to be believed, and keeps what
+    /// is new, durably. `newest` is the server's date on the newest word so far and how long ago
+    /// that came. After an error `state` may be used all the same.
+    pub(crate) fn take(
+        &mut self,
+        state: &mut State,
+        newest: Option<(UnixMs, Duration)>,
+    ) -> Result<(), FileError> {
+        let Some(known) = &self.kept else { return self.keep(state) };
+        let late = newest.is_some_and(|(now, age)| state.now < now && age < CROSSING);
+        if let Err(why) = may_follow(&known.cluster, &state.cluster) {
+            tracing::error!(%why, "the server's truth is not taken");
+            state.cluster = known.cluster.clone();
+        } else if late && state.cluster.revision < known.cluster.revision {
+            state.cluster = known.cluster.clone();
+        }
+        // A lower revision that is not late is that of a restored server: its word counts.
+        self.keep(state)
+    }
+
+    fn keep(&mut self, state: &mut State) -> Result<(), FileError> {
+        let new = Kept { cluster: state.cluster.clone(), key_service: state.key_service.clone() };
+        let changed = self.kept.as_ref().is_none_or(|k| {
+            k.cluster.ring != new.cluster.ring
+                || k.cluster.servers != new.cluster.servers
+                || k.key_service != new.key_service
+                || k.cluster.operation.is_some() != new.cluster.operation.is_some()
+        });
+        if changed && let Err(error) = new.save(&self.path) {
+            // Durable before visible: a ring that a restart would forget is not used.
+            if let Some(known) = &self.kept {
+                state.cluster = known.cluster.clone();
+            }
+            return Err(error);
+        }
+        self.kept = Some(new);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use claviger_domain::cluster::ring::{Kek, Ring, Role};
+    use claviger_domain::id::{InstanceId, KeyId, KeyVersionId, Serial};
+    use claviger_domain::key::{RootKey, RootVersion};
+    use std::collections::BTreeMap;
+
+    const SOON: Duration = Duration::from_millis(5);
+
+    fn state(revision: u64, serials: u64, now: i64, template: Option<&State>) -> State {
+        let root = match template {
+            Some(t) => t.cluster.ring.keks[0].root,
+            None => RootVersion {
+                root: RootKey { instance: InstanceId::random(), key: KeyId::random() },
+                version: KeyVersionId::random(),
+            },
+        };
+        let keks = (1..=serials).map(|n| Kek {
+            serial: Serial(n),
+            root,
+            wrapped: format!("wrapped {n}"),
+            role: if n == serials { Role::Write } else { Role::Read },
+            created: UnixMs(0),
+        });
+        State {
+            cluster: Cluster {
+                id: template.map_or_else(ClusterId::random, |t| t.cluster.id.clone()),
+                name: "c".to_owned(),
+                created: UnixMs(0),
+                revision,
+                ring: Ring { keks: keks.collect() },
+                servers: BTreeMap::new(),
+                operation: None,
+                history: Vec::new(),
+                used: Vec::new(),
+                public_endpoint: false,
+                verified: None,
+                residue: None,
+            },
+            seen: BTreeMap::new(),
+            roots: Vec::new(),
+            lease: None,
+            jobs: Vec::new(),
+            key_service: "https://keys".to_owned(),
+            now: UnixMs(now),
+            crn: "crn".to_owned(),
+        }
+    }
+
+    #[test]
+    fn which_word_is_believed() {
+        let first = state(10, 2, 1000, None);
+        // Revision, KEKs, the server's date, age of the newest word; the revision believed then.
+        let cases = [
+            ("newer", 11, 2, 2000, SOON, 11),
+            ("an answer that was overtaken", 9, 2, 900, SOON, 10),
+            ("a server restored from a backup, same ring", 4, 2, 2000, SOON, 4),
+            ("restored, its clock set back too", 4, 2, 900, CROSSING, 4),
+            ("restored to before a KEK that this node holds", 4, 1, 2000, SOON, 10),
+            ("a new KEK", 11, 3, 2000, SOON, 11),
+        ];
+        for (name, revision, keks, now, age, expected) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("ring.json");
+            let mut truth = Truth::open(path.clone(), &first.cluster.id).unwrap();
+            truth.take(&mut first.clone(), None).unwrap();
+            let mut next = state(revision, keks, now, Some(&first));
+            truth.take(&mut next, Some((first.now, age))).unwrap();
+            assert_eq!(next.cluster.revision, expected, "{name}");
+            assert_eq!(truth.cluster().map(|c| c.revision), Some(expected), "{name}");
+            let again = Truth::open(path, &first.cluster.id).unwrap();
+            let ring = again.cluster().map(|c| c.ring.clone());
+            assert_eq!(ring, truth.cluster().map(|c| c.ring.clone()), "{name}: durable");
+        }
+    }
+
+    #[test]
+    fn a_ring_that_cannot_be_kept_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("state");
+        std::fs::create_dir(&home).unwrap();
+        let first = state(10, 1, 1000, None);
+        let mut truth = Truth::open(home.join("ring.json"), &first.cluster.id).unwrap();
+        truth.take(&mut first.clone(), None).unwrap();
+        std::fs::remove_dir_all(&home).unwrap();
+        let mut next = state(11, 2, 2000, Some(&first));
+        assert!(truth.take(&mut next, Some((first.now, SOON))).is_err());
+        assert_eq!(next.cluster, first.cluster);
+    }
+}
