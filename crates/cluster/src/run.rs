@@ -15,6 +15,7 @@ use claviger_etcd::{Etcd, EtcdConfig, EtcdError};
 use claviger_kms_plugin::{Listener, Plugin, SocketError};
 use claviger_supervise::unit::ProcessUnit;
 use claviger_supervise::{SuperviseError, Supervisor};
+use futures_util::future::select_all;
 use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::sync::Arc;
@@ -52,6 +53,9 @@ pub enum AgentError {
     /// The socket's server ended by itself: a fault of ours.
     #[error("the KMS socket ended: {0}")]
     Serving(String),
+    /// One of the agent's tasks ended by itself: a fault of ours.
+    #[error("a task of the agent ended, which none should: {0}")]
+    Task(String),
 }
 
 /// Runs until `stop` ends. The API server goes on; its plugin's socket is gone then.
@@ -103,7 +107,7 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     }));
     finish_scrub(&node).await;
     let (probes, probe) = watch::channel(Probe::default());
-    let tasks = [
+    let mut tasks = [
         tokio::spawn(sync::listen(node.clone())),
         tokio::spawn(sync::speak(node.clone())),
         tokio::spawn(Prober::new(node.clone(), keys.clone()).run(probes)),
@@ -115,6 +119,9 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     let done = tokio::select! {
         () = stop => Ok(()),
         over = &mut serving => Err(AgentError::Serving(format!("{over:?}"))),
+        // None of them returns. An agent that lived on without one of them could hold the ring
+        // open with nobody left to fence; its keeper starts a whole one instead.
+        (over, _, _) = select_all(tasks.iter_mut()) => Err(AgentError::Task(format!("{over:?}"))),
     };
     for task in &tasks {
         task.abort();
