@@ -1,14 +1,16 @@
 //! One agent from its start to its end: wiring, and the pace of the one task that acts.
 
 use crate::config::AgentConfig;
+use crate::contact::{Contact, Moment, wall};
 use crate::control::kube::{Kube, KubeConfig, KubeError};
 use crate::control::{self, jobs};
 use crate::driver::Driver;
-use crate::fence::Fence;
+use crate::fence::{Fence, Record};
 use crate::file::{self, FileError};
 use crate::identity::{Identity, IdentityError};
 use crate::node::{Node, Parts};
 use crate::observe::{Probe, Prober};
+use crate::ring::Kept;
 use crate::service_keys::ServiceKeys;
 use crate::sync;
 use claviger_etcd::{Etcd, EtcdConfig, EtcdError};
@@ -69,6 +71,9 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
             source: std::io::ErrorKind::NotFound.into(),
         })
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())?;
+    let supervisor: Arc<dyn Supervisor> = Arc::new(ProcessUnit::open(&config.api_server.unit_dir)?);
+    let mut fence = Fence::open(config.state("fence.json"))?;
+    close_first(&mut fence, &config, &*supervisor)?;
     let identity = Identity::obtain(&config, &ca).await?;
     let keys = Arc::new(ServiceKeys::default());
     let plugin = Plugin::new(identity.cluster().clone(), keys.clone());
@@ -86,8 +91,6 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
         cert: config.kube.cert.clone(),
         key: config.kube.key.clone(),
     })?;
-    let supervisor: Arc<dyn Supervisor> = Arc::new(ProcessUnit::open(&config.api_server.unit_dir)?);
-    let fence = Fence::open(config.state("fence.json"))?;
     let clients = identity.clients(&config.server, &ca)?;
     let cluster = identity.cluster().clone();
     let node = Arc::new(Node::new(Parts {
@@ -131,6 +134,35 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
         let _ = serving.await;
     }
     done
+}
+
+/// Completes a fence that stands, and fences a node whose server has been away too long, before
+/// anything waits for the server: a new identity can take as long as the server is away.
+fn close_first(
+    fence: &mut Fence,
+    config: &AgentConfig,
+    server: &dyn Supervisor,
+) -> Result<(), FileError> {
+    let absent = || -> Result<Option<Record>, FileError> {
+        let contact = Contact::open(config.state("contact.json"))?;
+        let Some(mark) = contact.mark().filter(|m| m.spent(&Moment::now(), config.coast_max))
+        else {
+            return Ok(None);
+        };
+        let kept = Kept::load(&config.state("ring.json"))?;
+        Ok(kept.and_then(|k| Record::of_absence(&k.cluster, mark.contact, wall())))
+    };
+    let record = match fence.record() {
+        Some(record) => Some(record.clone()),
+        None => absent()?,
+    };
+    // Nothing is open yet, so there is nothing to wipe. The driver tries a failure again.
+    if let Some(record) = record
+        && let Err(error) = fence.impose(record, &mut |_| {}, server)
+    {
+        tracing::error!(%error, "the fence is not complete");
+    }
+    Ok(())
 }
 
 /// The one task that acts on the node.
@@ -177,5 +209,95 @@ fn lock(config: &AgentConfig) -> Result<File, AgentError> {
             Err(AgentError::Locked(config.state_dir.display().to_string()))
         }
         Err(error) => Err(failed(error.into()).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contact::Mark;
+    use claviger_domain::cluster::Cluster;
+    use claviger_domain::cluster::ring::{Kek, Ring, Role};
+    use claviger_domain::id::{ClusterId, InstanceId, KeyId, KeyVersionId, Serial, UnixMs};
+    use claviger_domain::key::{KeyState, RootKey, RootVersion};
+    use claviger_supervise::unit::Command;
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    fn config(home: &Path) -> AgentConfig {
+        let mut config = AgentConfig::parse(include_str!("../agent.sample.toml")).unwrap();
+        config.state_dir = home.to_owned();
+        config
+    }
+
+    /// A real process that stands for an API server which outlived its agent.
+    fn running(dir: &Path) -> ProcessUnit {
+        let unit = ProcessUnit::open(&dir.join("unit")).unwrap();
+        unit.set_command(&Command {
+            argv: vec!["/bin/sleep".to_owned(), "60".to_owned()],
+            env: BTreeMap::new(),
+            hostname: None,
+            log: dir.join("log"),
+        })
+        .unwrap();
+        unit.start(&[]).unwrap();
+        unit
+    }
+
+    fn root() -> RootKey {
+        RootKey { instance: InstanceId::random(), key: KeyId::random() }
+    }
+
+    #[test]
+    fn a_fence_that_stands_is_completed_before_anything_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, unit) = (config(dir.path()), running(dir.path()));
+        let record = Record::of_denial(root(), KeyState::Suspended, UnixMs(1));
+        file::write_json(&config.state("fence.json"), &record).unwrap();
+        let mut fence = Fence::open(config.state("fence.json")).unwrap();
+        close_first(&mut fence, &config, &unit).unwrap();
+        let seen = unit.observe().unwrap();
+        unit.kill().unwrap();
+        assert!(seen.process.is_none() && seen.held.is_some());
+    }
+
+    #[test]
+    fn a_server_away_too_long_closes_a_node_whose_agent_was_away_as_well() {
+        for (hours, open) in [(167, true), (169, false)] {
+            let dir = tempfile::tempdir().unwrap();
+            let (config, unit) = (config(dir.path()), running(dir.path()));
+            let kek = Kek {
+                serial: Serial(1),
+                root: RootVersion { root: root(), version: KeyVersionId::random() },
+                wrapped: "wrapped".to_owned(),
+                role: Role::Write,
+                created: UnixMs(0),
+            };
+            let cluster = Cluster {
+                id: ClusterId::random(),
+                name: "c".to_owned(),
+                created: UnixMs(0),
+                revision: 1,
+                ring: Ring { keks: vec![kek] },
+                servers: BTreeMap::new(),
+                operation: None,
+                history: Vec::new(),
+                used: Vec::new(),
+                public_endpoint: false,
+                verified: None,
+                residue: None,
+            };
+            let kept = Kept { cluster, key_service: "https://keys".to_owned() };
+            kept.save(&config.state("ring.json")).unwrap();
+            let mut mark = Mark::contact(Moment::now());
+            mark.before_ms = hours * 3_600_000;
+            file::write_json(&config.state("contact.json"), &mark).unwrap();
+            let mut fence = Fence::open(config.state("fence.json")).unwrap();
+            close_first(&mut fence, &config, &unit).unwrap();
+            let alive = unit.observe().unwrap().process.is_some();
+            unit.kill().unwrap();
+            assert_eq!(alive, open, "{hours} h");
+            assert_eq!(fence.record().is_none(), open, "{hours} h");
+        }
     }
 }
