@@ -141,13 +141,10 @@ impl Node {
         self.latest.subscribe()
     }
 
-    /// The cluster's truth as far as this node knows it: the server's newest word, or what the
-    /// last run kept.
+    /// The cluster's truth as far as this node believes it: the server's newest word, or what
+    /// was kept before. What could not be written to disk is not among it.
     pub fn cluster_truth(&self) -> Option<Cluster> {
-        match self.latest() {
-            Some(latest) => Some(latest.state.cluster.clone()),
-            None => lock(&self.truth).cluster().cloned(),
-        }
+        lock(&self.truth).cluster().cloned()
     }
 
     /// Takes an authenticated answer of the server: keeps the ring durably, counts the contact,

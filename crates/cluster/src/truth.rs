@@ -64,7 +64,8 @@ impl Truth {
                 || k.cluster.operation.is_some() != new.cluster.operation.is_some()
         });
         if changed && let Err(error) = new.save(&self.path) {
-            // Durable before visible: a ring that a restart would forget is not used.
+            // Durable before visible: a ring that a restart would forget is not used. Of a first
+            // one there is nothing to fall back to, and `cluster` goes on to give none.
             if let Some(known) = &self.kept {
                 state.cluster = known.cluster.clone();
             }
@@ -150,6 +151,19 @@ mod tests {
             let ring = again.cluster().map(|c| c.ring.clone());
             assert_eq!(ring, truth.cluster().map(|c| c.ring.clone()), "{name}: durable");
         }
+    }
+
+    #[test]
+    fn a_first_ring_that_cannot_be_kept_is_not_used_either() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = state(10, 1, 1000, None);
+        let path = dir.path().join("missing").join("ring.json");
+        let mut truth = Truth::open(path, &first.cluster.id).unwrap();
+        assert!(truth.take(&mut first.clone(), None).is_err());
+        assert_eq!(truth.cluster(), None);
+        std::fs::create_dir(dir.path().join("missing")).unwrap();
+        truth.take(&mut first.clone(), None).unwrap();
+        assert_eq!(truth.cluster(), Some(&first.cluster));
     }
 
     #[test]
