@@ -9,10 +9,10 @@ use crate::keys::Keys;
 use crate::node::Node;
 use crate::observe::Probe;
 use crate::ring::{Opener, Opening};
-use crate::take_up::{self, Act, Moment};
+use crate::take_up::{self, Act, Due, Moment};
 use claviger_domain::cluster::plan::must_fence;
 use claviger_domain::cluster::ring::Role;
-use claviger_domain::cluster::{Access, Cluster, Observation, Process, Stage};
+use claviger_domain::cluster::{Access, Cluster, Observation, Process, Stage, TakeUp};
 use claviger_domain::id::Serial;
 use claviger_domain::key::KeyState;
 use claviger_supervise::{Observed, SuperviseError};
@@ -35,7 +35,11 @@ pub struct Driver {
     node: Arc<Node>,
     keys: Arc<dyn Keys>,
     fence: Fence,
+    due: Due,
     opener: Opener,
+    /// Whether the fence that stands is being lifted: what was unwrapped for that is kept, but
+    /// not given to the plugin before all is.
+    lifting: bool,
     /// What the plugin was last given, and which of it passed the self-test.
     given: Option<(u64, Vec<Serial>, Option<Serial>)>,
     tested: Vec<Serial>,
@@ -48,13 +52,15 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A driver of `node`. `fence` is what the last run left.
-    pub fn new(node: Arc<Node>, keys: Arc<dyn Keys>, fence: Fence) -> Self {
+    /// A driver of `node`. `fence` and `due` are what the last run left.
+    pub fn new(node: Arc<Node>, keys: Arc<dyn Keys>, fence: Fence, due: Due) -> Self {
         Self {
             node,
             keys,
             fence,
+            due,
             opener: Opener::default(),
+            lifting: false,
             given: None,
             tested: Vec::new(),
             waiting: None,
@@ -108,27 +114,71 @@ impl Driver {
             return;
         }
         // The ring was wiped when the fence fell, so each KEK is unwrapped afresh here. The
-        // record stands until that worked; until then the API server stays dead.
+        // record stands until all are; until then the API server stays dead.
         let Some(truth) = truth else { return };
-        self.keep_shut(record);
-        if let Opening::Whole = self.try_open(&truth).await {
-            self.give(&truth);
-            let in_use = truth.ring.keks.iter().filter(|k| k.role == Role::Write);
-            let sound = in_use.clone().all(|k| self.tested.contains(&k.serial));
-            let asked = self
-                .node
-                .latest()
-                .is_some_and(|l| must_fence(&l.state.cluster, &l.state.roots).is_some());
-            if sound && !asked {
-                match self.fence.lift() {
-                    Ok(()) => tracing::info!("the root key is usable again; the fence is lifted"),
-                    Err(e) => self.complain("cannot lift the fence", &e),
+        if !std::mem::replace(&mut self.lifting, true) {
+            self.opener.hurry();
+        }
+        self.keep_shut(record.clone());
+        match self.try_open(&truth).await {
+            Opening::Whole => {
+                self.give(&truth);
+                if !self.lift(&truth) {
+                    self.shut_plugin(&record.reason);
                 }
             }
+            Opening::Lacking(why) => self.lacks(&why),
+            Opening::Denied { root, state, message } => {
+                self.lacks(&format!("root key {root} is {state}: {message}"));
+                self.opener.forget();
+            }
         }
-        if let Some(record) = self.fence.record().cloned() {
+        let asked = self
+            .node
+            .latest()
+            .is_some_and(|l| must_fence(&l.state.cluster, &l.state.roots).is_some());
+        if asked && let Some(record) = self.fence.record().cloned() {
             self.impose(record);
         }
+    }
+
+    /// Takes the fence away if every KEK in use passed its test and nobody asks for a fence.
+    fn lift(&mut self, truth: &Cluster) -> bool {
+        let in_use = truth.ring.keks.iter().filter(|k| k.role == Role::Write);
+        let sound = in_use.clone().all(|k| self.tested.contains(&k.serial));
+        let asked = self
+            .node
+            .latest()
+            .is_some_and(|l| must_fence(&l.state.cluster, &l.state.roots).is_some());
+        if !sound || asked {
+            return false;
+        }
+        match self.fence.lift() {
+            Ok(()) => {
+                tracing::info!("the root key is usable again; the fence is lifted");
+                (self.lifting, self.waiting) = (false, None);
+                true
+            }
+            Err(e) => {
+                self.complain("cannot lift the fence", &e);
+                false
+            }
+        }
+    }
+
+    /// Says once why a fence is not lifted yet.
+    fn lacks(&mut self, why: &str) {
+        if self.waiting.as_deref() != Some(why) {
+            tracing::info!(%why, "the fence cannot be lifted yet");
+            self.waiting = Some(why.to_owned());
+        }
+    }
+
+    /// The plugin refuses, and holds no key.
+    fn shut_plugin(&mut self, reason: &str) {
+        self.node.plugin.fence(reason);
+        self.given = None;
+        self.tested.clear();
     }
 
     /// Holds and kills without touching the ring: while a fence is being lifted.
@@ -144,6 +194,7 @@ impl Driver {
     }
 
     fn impose(&mut self, record: Record) {
+        self.lifting = false;
         let node = self.node.clone();
         let (opener, given, tested) = (&mut self.opener, &mut self.given, &mut self.tested);
         let mut wipe = |reason: &str| {
@@ -172,7 +223,9 @@ impl Driver {
 
     async fn open_ring(&mut self) {
         let Some(truth) = self.node.cluster_truth() else {
-            return self.wait("the server has not answered yet, and no ring was kept");
+            return self.wait(
+                "the server has not answered yet and no ring was kept, or the ring could not be written to disk",
+            );
         };
         if truth.ring.keks.is_empty() {
             return self.wait("the cluster has no key yet");
@@ -248,7 +301,7 @@ impl Driver {
         }
         match take_up::decide(&moment) {
             Act::Nothing => {}
-            Act::Write(stage) => self.write(stage),
+            Act::Write(stage) => self.write(stage, moment.take_up),
             Act::Start { flags } => {
                 let since = *self.dead_since.get_or_insert_with(Instant::now);
                 let keeper_had = self.start_after.is_none() && since.elapsed() < LEFT_TO_KEEPER;
@@ -285,6 +338,7 @@ impl Driver {
             loaded: probe.loaded_by(observed.process),
             held: observed.held.is_some(),
             open: self.is_open(),
+            due: self.due.stands(),
         }
     }
 
@@ -293,9 +347,15 @@ impl Driver {
         take_up::has_flags(&line, &self.node.config.api_server.encryption_config)
     }
 
-    fn write(&mut self, stage: Stage) {
+    fn write(&mut self, stage: Stage, take_up: Option<TakeUp>) {
         let config = &self.node.config;
         let Some(bytes) = encryption::bytes(stage, &config.socket) else { return };
+        // Outside an operation the API server is left to its own poll.
+        if take_up == Some(TakeUp::Restart)
+            && let Err(e) = self.due.note()
+        {
+            return self.complain("cannot note that the API server is to be restarted", &e);
+        }
         match file::write(&config.api_server.encryption_config, &bytes) {
             Ok(()) => {
                 tracing::info!(%stage, "wrote the encryption configuration");
@@ -311,6 +371,10 @@ impl Driver {
         } else {
             observed.extra_args.clone()
         };
+        // Nothing of before the file is left: whatever starts from here on reads the new one.
+        if let Err(e) = self.due.done() {
+            self.complain("cannot note that the API server has ended", &e);
+        }
         let pause = Duration::from_secs(1 << self.starts.min(5)).min(START_PAUSE_MAX);
         self.starts += 1;
         self.start_after = Some(Instant::now() + pause);
@@ -352,6 +416,8 @@ impl Driver {
         let on_disk = file.as_deref().and_then(|f| encryption::stage_of(f, &config.socket));
         let loaded = match (process, probe.loaded_by(process)) {
             (Some(p), _) if !self.flags(p) => Some(Stage::Bare),
+            // It will be ended, so what it has loaded counts for nothing.
+            (Some(_), _) if self.due.stands() => None,
             (Some(_), Some(hash)) => {
                 encryption::stage_of_hash(&hash, &config.socket).or_else(|| {
                     // A file that we did not write, taken up as it stands and encrypting nothing.

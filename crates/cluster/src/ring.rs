@@ -129,10 +129,16 @@ fn needed(kek: &Kek, cluster: &Cluster) -> bool {
 }
 
 impl Opener {
-    /// Wipes every opened KEK.
+    /// Wipes every opened KEK, and begins anew.
     pub fn wipe(&mut self) {
         self.opened.clear();
         self.pauses.clear();
+    }
+
+    /// Wipes every opened KEK; what did not open is still not tried again before its pause is
+    /// over.
+    pub fn forget(&mut self) {
+        self.opened.clear();
     }
 
     /// Forgets pauses, so that the next attempt is made at once.
@@ -182,6 +188,7 @@ impl Opener {
                 Err(KeyFailure::NotActive { root, state, message })
                     if matches!(kek.role, Role::Write | Role::Read) =>
                 {
+                    self.pause(kek.serial, format!("root key {root} is {state}: {message}"));
                     return Opening::Denied { root, state, message };
                 }
                 Err(failure) => {

@@ -13,6 +13,7 @@ use crate::observe::{Probe, Prober};
 use crate::ring::Kept;
 use crate::service_keys::ServiceKeys;
 use crate::sync;
+use crate::take_up::Due;
 use claviger_etcd::{Etcd, EtcdConfig, EtcdError};
 use claviger_kms_plugin::{Listener, Plugin, SocketError};
 use claviger_supervise::unit::ProcessUnit;
@@ -74,6 +75,7 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     let supervisor: Arc<dyn Supervisor> = Arc::new(ProcessUnit::open(&config.api_server.unit_dir)?);
     let mut fence = Fence::open(config.state("fence.json"))?;
     close_first(&mut fence, &config, &*supervisor)?;
+    let due = Due::open(config.state("take-up.json"))?;
     let identity = Identity::obtain(&config, &ca).await?;
     let keys = Arc::new(ServiceKeys::default());
     let plugin = Plugin::new(identity.cluster().clone(), keys.clone());
@@ -116,7 +118,7 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
         tokio::spawn(Prober::new(node.clone(), keys.clone()).run(probes)),
         tokio::spawn(control::run(node.clone())),
         tokio::spawn(identity.keep(node.clone(), ca)),
-        tokio::spawn(drive(Driver::new(node.clone(), keys, fence), node.clone(), probe)),
+        tokio::spawn(drive(Driver::new(node.clone(), keys, fence, due), node.clone(), probe)),
     ];
     tracing::info!(agent = %node.config.name, cluster = %node.cluster, "runs");
     let done = tokio::select! {

@@ -3,9 +3,16 @@
 //!
 //! [`decide`] is pure and looks at one moment; the agent asks it again after every act. So a
 //! kill anywhere leaves a moment from which it goes on.
+//!
+//! What is to be taken up by a restart must end the requests of the process that ran when the
+//! file was replaced, even if that process has reloaded the file by itself meanwhile. Hence
+//! [`Due`], a note on disk: written before the file, removed once the API server is dead.
 
+use crate::contact::Moment as Clocks;
+use crate::file::{self, FileError};
 use claviger_domain::cluster::{Process, Stage, TakeUp};
-use std::path::Path;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 
 /// What the decision rests on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +36,8 @@ pub struct Moment {
     pub held: bool,
     /// Whether the plugin answers with a ring that passed its self-test.
     pub open: bool,
+    /// Whether a process may be running that ran when the file was replaced ([`Due`]).
+    pub due: bool,
 }
 
 /// What to do now.
@@ -69,7 +78,7 @@ pub fn decide(seen: &Moment) -> Act {
     if !encrypted {
         return Act::Nothing;
     }
-    if !seen.flags {
+    if !seen.flags || seen.due {
         return Act::Restart;
     }
     match &seen.loaded {
@@ -79,6 +88,52 @@ pub fn decide(seen: &Moment) -> Act {
             Act::Restart
         }
         _ => Act::Nothing,
+    }
+}
+
+/// The durable note that the API server is to be restarted, whatever it has loaded. It stands
+/// from before the file is replaced until no process of before is left. It names no process: one
+/// that a keeper starts between the note and the file would be missed. So a kill at the wrong
+/// moment costs one restart too many, never one too few.
+#[derive(Debug)]
+pub struct Due {
+    path: PathBuf,
+    note: Option<Note>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Note {
+    /// The kernel's run: no process outlives it.
+    boot: String,
+}
+
+impl Due {
+    /// Reads what the last run left.
+    pub fn open(path: PathBuf) -> Result<Self, FileError> {
+        let note = file::read_json(&path)?;
+        Ok(Self { path, note })
+    }
+
+    /// Whether a process that runs now may have run before the file was replaced.
+    pub fn stands(&self) -> bool {
+        self.note.as_ref().is_some_and(|n| n.boot == Clocks::now().boot)
+    }
+
+    /// To be called before the file is replaced.
+    pub fn note(&mut self) -> Result<(), FileError> {
+        let note = Note { boot: Clocks::now().boot };
+        file::write_json(&self.path, &note)?;
+        self.note = Some(note);
+        Ok(())
+    }
+
+    /// To be called when the file is in place and the API server is dead.
+    pub fn done(&mut self) -> Result<(), FileError> {
+        if self.note.is_some() {
+            file::remove(&self.path)?;
+            self.note = None;
+        }
+        Ok(())
     }
 }
 
@@ -120,6 +175,7 @@ mod tests {
             loaded: on_disk.map(|s| format!("{s:?}")),
             held: false,
             open: true,
+            due: false,
         }
     }
 
@@ -189,6 +245,21 @@ mod tests {
                 "dead, ring not open: waits",
                 Moment { process: None, open: false, ..m(Only, Some(Only)) },
                 Act::Nothing,
+            ),
+            (
+                "loaded by itself, but the process is of before the file",
+                Moment { due: true, ..m(Only, Some(Only)) },
+                Act::Restart,
+            ),
+            (
+                "the same at rest: what was begun is finished",
+                Moment { due: true, take_up: None, ..m(Only, Some(Only)) },
+                Act::Restart,
+            ),
+            (
+                "noted, but the file was not replaced yet",
+                Moment { due: true, ..m(Only, Some(WriteFirst)) },
+                Act::Write(Only),
             ),
             ("held", Moment { process: None, held: true, ..m(Only, Some(Only)) }, Act::Nothing),
             ("a file ahead of the truth stays", m(ReadFirst, Some(Only)), Act::Nothing),

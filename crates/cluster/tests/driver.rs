@@ -11,15 +11,22 @@ use claviger_cluster::fence::Fence;
 use claviger_cluster::keys::{Calling, KeyFailure, Keys};
 use claviger_cluster::node::{Clients, Node, Parts};
 use claviger_cluster::observe::Probe;
+use claviger_cluster::take_up::Due;
+use claviger_cluster::{encryption, take_up};
 use claviger_crypto::kek::Carried;
 use claviger_crypto::{Key32, SecretBytes};
 use claviger_domain::cluster::ring::{Kek, Ring, Role};
-use claviger_domain::cluster::{Access, Cluster, Process, RootStatus};
-use claviger_domain::id::{ClusterId, InstanceId, KeyId, KeyVersionId, Serial, UnixMs};
+use claviger_domain::cluster::{
+    Access, Cluster, Operation, OperationKind, Process, RootStatus, Stage, TakeUp, Target,
+};
+use claviger_domain::id::{
+    ClusterId, InstanceId, KeyId, KeyVersionId, OperationId, Serial, UnixMs,
+};
 use claviger_domain::key::{KeyState, RootKey, RootVersion};
 use claviger_etcd::{Etcd, EtcdConfig};
 use claviger_kms_plugin::Plugin;
 use claviger_kms_plugin::resolve::{Resolve, ResolveError, Resolving};
+use claviger_supervise::unit::{Command, ProcessUnit};
 use claviger_supervise::{Observed, SuperviseError, Supervisor};
 use claviger_wire::agent::State;
 use std::collections::BTreeMap;
@@ -61,19 +68,90 @@ impl Supervisor for Program {
     }
 }
 
-/// Unwraps anything, or denies everything.
+/// A real process under a real unit, and an agent that is killed before one of its acts: from
+/// there on it does nothing.
+#[derive(Debug)]
+struct Mortal {
+    unit: ProcessUnit,
+    killed_before: Mutex<Option<&'static str>>,
+}
+
+impl Mortal {
+    /// A shell that stands for an API server, started with the flags.
+    fn start_in(dir: &Path, flags: &[String]) -> Self {
+        let unit = ProcessUnit::open(&dir.join("unit")).unwrap();
+        unit.set_command(&Command {
+            argv: ["/bin/sh", "-c", "sleep 300; :", "sh"].map(str::to_owned).to_vec(),
+            env: BTreeMap::new(),
+            hostname: None,
+            log: dir.join("log"),
+        })
+        .unwrap();
+        unit.start(flags).unwrap();
+        Self { unit, killed_before: Mutex::new(None) }
+    }
+
+    fn lives(&self, act: &str) -> Result<(), SuperviseError> {
+        match *self.killed_before.lock().unwrap() {
+            Some(last) if last == act => Err(SuperviseError::Held("killed".to_owned())),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Mortal {
+    fn drop(&mut self) {
+        let _ = self.unit.kill();
+    }
+}
+
+impl Supervisor for Mortal {
+    fn start(&self, extra: &[String]) -> Result<Process, SuperviseError> {
+        self.lives("start")?;
+        self.unit.start(extra)
+    }
+    fn kill(&self) -> Result<(), SuperviseError> {
+        self.lives("kill")?;
+        self.unit.kill()
+    }
+    fn stop(&self, _: Duration) -> Result<(), SuperviseError> {
+        panic!("the agent never asks an API server politely")
+    }
+    fn observe(&self) -> Result<Observed, SuperviseError> {
+        self.unit.observe()
+    }
+    fn hold(&self, reason: &str) -> Result<(), SuperviseError> {
+        self.unit.hold(reason)
+    }
+    fn release(&self) -> Result<(), SuperviseError> {
+        self.unit.release()
+    }
+}
+
+/// Unwraps anything, or denies everything, or refuses one wrapped text; counts the calls.
 #[derive(Default)]
-struct Service(Mutex<Option<KeyState>>);
+struct Service(Mutex<Option<KeyState>>, Mutex<Vec<String>>, Mutex<Option<&'static str>>);
+
+impl Service {
+    fn calls(&self, wrapped: &str) -> usize {
+        self.1.lock().unwrap().iter().filter(|w| *w == wrapped).count()
+    }
+}
 
 impl Keys for Service {
     fn unwrap<'a>(
         &'a self,
         root: RootKey,
-        _: &'a str,
+        wrapped: &'a str,
         _: &'a [String],
     ) -> Calling<'a, SecretBytes> {
         let denied = *self.0.lock().unwrap();
+        self.1.lock().unwrap().push(wrapped.to_owned());
+        let refused = *self.2.lock().unwrap() == Some(wrapped);
         Box::pin(async move {
+            if refused {
+                return Err(KeyFailure::Refused("not this one".to_owned()));
+            }
             match denied {
                 None => Ok(SecretBytes::new(vec![7; 32])),
                 Some(state) => Err(KeyFailure::NotActive { root, state, message: String::new() }),
@@ -91,12 +169,12 @@ impl Resolve for Service {
     }
 }
 
-struct Bench {
-    _dir: tempfile::TempDir,
+struct Bench<P = Program> {
+    _dir: Option<tempfile::TempDir>,
     home: std::path::PathBuf,
     node: Arc<Node>,
     driver: Driver,
-    program: Arc<Program>,
+    program: Arc<P>,
     service: Arc<Service>,
     state: State,
 }
@@ -146,9 +224,17 @@ fn first_state() -> State {
 
 fn bench() -> Bench {
     let dir = tempfile::tempdir().unwrap();
-    let path = |name: &str| dir.path().join(name);
+    let program = Arc::new(Program(Mutex::new((true, None))));
+    let mut bench = bench_in(dir.path(), first_state(), program);
+    bench._dir = Some(dir);
+    bench
+}
+
+/// An agent with what the last one left in `dir`.
+fn bench_in<P: Supervisor + 'static>(dir: &Path, state: State, program: Arc<P>) -> Bench<P> {
+    let path = |name: &str| dir.join(name);
     let home = path("state");
-    std::fs::create_dir(&home).unwrap();
+    std::fs::create_dir_all(&home).unwrap();
     let pair = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
     std::fs::write(path("cert"), &certificate).unwrap();
@@ -166,13 +252,11 @@ fn bench() -> Bench {
         at(&home),
         at(&path("s")),
         at(&path("unit")),
-        at(&path("e.yaml")),
+        at(&path("etc/e.yaml")),
     ))
     .unwrap();
-    let state = first_state();
     let cluster = state.cluster.id.clone();
     let service = Arc::new(Service::default());
-    let program = Arc::new(Program(Mutex::new((true, None))));
     let nobody = || NodeConfig {
         url: "https://localhost:1".to_owned(),
         ca: certificate.clone(),
@@ -206,11 +290,12 @@ fn bench() -> Bench {
         },
     });
     let node = Arc::new(node.unwrap());
-    let driver = Driver::new(node.clone(), service.clone(), fence);
-    Bench { _dir: dir, home, node, driver, program, service, state }
+    let due = Due::open(home.join("take-up.json")).unwrap();
+    let driver = Driver::new(node.clone(), service.clone(), fence, due);
+    Bench { _dir: None, home, node, driver, program, service, state }
 }
 
-impl Bench {
+impl<P: Supervisor> Bench<P> {
     fn says(&self, state: KeyState, event: u64) -> State {
         let mut said = self.state.clone();
         said.now = UnixMs(1000 + i64::try_from(event).unwrap());
@@ -272,4 +357,133 @@ async fn a_disk_that_takes_nothing_does_not_hide_a_suspended_key() {
     assert!(b.node.took(said).is_err());
     assert!(matches!(b.look().await, Access::Fenced { .. }));
     assert!(!b.alive() && b.node.plugin.key_id().is_none());
+}
+
+/// While a fence is lifted, a KEK that does not open keeps the node shut and is tried again at
+/// its own pace; the others are not unwrapped again for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_kek_that_does_not_open_makes_only_itself_be_tried_again() {
+    let mut b = bench();
+    let first = b.state.cluster.ring.keks[0].clone();
+    for (serial, wrapped) in [(2, "stubborn"), (3, "third")] {
+        let kek = Kek { serial: Serial(serial), wrapped: wrapped.to_owned(), ..first.clone() };
+        b.state.cluster.ring.keks.push(Kek { role: Role::Read, ..kek });
+    }
+    b.node.took(b.says(KeyState::Suspended, 1)).unwrap();
+    assert!(matches!(b.look().await, Access::Fenced { .. }));
+    *b.service.2.lock().unwrap() = Some("stubborn");
+    b.node.took(b.says(KeyState::Active, 2)).unwrap();
+    for _ in 0..50 {
+        assert!(matches!(b.look().await, Access::Fenced { .. }));
+        assert!(!b.alive() && b.node.plugin.key_id().is_none());
+    }
+    assert_eq!((b.service.calls("wrapped"), b.service.calls("third")), (1, 1));
+    let tries = b.service.calls("stubborn");
+    assert!(tries < 10, "{tries} tries of 50 looks");
+    // Suspended again meanwhile: what was opened is gone, and is unwrapped afresh.
+    b.node.took(b.says(KeyState::Suspended, 3)).unwrap();
+    b.look().await;
+    *b.service.2.lock().unwrap() = None;
+    b.node.took(b.says(KeyState::Active, 4)).unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    while b.look().await != Access::Open || !b.alive() {
+        assert!(Instant::now() < until, "it opens once all do");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!((b.service.calls("wrapped"), b.service.calls("third")), (2, 2));
+}
+
+/// By restart, the process that ran when the file was replaced is ended, wherever the agent was
+/// killed and whatever that process has loaded meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_is_not_forgotten_wherever_the_agent_is_killed() {
+    for point in ["nowhere", "file", "kill", "done", "start"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (etc, file) = (dir.path().join("etc"), dir.path().join("etc/e.yaml"));
+        let note = dir.path().join("state/take-up.json");
+        let socket = dir.path().join("s");
+        std::fs::create_dir(&etc).unwrap();
+        let old = encryption::bytes(Stage::ReadFirst, &socket).unwrap();
+        std::fs::write(&file, &old).unwrap();
+        let program = Arc::new(Mortal::start_in(dir.path(), &take_up::flags(&file)));
+        let first = program.observe().unwrap().process.unwrap();
+        let mut state = first_state();
+        state
+            .cluster
+            .servers
+            .insert("a".parse().unwrap(), Target { stage: Stage::WriteFirst, since: UnixMs(0) });
+        state.cluster.operation = Some(Operation {
+            id: OperationId::random(),
+            kind: OperationKind::Enable,
+            target: state.roots[0].root,
+            take_up: TakeUp::Restart,
+            requested: UnixMs(0),
+            requested_by: "test".to_owned(),
+            preflighted: true,
+            registered: true,
+            serial: Some(Serial(1)),
+            promoted: Some(UnixMs(0)),
+            rewrite: None,
+            verified: None,
+            first_verified: None,
+            compacted: None,
+            stuck: None,
+        });
+        // The API server takes each file up by itself before the agent looks.
+        let quick = |program: &Mortal| {
+            let on_disk = std::fs::read(&file).ok();
+            Probe {
+                process: program.observe().unwrap().process,
+                ready: true,
+                loaded: on_disk.map(|f| encryption::hash(&f)),
+                ..Probe::default()
+            }
+        };
+
+        *program.killed_before.lock().unwrap() = match point {
+            "kill" => Some("kill"),
+            "done" | "start" => Some("start"),
+            _ => None,
+        };
+        if point == "file" {
+            std::fs::rename(&etc, dir.path().join("away")).unwrap();
+        }
+        let mut b = bench_in(dir.path(), state.clone(), program.clone());
+        b.node.took(b.says(KeyState::Active, 1)).unwrap();
+        for _ in 0..3 {
+            let seen = b.driver.look(&quick(&program)).await;
+            let ended = seen.process != Some(first);
+            assert!(ended || seen.stage_loaded != Some(Stage::WriteFirst), "{point}");
+        }
+        drop(b);
+        if point == "file" {
+            std::fs::rename(dir.path().join("away"), &etc).unwrap();
+        }
+        if point == "done" {
+            let boot = claviger_cluster::contact::Moment::now().boot;
+            std::fs::write(&note, format!("{{\"boot\":{boot:?}}}")).unwrap();
+        }
+
+        // The next agent.
+        *program.killed_before.lock().unwrap() = None;
+        let mut b = bench_in(dir.path(), state, program.clone());
+        b.node.took(b.says(KeyState::Active, 1)).unwrap();
+        let until = Instant::now() + Duration::from_secs(60);
+        let second = loop {
+            assert!(Instant::now() < until, "{point}: restarted");
+            let seen = b.driver.look(&quick(&program)).await;
+            match seen.process {
+                Some(process) if process != first => break process,
+                Some(_) => assert_ne!(seen.stage_loaded, Some(Stage::WriteFirst), "{point}"),
+                None => {}
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        for _ in 0..5 {
+            let seen = b.driver.look(&quick(&program)).await;
+            assert_eq!(seen.process, Some(second), "{point}: once is enough");
+            assert_eq!(seen.stage_loaded, Some(Stage::WriteFirst), "{point}");
+        }
+        assert!(!note.exists(), "{point}");
+    }
 }
