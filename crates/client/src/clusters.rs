@@ -8,8 +8,8 @@ use crate::token::{Credential, Session};
 use claviger_crypto::SecretBytes;
 use claviger_domain::id::{InstanceId, JobId};
 use claviger_wire::ks::{
-    ClusterView, Crk, EnableKms, JobView, KeyOwner, KmsInstance, KmsStatus, NewJob, OpenOperation,
-    Opened, RegisterCluster, Registered,
+    CancelOperation, ClusterView, Crk, EnableKms, GivenUp, JobView, KeyOwner, KmsInstance,
+    KmsStatus, NewJob, OpenOperation, Opened, RegisterCluster, Registered,
 };
 use serde::de::DeserializeOwned;
 
@@ -82,6 +82,12 @@ impl ClusterService {
         operation: &OpenOperation,
     ) -> Result<Opened, Error> {
         let call = Call::post(below(cluster, "/kms/operations")).json(operation)?;
+        self.session.send(call).await?.json()
+    }
+
+    /// Gives up what is in progress; refused with 409 where it cannot be.
+    pub async fn cancel(&self, cluster: &str, request: &CancelOperation) -> Result<GivenUp, Error> {
+        let call = Call::post(below(cluster, "/kms/operations/cancel")).json(request)?;
         self.session.send(call).await?.json()
     }
 

@@ -53,6 +53,8 @@ pub fn may_follow(old: &Cluster, new: &Cluster) -> Result<(), String> {
     for kek in &old.ring.keks {
         match new.ring.get(kek.serial) {
             Some(k) if k.wrapped == kek.wrapped && k.root == kek.root => {}
+            // Its operation was given up before it sealed anything; its serial stays spent.
+            None if kek.role == Role::Staged && new.ring.minted >= kek.serial.0 => {}
             _ => {
                 return Err(format!(
                     "the server's ring (revision {}) lacks KEK {} that this node holds (revision {}); was the server restored from an old backup? This node goes on with its own ring",
@@ -114,6 +116,7 @@ fn rank(role: Role) -> u8 {
         Role::Read => 1,
         Role::Staged => 2,
         Role::Retained => 3,
+        Role::Lost => 4,
     }
 }
 
@@ -124,7 +127,7 @@ fn needed(kek: &Kek, cluster: &Cluster) -> bool {
         // At first enablement the staged KEK is the one that API servers are told of; afterwards
         // it is needed only before it is promoted, and the planner waits for that.
         Role::Staged => cluster.ring.write().is_none(),
-        Role::Retained => false,
+        Role::Retained | Role::Lost => false,
     }
 }
 

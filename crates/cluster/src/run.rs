@@ -280,7 +280,7 @@ mod tests {
                 name: "c".to_owned(),
                 created: UnixMs(0),
                 revision: 1,
-                ring: Ring { keks: vec![kek] },
+                ring: Ring { keks: vec![kek], minted: 1 },
                 servers: BTreeMap::new(),
                 operation: None,
                 history: Vec::new(),

@@ -107,7 +107,7 @@ mod tests {
                 name: "c".to_owned(),
                 created: UnixMs(0),
                 revision,
-                ring: Ring { keks: keks.collect() },
+                ring: Ring { keks: keks.collect(), minted: serials },
                 servers: BTreeMap::new(),
                 operation: None,
                 history: Vec::new(),
@@ -164,6 +164,34 @@ mod tests {
         std::fs::create_dir(dir.path().join("missing")).unwrap();
         truth.take(&mut first.clone(), None).unwrap();
         assert_eq!(truth.cluster(), Some(&first.cluster));
+    }
+
+    /// An operation that was given up takes its staged KEK along; a restored server lacks one
+    /// that it never heard of.
+    #[test]
+    fn a_kek_may_go_if_it_never_sealed_and_its_serial_is_spent() {
+        let mut held = state(10, 2, 1000, None);
+        held.cluster.ring.keks[0].role = Role::Write;
+        held.cluster.ring.keks[1].role = Role::Staged;
+        let sealed = {
+            let mut held = held.clone();
+            held.cluster.ring.keks[0].role = Role::Read;
+            held.cluster.ring.keks[1].role = Role::Write;
+            held
+        };
+        for (name, held, minted, taken) in [
+            ("given up", &held, 2, true),
+            ("restored from before it was made", &held, 1, false),
+            ("it has sealed", &sealed, 2, false),
+        ] {
+            let mut new = state(11, 1, 2000, Some(held));
+            new.cluster.ring.minted = minted;
+            let dir = tempfile::tempdir().unwrap();
+            let mut truth = Truth::open(dir.path().join("ring.json"), &held.cluster.id).unwrap();
+            truth.take(&mut held.clone(), None).unwrap();
+            truth.take(&mut new, Some((held.now, SOON))).unwrap();
+            assert_eq!(new.cluster.ring.keks.len() == 1, taken, "{name}");
+        }
     }
 
     #[test]

@@ -195,7 +195,7 @@ fn first_state() -> State {
             name: "c".to_owned(),
             created: UnixMs(0),
             revision: 5,
-            ring: Ring { keks: vec![kek] },
+            ring: Ring { keks: vec![kek], minted: 1 },
             servers: BTreeMap::new(),
             operation: None,
             history: Vec::new(),
@@ -428,6 +428,7 @@ async fn a_restart_is_not_forgotten_wherever_the_agent_is_killed() {
             first_verified: None,
             compacted: None,
             stuck: None,
+            without: None,
         });
         // The API server takes each file up by itself before the agent looks.
         let quick = |program: &Mortal| {

@@ -54,7 +54,8 @@ fn kind() -> impl Strategy<Value = OperationKind> {
     prop_oneof![
         Just(OperationKind::Enable),
         Just(OperationKind::Rotate),
-        Just(OperationKind::Switch)
+        Just(OperationKind::Switch),
+        Just(OperationKind::Reverse)
     ]
 }
 
@@ -68,6 +69,7 @@ enum Draw {
     Given(Commit),
     Mint { off: u64, root: Option<u8>, version: u8, role: Role },
     Open { kind: Option<OperationKind>, target: Option<u8> },
+    Back { target: Option<u8>, without: Option<u8> },
 }
 
 fn draw() -> impl Strategy<Value = Draw> {
@@ -86,14 +88,19 @@ fn draw() -> impl Strategy<Value = Draw> {
         1 => Just(Commit::Residue { residue: Residue { live: 0, db: 0, wal: 9, at: UnixMs(7) } }),
         1 => any::<bool>().prop_map(|on| Commit::Stuck { reason: on.then(|| "why".into()) }),
         4 => Just(Commit::Finished),
+        1 => Just(Commit::Cancelled { by: "me".into() }),
+        1 => (1u8..5).prop_map(|n| Commit::WentWithout { root: root(n) }),
+        1 => (1u64..9).prop_map(|n| Commit::Readmitted { serial: Serial(n) }),
     ];
     prop_oneof![
         8 => given.prop_map(Draw::Given),
         2 => (prop_oneof![6 => Just(0u64), 1 => 1u64..3], prop::option::weighted(0.1, 1u8..5),
               0u8..9, role())
             .prop_map(|(off, root, version, role)| Draw::Mint { off, root, version, role }),
-        2 => (prop::option::weighted(0.3, kind()), prop::option::weighted(0.7, 1u8..5))
+        3 => (prop::option::weighted(0.2, kind()), prop::option::weighted(0.7, 1u8..5))
             .prop_map(|(kind, target)| Draw::Open { kind, target }),
+        1 => (prop::option::weighted(0.1, 1u8..5), prop::option::weighted(0.5, 1u8..5))
+            .prop_map(|(target, without)| Draw::Back { target, without }),
     ]
 }
 
@@ -115,6 +122,12 @@ fn commit_of(draw: Draw, cluster: &Cluster, step: usize) -> Commit {
                 },
             }
         }
+        Draw::Back { target, without } => Commit::Reversed {
+            id: OperationId(Uuid::from_u128(step as u128)),
+            target: target.map(root).or(cluster.ring.former()).unwrap_or(root(1)),
+            without: without.map(root),
+            by: "me".into(),
+        },
         Draw::Open { kind, target } => {
             let write = cluster.ring.write().map(|k| k.root.root);
             let target = target.map(root).or(write).unwrap_or(root(1));
@@ -146,28 +159,43 @@ fn check(before: &Cluster, commit: &Commit, result: &Result<(), Refusal>, after:
     assert!(writers <= 1, "at most one KEK seals");
     let serials: Vec<_> = after.ring.keks.iter().map(|k| k.serial).collect();
     assert!(serials.windows(2).all(|w| w[0] < w[1]), "serials rise: {serials:?}");
-    for (old, new) in before.ring.keks.iter().zip(&after.ring.keks) {
+    assert!(after.ring.minted >= before.ring.minted);
+    assert!(after.ring.keks.iter().all(|k| k.serial.0 <= after.ring.minted));
+    for old in &before.ring.keks {
+        let Some(new) = after.ring.get(old.serial) else {
+            assert_eq!(old.role, Role::Staged, "a KEK that sealed stays");
+            let named = after.servers.values().any(|t| t.stage > Stage::Bare);
+            let reports = after.ring.reported().is_some();
+            assert!(reports || !named, "a configuration names the provider and no KEK is there");
+            continue;
+        };
         assert_eq!((old.serial, old.root, &old.wrapped), (new.serial, new.root, &new.wrapped));
         let passed = matches!(
             (old.role, new.role),
             (Role::Staged, Role::Staged | Role::Write)
                 | (Role::Write, Role::Write | Role::Read)
-                | (Role::Read, Role::Read | Role::Retained)
+                | (Role::Read, Role::Read | Role::Retained | Role::Lost)
+                | (Role::Lost, Role::Lost | Role::Read | Role::Retained)
                 | (Role::Retained, Role::Retained)
+        ) || matches!(
+            (commit, old.role, new.role),
+            (Commit::WentWithout { .. }, Role::Write, Role::Lost)
         );
         assert!(passed, "{commit:?} took a KEK from {:?} to {:?}", old.role, new.role);
     }
-    assert!(after.ring.keks.len() >= before.ring.keks.len(), "no KEK is removed");
-    for new in &after.ring.keks[before.ring.keks.len()..] {
+    for new in after.ring.keks.iter().filter(|k| before.ring.get(k.serial).is_none()) {
         assert_eq!(new.role, Role::Staged, "a KEK is staged before it seals");
+        assert!(new.serial.0 > before.ring.minted, "a serial comes once");
     }
+    assert!(after.ring.keks.iter().filter(|k| k.role == Role::Staged).count() <= 1);
     for (agent, target) in &before.servers {
         let now = after.servers.get(agent).expect("no API server leaves");
         assert!(now.stage >= target.stage, "a stage never falls");
     }
     assert!(after.used.starts_with(&before.used), "used root keys stay used");
     for kek in &after.ring.keks {
-        assert!(after.used.contains(&kek.root.root), "a root key with a KEK counts as used");
+        let sealed = kek.role != Role::Staged;
+        assert!(!sealed || after.used.contains(&kek.root.root), "one that sealed counts as used");
     }
     if let Commit::Opened { kind, target, .. } = commit
         && *kind != OperationKind::Rotate
@@ -182,7 +210,13 @@ fn check(before: &Cluster, commit: &Commit, result: &Result<(), Refusal>, after:
         assert!(op.compacted.is_none() || op.verified.is_some());
     }
     if let (Some(was), Some(is)) = (&before.operation, &after.operation) {
-        assert_eq!(was.id, is.id, "one operation at a time, and it ends before another begins");
+        if was.id != is.id {
+            assert!(matches!(commit, Commit::Reversed { .. }), "one operation at a time");
+            assert!(was.promoted.is_some() && is.kind == OperationKind::Reverse);
+            assert_eq!(Some(is.target), before.ring.former());
+            assert_eq!(after.ring, before.ring);
+            return;
+        }
         assert!(is.preflighted >= was.preflighted && is.registered >= was.registered);
         assert!(was.serial.is_none() || is.serial == was.serial);
         assert!(was.promoted.is_none() || is.promoted == was.promoted);
@@ -192,6 +226,12 @@ fn check(before: &Cluster, commit: &Commit, result: &Result<(), Refusal>, after:
         let done = &after.history[0];
         assert_eq!(done.id, op.id);
         assert_eq!(done.rejected.is_none(), op.verified.is_some() && *commit == Commit::Finished);
+        if *commit != Commit::Finished {
+            assert!(op.promoted.is_none(), "what has sealed goes on");
+            assert_ne!(op.kind, OperationKind::Reverse);
+            assert_eq!(after.servers, before.servers);
+            assert_eq!(after.used, before.used);
+        }
     }
     assert!(after.verified.is_some() || before.verified.is_none(), "a proof is not taken back");
 }
@@ -250,7 +290,7 @@ fn random_sequences_reach_finished_operations_of_every_kind() {
     let mut runner = TestRunner::deterministic();
     let mut finished = BTreeMap::new();
     for _ in 0..300 {
-        let draws = prop::collection::vec(draw(), 250).new_tree(&mut runner).unwrap().current();
+        let draws = prop::collection::vec(draw(), 600).new_tree(&mut runner).unwrap().current();
         let mut cluster = empty();
         for (step, draw) in draws.into_iter().enumerate() {
             let commit = commit_of(draw, &cluster, step);
@@ -260,7 +300,7 @@ fn random_sequences_reach_finished_operations_of_every_kind() {
             *finished.entry(done.kind.to_string()).or_insert(0) += 1;
         }
     }
-    for kind in ["enable", "rotate", "switch"] {
+    for kind in ["enable", "rotate", "switch", "reverse"] {
         assert!(finished.get(kind).is_some_and(|n| *n > 10), "{finished:?}");
     }
 }

@@ -574,6 +574,130 @@ fn rotate_and_switch() {
 }
 
 #[test]
+fn an_operation_is_given_up() {
+    let (first, second) = (root(10), root(11));
+    let switching = || Case::enabled(2).open(OperationKind::Switch, 11, TakeUp::Restart).minted();
+    let cancel = || Commit::Cancelled { by: "me".to_owned() };
+    let back = |without| {
+        let id = OperationId(Uuid::from_u128(99));
+        move |mut case: Case| {
+            case.commit(Commit::Reversed { id, target: first, without, by: "me".to_owned() });
+            case.all_see()
+        }
+    };
+    let state = |n: usize, state: KeyState| {
+        move |mut case: Case| {
+            case.roots[n].state = state;
+            case
+        }
+    };
+    let fenced = |mut case: Case| {
+        for seen in case.seen.values_mut() {
+            seen.observation.access = Access::Fenced { root: second, event: 1, since: UnixMs(0) };
+        }
+        case
+    };
+    let mut cancelled = switching();
+    cancelled.commit(cancel());
+    let registered = |mut case: Case| {
+        case.commit(Commit::Registered);
+        case.all_see()
+    };
+    let minted = |mut case: Case| {
+        let current = case.roots[0].current.expect("current");
+        let kek = Kek {
+            serial: case.cluster.ring.next_serial(),
+            root: RootVersion { root: first, version: current },
+            wrapped: String::new(),
+            role: Role::Staged,
+            created: case.now,
+        };
+        case.commit(Commit::Minted { kek });
+        case.all_see()
+    };
+    let gone = state(1, KeyState::Suspended);
+    let reversing = |without| minted(registered(back(without)(switching().promoted())));
+    let lost = || {
+        let mut case = gone(reversing(Some(second)));
+        case.commit(Commit::WentWithout { root: second });
+        case.all_see()
+    };
+    let (mut none, mut deleted) = (back(None)(switching().promoted()), reversing(None));
+    none.roots.remove(0);
+    deleted.roots.remove(0);
+    check(vec![
+        ("cancelled => rest, as before", cancelled.all_see(), Step::Rest),
+        (
+            "goes back => no preflight, every node has used the key",
+            back(None)(switching().promoted()),
+            Step::Register { target: first },
+        ),
+        (
+            "goes back, but the former root key is suspended => wait, records are mixed",
+            state(0, KeyState::Suspended)(back(None)(switching().promoted())),
+            Step::Wait(Why::Root(first, KeyState::Suspended)),
+        ),
+        (
+            "goes back, but the former root key is gone => wait all the same",
+            none,
+            Step::Wait(Why::Root(first, KeyState::Destroyed)),
+        ),
+        (
+            "registered => a fresh KEK",
+            registered(back(None)(switching().promoted())),
+            Step::Mint { target: first, serial: Serial(3) },
+        ),
+        ("opened by all => it seals", reversing(None), Step::Promote { serial: Serial(3) }),
+        (
+            "the key it goes back to is gone before that => wait",
+            deleted,
+            Step::Wait(Why::Root(first, KeyState::Destroyed)),
+        ),
+        ("verified => finish", reversing(None).promoted().verified(), Step::Finish),
+        (
+            "the other key is suspended, nobody decided to go without it => wait",
+            fenced(gone(reversing(None))),
+            wait(Why::Closed, 0),
+        ),
+        (
+            "somebody did, one API server is not fenced yet => wait",
+            fenced(gone(reversing(Some(second)))).but(1, |s| s.observation.access = Access::Open),
+            wait(Why::NotFenced, 1),
+        ),
+        (
+            "all are fenced => go on without it",
+            fenced(gone(reversing(Some(second)))),
+            Step::GoWithout { root: second },
+        ),
+        (
+            "its key is not active either => wait",
+            state(0, KeyState::Suspended)(fenced(gone(reversing(Some(second))))),
+            Step::Wait(Why::Root(first, KeyState::Suspended)),
+        ),
+        (
+            "the other key is active after all => as if nothing had been",
+            reversing(Some(second)),
+            Step::Promote { serial: Serial(3) },
+        ),
+        (
+            "gone without, all else rewritten => what cannot be read is said",
+            lost().counted(|t| t.unknown = 2),
+            Step::Wait(Why::Unknown(2)),
+        ),
+        (
+            "gone without, nothing is left under it => it ends as ever",
+            lost().verified(),
+            Step::Finish,
+        ),
+        (
+            "the key is active again => its records can be read",
+            state(1, KeyState::Active)(lost()),
+            Step::Readmit { serial: Serial(2) },
+        ),
+    ]);
+}
+
+#[test]
 fn a_newcomer_in_a_cluster_at_rest() {
     let joined = |at: i64| {
         let mut case = Case::enabled(1);

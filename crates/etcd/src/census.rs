@@ -342,6 +342,7 @@ impl Census {
             for under in &counts.under {
                 match opener(under, cluster, ring).map(|k| k.role) {
                     Some(Role::Write) => tally.current += under.records,
+                    Some(Role::Lost) => tally.unknown += under.records,
                     Some(_) => tally.stale += under.records,
                     None => tally.unknown += under.records,
                 }
@@ -366,7 +367,7 @@ impl Census {
                     let of = |r: &&Resource| located.key.starts_with(r.prefix().as_bytes());
                     let counts = self.resources.get(resources.iter().find(of)?.name())?;
                     let kek = opener(counts.under.get(usize::from(at))?, cluster, ring)?;
-                    kek.role != Role::Write
+                    !matches!(kek.role, Role::Write | Role::Lost)
                 }
             };
             due.then_some(Stale { key: &located.key, mod_revision: located.mod_revision })

@@ -12,6 +12,7 @@
 //! | `POST /v3/clusters/{c}/join-tokens` | | 201 [`Registered`] |
 //! | `GET /v3/clusters/{c}/kms` | | 200 [`KmsStatus`] |
 //! | `POST /v3/clusters/{c}/kms/operations` | [`OpenOperation`] | 202 [`Opened`], 200 when it is so already |
+//! | `POST /v3/clusters/{c}/kms/operations/cancel` | [`CancelOperation`] | 200 [`GivenUp`]; 409 when it cannot be given up |
 //! | `POST /v3/clusters/{c}/jobs` | [`NewJob`] | 202 [`JobView`] |
 //! | `GET /v3/clusters/{c}/jobs/{id}` | | 200 [`JobView`] |
 //! | `GET /v3/clusters/{c}/kubeconfig` | | 200 text; 409 while the root key is suspended |
@@ -238,6 +239,37 @@ pub struct Opened {
     pub warnings: Vec<String>,
 }
 
+/// Gives up what is in progress.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct CancelOperation {
+    /// Secrets under a root key that is not active may stay unread until it is active again.
+    #[serde(default)]
+    pub without_root_key: bool,
+}
+
+/// What became of an operation that was given up.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GivenUp {
+    /// In one word.
+    pub outcome: GaveUp,
+    /// The operation that ended, or the one that goes back.
+    pub operation: Option<OperationId>,
+    /// For people: what was changed, and what they must know.
+    pub notes: Vec<String>,
+}
+
+/// How an operation was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GaveUp {
+    /// Nothing was sealed under its key: it ended.
+    Cancelled,
+    /// Secrets are under its key: another operation moves all of them back.
+    Reversed,
+    /// That was so before; from now on it goes on without the root key that it leaves.
+    WithoutRootKey,
+}
+
 /// Asks a cluster's agents for work.
 #[derive(Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
@@ -297,6 +329,12 @@ pub mod code {
     pub const BUSY: &str = "E4091";
     /// The cluster used this root key before.
     pub const REUSED: &str = "E4092";
+    /// No operation is in progress.
+    pub const NOTHING_TO_CANCEL: &str = "E4093";
+    /// The operation cannot be given up as it stands.
+    pub const FORWARD: &str = "E4101";
+    /// Secrets would be left unread: an operator must say so.
+    pub const NEEDS_WORD: &str = "E4102";
     /// A cluster of this name exists.
     pub const NAME_TAKEN: &str = "E4094";
     /// The cluster's root key is suspended, or its control plane is fenced.

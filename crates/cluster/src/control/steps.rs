@@ -175,6 +175,8 @@ impl Steps {
                 let state = self.compact(state, revision, tally).await?;
                 return self.commit(&state, Commit::Compacted { revision }).await;
             }
+            Step::GoWithout { root } => Commit::WentWithout { root },
+            Step::Readmit { serial } => Commit::Readmitted { serial },
             Step::Finish => {
                 if let Some(kek) = state.cluster.ring.write() {
                     self.register(&state, kek.root.root, Some(kek.root)).await?;

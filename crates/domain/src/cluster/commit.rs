@@ -89,6 +89,35 @@ pub enum Commit {
     },
     /// The operation is done.
     Finished,
+    /// The operation is given up before its KEK sealed anything.
+    Cancelled {
+        /// Who decided that.
+        by: String,
+    },
+    /// The operation is given up though its KEK seals already: another one takes its place and
+    /// goes back to the root key that wrote before. Where that is under way already, only
+    /// `without` changes.
+    Reversed {
+        /// Identifier of the operation that goes back.
+        id: OperationId,
+        /// The root key that wrote before.
+        target: RootKey,
+        /// A root key that is not active and that the cluster is to go on without.
+        without: Option<RootKey>,
+        /// Who decided that.
+        by: String,
+    },
+    /// Every API server is fenced for the root key that the operation goes on without. Its KEKs
+    /// are lost from now on, and where one of them sealed, the operation's KEK does.
+    WentWithout {
+        /// The root key.
+        root: RootKey,
+    },
+    /// The root key of a lost KEK is active again, so that live records can be read.
+    Readmitted {
+        /// Which KEK.
+        serial: Serial,
+    },
 }
 
 /// Why a commit was refused. Nothing was changed.
@@ -123,7 +152,8 @@ pub enum Refusal {
 /// Applies `commit` to `cluster`. On success its revision has risen by one; on refusal it is
 /// unchanged. Keeps these, whatever the order of calls: at most one KEK has the role Write;
 /// serials rise and are never reused; a KEK is Staged before it is Write; a stage never falls;
-/// a root key is never used a second time; no KEK is removed.
+/// a root key that sealed is never asked for a second time, and gone back to only while records
+/// may be under it; no KEK is removed once it has sealed.
 pub fn apply(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Refusal> {
     let mut next = cluster.clone();
     change(&mut next, commit, now)?;
@@ -156,6 +186,7 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
                 OperationKind::Enable => write.is_none(),
                 OperationKind::Rotate => write == Some(*target),
                 OperationKind::Switch => write.is_some() && write != Some(*target),
+                OperationKind::Reverse => false,
             };
             if !consistent {
                 return Err(Refusal::OutOfOrder("the kind does not fit the key in use"));
@@ -182,15 +213,20 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
                 first_verified: None,
                 compacted: None,
                 stuck: None,
+                without: None,
             });
         }
         Commit::Endpoint { public } => cluster.public_endpoint = *public,
         Commit::Preflighted => operation(cluster)?.preflighted = true,
         Commit::Rejected { reason } => {
-            if operation(cluster)?.serial.is_some() {
+            let op = operation(cluster)?;
+            if op.serial.is_some() {
                 return Err(Refusal::OutOfOrder(
                     "a KEK exists already; the operation goes forward",
                 ));
+            }
+            if op.kind == OperationKind::Reverse {
+                return Err(Refusal::OutOfOrder("records are under several keys; it goes on"));
             }
             finish(cluster, now, Some(reason.clone()))?;
         }
@@ -214,10 +250,11 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
                 return Err(Refusal::OutOfOrder("not a staged KEK of the target, next in line"));
             }
             op.serial = Some(kek.serial);
-            if !cluster.used.contains(&kek.root.root) {
-                cluster.used.push(kek.root.root);
-            }
+            // One that was kept for API servers whose file names the provider: this one is
+            // reported in its place, and nothing is under it.
+            cluster.ring.keks.retain(|k| k.role != Role::Staged);
             cluster.ring.keks.push(kek.clone());
+            cluster.ring.minted = kek.serial.0;
         }
         Commit::TakeUp { agent, stage } => {
             if cluster.ring.reported().is_none() {
@@ -243,8 +280,7 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
             let serial = operation(cluster)?
                 .serial
                 .ok_or(Refusal::OutOfOrder("promoted before it was minted"))?;
-            promote(cluster, serial)?;
-            operation(cluster)?.promoted = Some(now);
+            promote(cluster, serial, now)?;
         }
         Commit::Rewriting { rewrite } => {
             let op = operation(cluster)?;
@@ -281,6 +317,82 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
             }
             finish(cluster, now, None)?;
         }
+        Commit::Cancelled { by } => {
+            let op = operation(cluster)?;
+            if op.promoted.is_some() || op.kind == OperationKind::Reverse {
+                return Err(Refusal::OutOfOrder("records are under several keys; it goes on"));
+            }
+            // At first enablement API servers may name the provider already, though nothing is
+            // written through it. Without a KEK to report they would not be ready, nor start.
+            let named = cluster.servers.values().any(|t| t.stage > Stage::Bare);
+            if cluster.ring.write().is_some() || !named {
+                cluster.ring.keks.retain(|k| k.role != Role::Staged);
+            }
+            finish(cluster, now, Some(format!("cancelled by {by}; nothing was changed")))?;
+        }
+        Commit::Reversed { id, target, without, by } => {
+            let former = cluster.ring.former();
+            let op = operation(cluster)?;
+            if without.is_some_and(|root| root == *target) {
+                return Err(Refusal::OutOfOrder("it cannot go without the key that it goes to"));
+            }
+            if op.kind == OperationKind::Reverse && op.target == *target {
+                op.without = *without;
+                return Ok(());
+            }
+            if op.promoted.is_none() {
+                return Err(Refusal::OutOfOrder("its KEK seals nothing yet; it can be cancelled"));
+            }
+            if former != Some(*target) {
+                return Err(Refusal::OutOfOrder("not the root key that wrote before"));
+            }
+            let back = Operation {
+                id: *id,
+                kind: OperationKind::Reverse,
+                target: *target,
+                // It goes on with the work of the one before: what that one changed since it was
+                // asked for is to be cleaned up by this one.
+                take_up: op.take_up,
+                requested: op.requested,
+                requested_by: by.clone(),
+                // Every node has used this key.
+                preflighted: true,
+                registered: false,
+                serial: None,
+                promoted: None,
+                rewrite: None,
+                verified: None,
+                first_verified: None,
+                compacted: None,
+                stuck: None,
+                without: *without,
+            };
+            let reason = format!("{by} went back to root key {}", target.key);
+            finish(cluster, now, Some(reason))?;
+            cluster.operation = Some(back);
+        }
+        Commit::WentWithout { root } => {
+            let op = operation(cluster)?;
+            if op.without != Some(*root) {
+                return Err(Refusal::OutOfOrder("nobody decided to go on without this root key"));
+            }
+            let serial = op.serial;
+            if cluster.ring.write().is_some_and(|k| k.root.root == *root) {
+                let serial = serial.ok_or(Refusal::OutOfOrder("no KEK that could seal instead"))?;
+                promote(cluster, serial, now)?;
+            }
+            for kek in &mut cluster.ring.keks {
+                if kek.root.root == *root && kek.role == Role::Read {
+                    kek.role = Role::Lost;
+                }
+            }
+        }
+        Commit::Readmitted { serial } => {
+            operation(cluster)?;
+            let lost = |k: &&mut Kek| k.serial == *serial && k.role == Role::Lost;
+            let kek = cluster.ring.keks.iter_mut().find(lost);
+            kek.ok_or(Refusal::OutOfOrder("only a lost KEK can be readmitted"))?.role = Role::Read;
+        }
     }
     Ok(())
 }
@@ -300,10 +412,12 @@ fn operation(cluster: &mut Cluster) -> Result<&mut Operation, Refusal> {
     cluster.operation.as_mut().ok_or(Refusal::Idle)
 }
 
-fn promote(cluster: &mut Cluster, serial: Serial) -> Result<(), Refusal> {
-    let staged = cluster.ring.get(serial).is_some_and(|k| k.role == Role::Staged);
-    if !staged {
-        return Err(Refusal::OutOfOrder("only a staged KEK can be promoted"));
+fn promote(cluster: &mut Cluster, serial: Serial, now: UnixMs) -> Result<(), Refusal> {
+    let staged = cluster.ring.get(serial).filter(|k| k.role == Role::Staged);
+    let root = staged.ok_or(Refusal::OutOfOrder("only a staged KEK can be promoted"))?.root.root;
+    operation(cluster)?.promoted = Some(now);
+    if !cluster.used.contains(&root) {
+        cluster.used.push(root);
     }
     for kek in &mut cluster.ring.keks {
         if kek.serial == serial {
@@ -319,7 +433,7 @@ fn finish(cluster: &mut Cluster, now: UnixMs, rejected: Option<String>) -> Resul
     let op = cluster.operation.take().ok_or(Refusal::Idle)?;
     if rejected.is_none() {
         for kek in &mut cluster.ring.keks {
-            if kek.role == Role::Read {
+            if matches!(kek.role, Role::Read | Role::Lost) {
                 kek.role = Role::Retained;
             }
         }

@@ -88,7 +88,8 @@ pub struct Cluster {
     pub operation: Option<Operation>,
     /// Finished work, newest first, at most [`HISTORY_MAX`].
     pub history: Vec<Finished>,
-    /// Every root key that this cluster ever used. None may be used a second time.
+    /// Every root key that this cluster ever sealed under. No operator may ask for one of them a
+    /// second time.
     pub used: Vec<RootKey>,
     /// Whether agents reach the key service by its public name.
     pub public_endpoint: bool,
@@ -120,6 +121,9 @@ pub enum OperationKind {
     Rotate,
     /// The cluster moves to another root key or instance.
     Switch,
+    /// A switch was given up after its KEK had begun to seal: the cluster moves back to the root
+    /// key that wrote before. The one exception to the rule that a root key is used once.
+    Reverse,
 }
 
 impl fmt::Display for OperationKind {
@@ -128,6 +132,7 @@ impl fmt::Display for OperationKind {
             OperationKind::Enable => "enable",
             OperationKind::Rotate => "rotate",
             OperationKind::Switch => "switch",
+            OperationKind::Reverse => "reverse",
         })
     }
 }
@@ -169,6 +174,10 @@ pub struct Operation {
     /// Why it makes no progress, when it does not. The work goes on by itself once the cause
     /// is gone.
     pub stuck: Option<String>,
+    /// A root key that is not active and that the cluster goes on without, by an operator's
+    /// decision: see [`ring::Role::Lost`].
+    #[serde(default)]
+    pub without: Option<RootKey>,
 }
 
 /// How far a rewrite is.
@@ -197,7 +206,8 @@ pub struct Finished {
     pub requested_by: String,
     /// When it ended.
     pub ended: UnixMs,
-    /// Empty when it did what was asked; otherwise why it was rejected. Nothing was changed then.
+    /// Empty when it did what was asked; otherwise why it was rejected or cancelled, or what took
+    /// its place.
     pub rejected: Option<String>,
     /// The KEK it made, if it got that far.
     pub serial: Option<Serial>,
@@ -361,7 +371,7 @@ pub struct Tally {
     pub stale: u64,
     /// Not encrypted.
     pub plaintext: u64,
-    /// Under a KEK or provider that the ring does not know, or not decodable.
+    /// Under a KEK or provider that the ring does not know or has lost, or not decodable.
     pub unknown: u64,
 }
 

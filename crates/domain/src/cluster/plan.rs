@@ -1,4 +1,4 @@
-//! The next step of enable, rotate and switch: a pure function of what is seen.
+//! The next step of enable, rotate, switch and reverse: a pure function of what is seen.
 //!
 //! Order, for N API servers: prove the target on every node; register; mint a KEK; let every
 //! plugin open with it; (first enablement, N > 1) let every API server read our records; let it
@@ -11,9 +11,10 @@
 //! opened. By `restart` it ends the process that ran when the file was written, whatever that
 //! process has loaded meanwhile. And it starts an API server only with the file of its target.
 
+use super::ring::{Kek, Role};
 use super::{
-    Access, Cluster, FRESH_MS, OperationKind, REQUEST_TIMEOUT_MS, RootStatus, Seen, Stage, TakeUp,
-    Tally, Target,
+    Access, Cluster, FRESH_MS, Operation, OperationKind, REQUEST_TIMEOUT_MS, RootStatus, Seen,
+    Stage, TakeUp, Tally, Target,
 };
 use crate::id::{AgentName, OperationId, Serial, UnixMs};
 use crate::key::{KeyState, RootKey};
@@ -93,6 +94,16 @@ pub enum Step {
     },
     /// Point the registration at the version in use, commit the end.
     Finish,
+    /// Commit that the cluster goes on without this root key: every API server is fenced.
+    GoWithout {
+        /// The root key.
+        root: RootKey,
+    },
+    /// Commit that this lost KEK can be opened again.
+    Readmit {
+        /// Which.
+        serial: Serial,
+    },
 }
 
 /// Why a step must wait.
@@ -123,8 +134,11 @@ pub enum Why {
         /// For so many more milliseconds.
         left_ms: u64,
     },
-    /// Records that nobody can decode; they are left byte for byte.
+    /// Records that nobody can decode, or whose key is lost; they are left byte for byte.
     Unknown(u64),
+    /// The API server must be down, since its caches hold what was read under a root key that
+    /// the cluster is to go on without.
+    NotFenced(AgentName),
     /// The root key does not wrap now.
     Root(RootKey, KeyState),
 }
@@ -152,11 +166,9 @@ impl fmt::Display for Why {
                 left_ms.div_ceil(1000)
             ),
             Why::Unknown(n) => {
-                write!(
-                    f,
-                    "{n} records cannot be decoded; `census` names them; nothing touches them"
-                )
+                write!(f, "{n} records cannot be read; `census` names them; nothing touches them")
             }
+            Why::NotFenced(a) => write!(f, "agent {a} has not yet fenced its API server"),
             Why::Root(root, state) => write!(f, "root key {} is {state}", root.key),
         }
     }
@@ -168,7 +180,15 @@ pub fn plan(facts: &Facts<'_>) -> Step {
     if let Some(wait) = everybody_speaks(facts) {
         return Step::Wait(wait);
     }
+    let lost =
+        |k: &&Kek| k.role == Role::Lost && root_state(facts, k.root.root) == Some(KeyState::Active);
+    if let Some(kek) = facts.cluster.ring.keks.iter().find(lost) {
+        return Step::Readmit { serial: kek.serial };
+    }
     let Some(serial) = op.serial else { return before_the_kek(facts) };
+    if let Some(step) = go_without(facts, op) {
+        return step;
+    }
     if let Some(wait) = everybody_open(facts) {
         return Step::Wait(wait);
     }
@@ -306,13 +326,18 @@ fn before_the_kek(facts: &Facts<'_>) -> Step {
     let Some(op) = &facts.cluster.operation else { return Step::Rest };
     match root_state(facts, op.target) {
         Some(KeyState::Active) => {}
-        Some(state) if op.kind == OperationKind::Rotate => {
+        // The root key did rotate, or records are under several keys: to give up would leave
+        // the cluster as it is.
+        Some(state) if matches!(op.kind, OperationKind::Rotate | OperationKind::Reverse) => {
             return Step::Wait(Why::Root(op.target, state));
         }
         Some(state) => {
             return Step::Reject {
                 reason: format!("root key {} is {state}; only an active key wraps", op.target.key),
             };
+        }
+        None if op.kind == OperationKind::Reverse => {
+            return Step::Wait(Why::Root(op.target, KeyState::Destroyed));
         }
         None => {
             return Step::Reject { reason: format!("root key {} no longer exists", op.target.key) };
@@ -325,6 +350,33 @@ fn before_the_kek(facts: &Facts<'_>) -> Step {
         return Step::Register { target: op.target };
     }
     Step::Mint { target: op.target, serial: facts.cluster.ring.next_serial() }
+}
+
+/// Leaves a root key behind that is not active, where an operator decided so. While API servers
+/// are fenced nobody holds an opened KEK, so whoever opens afterwards does so with the ring of
+/// this commit or a newer one: no API server seals with a KEK that another lacks, though no agent
+/// has reported the new one as opened. Before all are fenced, one that has not heard of the
+/// suspension would keep what it read in its caches, with nothing to fence it for any more.
+///
+/// An observation may be of an earlier suspension than the one that lasts, so the server takes
+/// the commit only if every agent acknowledged the key's newest event as fenced.
+fn go_without(facts: &Facts<'_>, op: &Operation) -> Option<Step> {
+    let root = op.without?;
+    let in_use = |k: &Kek| k.root.root == root && matches!(k.role, Role::Write | Role::Read);
+    let active = root_state(facts, root) == Some(KeyState::Active);
+    if active || !facts.cluster.ring.keks.iter().any(in_use) {
+        return None;
+    }
+    let state = root_state(facts, op.target).unwrap_or(KeyState::Destroyed);
+    if state != KeyState::Active {
+        return Some(Step::Wait(Why::Root(op.target, state)));
+    }
+    for (agent, seen) in servers(facts) {
+        if !matches!(seen.observation.access, Access::Fenced { .. }) {
+            return Some(Step::Wait(Why::NotFenced(agent)));
+        }
+    }
+    Some(Step::GoWithout { root })
 }
 
 fn preflight(facts: &Facts<'_>, operation: OperationId, kind: OperationKind) -> Step {
@@ -395,7 +447,6 @@ fn taken(seen: &Seen, target: &Target, stage: Stage) -> bool {
 /// The root key whose suspension closes the cluster now, if one does: that of the KEK that
 /// seals, or of a KEK that live records may still be under. Expired and deleted act the same.
 pub fn must_fence<'a>(cluster: &Cluster, roots: &'a [RootStatus]) -> Option<&'a RootStatus> {
-    use super::ring::Role;
     let in_use = |root: RootKey| {
         cluster
             .ring

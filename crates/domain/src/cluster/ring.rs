@@ -1,7 +1,7 @@
 //! The key ring of a cluster: its KEKs in order, wrapped, each with a role.
 
 use crate::id::{ClusterId, Serial, UnixMs};
-use crate::key::RootVersion;
+use crate::key::{RootKey, RootVersion};
 use serde::{Deserialize, Serialize};
 
 /// What a KEK may be used for.
@@ -17,6 +17,10 @@ pub enum Role {
     Read,
     /// Opens; no live record is under it, only old revisions or backups can be.
     Retained,
+    /// Its root key is not active, and an operator decided that the cluster goes on without it:
+    /// nothing is fenced for it and nothing waits for it. Live records may be under it. They
+    /// stay as they are, unread, and count as unknown until the root key is active again.
+    Lost,
 }
 
 /// A KEK as everybody but the plugin sees it: wrapped.
@@ -59,6 +63,10 @@ pub fn serial_of(key_id: &str) -> Option<Serial> {
 pub struct Ring {
     /// Every KEK the cluster has.
     pub keks: Vec<Kek>,
+    /// The highest serial that was ever given. A staged KEK whose operation was given up leaves
+    /// the ring, its serial does not come back. 0 where it is not written: then no KEK has left.
+    #[serde(default)]
+    pub minted: u64,
 }
 
 impl Ring {
@@ -78,8 +86,22 @@ impl Ring {
         self.keks.iter().find(|k| k.serial == serial)
     }
 
+    /// The root key that wrote before the one that writes now: that of the newest KEK that live
+    /// records may be under and that is wrapped by another root key. None while there is none.
+    pub fn former(&self) -> Option<RootKey> {
+        let write = self.write()?.root.root;
+        let read = |k: &&Kek| k.role == Role::Read && k.root.root != write;
+        self.keks.iter().rev().find(read).map(|k| k.root.root)
+    }
+
+    /// Whether a KEK of the ring is wrapped by `root`.
+    pub fn names(&self, root: RootKey) -> bool {
+        self.keks.iter().any(|k| k.root.root == root)
+    }
+
     /// The serial that the next KEK gets.
     pub fn next_serial(&self) -> Serial {
-        Serial(self.keks.iter().map(|k| k.serial.0).max().unwrap_or(0) + 1)
+        let here = self.keks.iter().map(|k| k.serial.0).max().unwrap_or(0);
+        Serial(here.max(self.minted) + 1)
     }
 }

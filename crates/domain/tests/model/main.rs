@@ -3,6 +3,7 @@
 
 mod world;
 
+use claviger_domain::cluster::write_root;
 use std::collections::HashSet;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -27,7 +28,7 @@ impl Random {
 
     fn op(&mut self) -> Op {
         let (i, r) = (self.below(3) as u8, self.below(3) as u8);
-        match self.below(60) {
+        match self.below(62) {
             0..=4 => Op::Sync(i),
             5..=9 => Op::Follow(i),
             10..=12 => Op::Poll(i),
@@ -62,6 +63,13 @@ impl Random {
                 }
             }
             58 => Op::EnableRoots,
+            59..=60 => {
+                if self.below(3) == 0 {
+                    Op::Cancel
+                } else {
+                    Op::Look
+                }
+            }
             _ => {
                 if self.below(8) == 0 {
                     Op::Join(r)
@@ -176,6 +184,49 @@ fn every_order_of_a_few_events_from_every_state_on_the_way() {
     }
 }
 
+/// The root key that a cluster moves to is gone for good, at every moment after its KEK began to
+/// seal. The operator goes back without it: what is under it stays as it is and is said, all else
+/// is readable and writable, and once nothing is under it any more, the operation ends.
+#[test]
+fn a_cluster_goes_on_without_a_root_key_that_is_gone() {
+    for n in 1..=3 {
+        let mut places = Vec::new();
+        let mut known = HashSet::new();
+        let mut world = World::new(n);
+        world.step(Op::Enable(false));
+        world.settle(|_| ());
+        let former = write_root(&world.cluster).expect("enabled").root;
+        world.step(Op::Switch);
+        world.settle(|w| {
+            let sealed = w.cluster.operation.as_ref().is_some_and(|o| o.promoted.is_some());
+            if sealed && known.insert(shape(w)) {
+                places.push(w.clone());
+            }
+        });
+        let mut unreadable = 0;
+        for mut world in places {
+            world.step(Op::Destroy);
+            world.rounds(3);
+            assert!(world.nodes.iter().all(|n| n.api.is_none()), "the key is gone: all are fenced");
+            let before = world.etcd;
+            world.step(Op::Cancel);
+            world.rounds(100);
+            assert_eq!(write_root(&world.cluster).map(|v| v.root), Some(former));
+            assert!(world.nodes.iter().all(|n| n.api.is_some()), "everybody serves again");
+            let lost = world.tally().unknown;
+            if lost > 0 {
+                unreadable += 1;
+                assert!(world.cluster.operation.is_some(), "it must not say that it is done");
+                let kept = (0..before.len()).filter(|r| world.etcd[*r] == before[*r]).count();
+                assert_eq!(kept as u64, lost, "what cannot be read stays as it is");
+                world.replace_unreadable();
+            }
+            world.settle(|_| ());
+        }
+        assert!(unreadable > 5, "only {unreadable} places");
+    }
+}
+
 /// The world without clocks and counters, so that equal situations are met once.
 fn shape(world: &World) -> u64 {
     let mut w = world.clone();
@@ -184,8 +235,11 @@ fn shape(world: &World) -> u64 {
     let mut hasher = DefaultHasher::new();
     let stages: Vec<_> = w.cluster.servers.values().map(|t| t.stage).collect();
     let op = w.cluster.operation.as_ref().map(|o| {
-        (o.kind, o.serial, o.promoted.is_some(), o.verified.is_some(), o.compacted.is_some())
+        let steps = (o.promoted.is_some(), o.verified.is_some(), o.compacted.is_some());
+        (o.kind, o.serial, steps, o.without)
     });
+    let roles: Vec<_> = w.cluster.ring.keks.iter().map(|k| (k.serial, k.role)).collect();
+    let roots: Vec<_> = w.roots.iter().map(|r| (r.state, r.current)).collect();
     let nodes: Vec<_> = w
         .nodes
         .iter()
@@ -194,7 +248,8 @@ fn shape(world: &World) -> u64 {
                 n.api.as_ref().map(|a| (a.loaded, a.seed, a.ghost.is_some_and(|t| t > world.now)));
             let memory = n.memory.as_ref().map(|m| m.1.clone());
             let outbox = n.outbox.as_ref().map(|o| (o.key_id.clone(), o.stage_loaded, o.canary));
-            (n.disk.stage, n.disk.doomed, api, memory, n.canary, outbox)
+            let acted = w.roots.iter().all(|r| n.acknowledged.get(&r.root) == Some(&r.event));
+            (n.disk.stage, n.disk.doomed, api, memory, n.canary, outbox, n.fenced, acted)
         })
         .collect();
     let seen: Vec<_> = w
@@ -206,13 +261,19 @@ fn shape(world: &World) -> u64 {
         })
         .collect();
     let plan = w.plan.as_ref().map(|p| (p.revision, p.step.clone()));
-    format!("{stages:?}{op:?}{nodes:?}{seen:?}{plan:?}{:?}", w.etcd).hash(&mut hasher);
+    let etcd = w.etcd;
+    format!("{stages:?}{op:?}{roles:?}{roots:?}{nodes:?}{seen:?}{plan:?}{etcd:?}")
+        .hash(&mut hasher);
     hasher.finish()
 }
 
 fn events(world: &World) -> Vec<Op> {
     let n = world.nodes.len() as u8;
     let mut ops = vec![Op::Look, Op::Act, Op::LongTick, Op::Join(1), Op::Rotate];
+    ops.push(Op::Cancel);
+    if n == 1 {
+        ops.extend([Op::Disable, Op::EnableRoots]);
+    }
     for i in 0..n {
         ops.extend([Op::Sync(i), Op::Follow(i), Op::Poll(i), Op::Pickup(i), Op::Canary(i)]);
         ops.extend([Op::Deliver(i), Op::Observe(i), Op::CrashAgent(i), Op::RestartApi(i)]);

@@ -41,6 +41,8 @@ pub struct Node {
     /// Opened KEKs and the ring they are of, while the agent lives and is open.
     pub memory: Option<(Ring, BTreeSet<Serial>)>,
     pub fenced: Option<RootKey>,
+    /// The newest key event that this node acknowledged as fenced.
+    pub acknowledged: BTreeMap<RootKey, u64>,
     pub api: Option<Api>,
     pub canary: Option<Canary>,
     pub preflight: Option<OperationId>,
@@ -114,6 +116,10 @@ pub enum Op {
     Disable,
     EnableRoots,
     Join(u8),
+    /// The operator gives the operation up, whatever that takes now.
+    Cancel,
+    /// The target is gone for good.
+    Destroy,
 }
 
 fn uuid(n: u128) -> Uuid {
@@ -254,10 +260,20 @@ impl World {
                 }
             }
             Op::EnableRoots => {
-                for root in &mut self.roots {
+                for root in self.roots.iter_mut().filter(|r| r.state == KeyState::Suspended) {
                     root.state = KeyState::Active;
+                    root.event += 1;
                 }
             }
+            Op::Destroy => {
+                let target = self.cluster.operation.as_ref().map(|o| o.target);
+                for root in self.roots.iter_mut().filter(|r| Some(r.root) == target) {
+                    root.state = KeyState::Destroyed;
+                    root.current = None;
+                    root.event += 1;
+                }
+            }
+            Op::Cancel => self.cancel(),
             Op::Join(n) => {
                 if self.nodes.len() < 3 {
                     // A node of which the API server does not run yet.
@@ -288,6 +304,32 @@ impl World {
         self.commit(Commit::Opened { id, kind, target, take_up, public_endpoint: None, by });
     }
 
+    /// As the server does it: free before anything is sealed, back to the former root key after.
+    fn cancel(&mut self) {
+        let by = "operator".to_owned();
+        let Some(op) = self.cluster.operation.clone() else { return };
+        if op.promoted.is_none() && op.kind != OperationKind::Reverse {
+            // A rotation would begin again at once.
+            if op.kind != OperationKind::Rotate {
+                let before = self.cluster.clone();
+                assert!(self.commit(Commit::Cancelled { by }));
+                assert_eq!(self.cluster.servers, before.servers);
+                assert_eq!(self.cluster.used, before.used, "nothing was sealed, nothing used");
+            }
+            return;
+        }
+        let shut = must_fence(&self.cluster, &self.roots).map(|r| r.root);
+        let former = self.cluster.ring.former();
+        let target = if op.kind == OperationKind::Reverse { Some(op.target) } else { former };
+        let Some(target) = target.filter(|t| self.active(*t)) else { return };
+        let without = shut.filter(|root| *root != target);
+        if op.kind == OperationKind::Reverse && without.is_none() {
+            return;
+        }
+        let id = OperationId(uuid(self.next()));
+        assert!(self.commit(Commit::Reversed { id, target, without, by }));
+    }
+
     /// The agent fetches the state, opens what is new, and fences if it must.
     fn sync(&mut self, i: u8) {
         let i = self.node(i);
@@ -298,6 +340,9 @@ impl World {
             node.memory = None;
             node.api = None;
             node.disk.doomed = None;
+            for root in &self.roots {
+                node.acknowledged.insert(root.root, root.event);
+            }
             return;
         }
         let opened: BTreeSet<Serial> = self
@@ -313,6 +358,11 @@ impl World {
             .collect();
         let ring = self.cluster.ring.clone();
         let node = &mut self.nodes[i];
+        let lost = |held: &Kek| {
+            let there = ring.get(held.serial).is_some();
+            !(there || held.role == Role::Staged && ring.minted >= held.serial.0)
+        };
+        assert!(!node.disk.ring.keks.iter().any(lost), "an agent would not believe this ring");
         node.fenced = None;
         // Disk first, plugin second.
         node.disk.ring = ring.clone();
@@ -474,7 +524,14 @@ impl World {
             (true, None) => return,
             (false, _) => Stored::Plain,
         };
-        self.store(usize::from(r) % RECORDS, stored);
+        // What cannot be read cannot be changed.
+        let r = usize::from(r) % RECORDS;
+        if let Stored::Under(s) = self.etcd[r]
+            && self.lost(s)
+        {
+            return;
+        }
+        self.store(r, stored);
     }
 
     pub fn tally(&self) -> Tally {
@@ -489,10 +546,16 @@ impl World {
             match record {
                 Stored::Plain => tally.plaintext += 1,
                 Stored::Under(s) if Some(s) == write => tally.current += 1,
+                Stored::Under(s) if self.lost(s) => tally.unknown += 1,
                 Stored::Under(_) => tally.stale += 1,
             }
         }
         tally
+    }
+
+    /// Whether the cluster goes on without the key of this KEK.
+    fn lost(&self, serial: Serial) -> bool {
+        self.cluster.ring.get(serial).is_some_and(|k| k.role == Role::Lost)
     }
 
     fn facts<'a>(&'a self, tally: Option<&'a Tally>) -> Facts<'a> {
@@ -587,6 +650,23 @@ impl World {
                     self.commit(Commit::Compacted { revision });
                 }
             }
+            Step::GoWithout { root } if fits => {
+                let status = self.roots.iter().find(|r| r.root == root).cloned();
+                let Some(status) = status.filter(|r| r.state != KeyState::Active) else { return };
+                let acted = |n: &Node| n.acknowledged.get(&root) == Some(&status.event);
+                if self.nodes.iter().all(acted) && self.commit(Commit::WentWithout { root }) {
+                    for node in &self.nodes {
+                        assert!(node.api.is_none(), "I6: {} holds what it read", node.name);
+                        assert!(node.memory.is_none(), "I6: {} holds keys", node.name);
+                    }
+                }
+            }
+            Step::Readmit { serial } if fits => {
+                let root = self.cluster.ring.get(serial).map(|k| k.root.root);
+                if root.is_some_and(|root| self.active(root)) {
+                    self.commit(Commit::Readmitted { serial });
+                }
+            }
             Step::Finish if fits => {
                 let kind = self.cluster.operation.as_ref().map(|o| o.kind);
                 if self.commit(Commit::Finished) {
@@ -607,6 +687,11 @@ impl World {
         let write = self.cluster.ring.write().map(|k| Stored::Under(k.serial));
         for r in 0..RECORDS {
             if Some(self.etcd[r]) == write {
+                continue;
+            }
+            if let Stored::Under(s) = self.etcd[r]
+                && self.lost(s)
+            {
                 continue;
             }
             let Some(api) = self.nodes.iter().find_map(|n| n.api.as_ref()) else { return };
@@ -635,6 +720,7 @@ impl World {
             for (r, record) in self.etcd.iter().enumerate() {
                 let readable = match record {
                     Stored::Plain => api.loaded < Stage::Only,
+                    Stored::Under(s) if self.lost(*s) => true,
                     Stored::Under(s) => api.loaded >= Stage::ReadFirst && opened.contains(s),
                 };
                 assert!(
@@ -662,7 +748,8 @@ impl World {
         for record in &self.etcd {
             let Stored::Under(serial) = record else { continue };
             let role = self.cluster.ring.get(*serial).map(|k| k.role);
-            assert_ne!(role, Some(Role::Retained), "a live record is under {serial}");
+            let may = matches!(role, Some(Role::Write | Role::Read | Role::Lost));
+            assert!(may, "a live record is under {serial}, which is {role:?}");
         }
         if self.cluster.servers.values().any(|t| t.stage == Stage::Only) {
             assert!(!self.etcd.contains(&Stored::Plain), "[kms] while plaintext is there");
@@ -691,6 +778,28 @@ impl World {
         ops
     }
 
+    /// So many rounds.
+    pub fn rounds(&mut self, count: u32) {
+        for _ in 0..count {
+            for op in self.round() {
+                self.step(op);
+                self.check();
+            }
+        }
+    }
+
+    /// Somebody deletes what nobody can read, and makes it anew.
+    pub fn replace_unreadable(&mut self) {
+        let write = self.cluster.ring.write().map(|k| k.serial).expect("a KEK seals");
+        for r in 0..RECORDS {
+            if let Stored::Under(s) = self.etcd[r]
+                && self.lost(s)
+            {
+                self.store(r, Stored::Under(write));
+            }
+        }
+    }
+
     /// Whether nothing is left to do.
     pub fn at_rest(&self) -> bool {
         let version = write_root(&self.cluster);
@@ -698,7 +807,9 @@ impl World {
             self.roots.iter().any(|r| r.root == v.root && r.current == Some(v.version))
         });
         let stages: BTreeSet<Stage> = self.cluster.servers.values().map(|t| t.stage).collect();
-        self.cluster.operation.is_none() && current && stages.len() <= 1
+        // Without a key there is nothing to bring anybody to.
+        let even = stages.len() <= 1 || version.is_none();
+        self.cluster.operation.is_none() && current && even
     }
 
     /// Goes on fairly until all is at rest. The bound is what two operations with their waits
@@ -727,6 +838,7 @@ fn node(i: usize, running: Option<Stage>) -> Node {
         disk: Disk { ring: Ring::default(), revision: 0, stage: Stage::Bare, doomed: None },
         memory: None,
         fenced: None,
+        acknowledged: BTreeMap::new(),
         api: running.map(|loaded| Api { process, loaded, seed: None, ghost: None }),
         canary: None,
         preflight: None,

@@ -51,7 +51,7 @@ fn records_are_told_apart_by_the_ring() {
     let root = RootKey { instance: InstanceId::random(), key: KeyId::random() };
     let (old, new) = (kek(1, root, Role::Read), kek(2, root, Role::Write));
     let lost = kek(3, root, Role::Read);
-    let ring = Ring { keks: vec![old.clone(), new.clone()] };
+    let ring = Ring { keks: vec![old.clone(), new.clone()], minted: 3 };
     let foreign = KmsV2 { provider: "kms1", ..sample() }.to_value();
     let swapped = Carried { wrapped: "another".to_owned(), ..carried(&new) };
     let c = census(&[

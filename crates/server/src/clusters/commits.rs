@@ -3,11 +3,11 @@
 use super::fault::Fault;
 use super::limits::{REASON_MAX, WRAPPED_MAX};
 use super::state::{Whole, keep_status, row_of};
-use super::{lease, roots};
+use super::{give_up, lease, roots};
 use claviger_domain::cluster::OperationKind;
-use claviger_domain::cluster::commit::{Commit, apply};
+use claviger_domain::cluster::commit::{Commit, Refusal, apply};
 use claviger_domain::id::{AgentName, ClusterId, UnixMs};
-use claviger_domain::key::KeyState;
+use claviger_domain::key::{KeyState, RootKey};
 use claviger_store::clusters::{self, ClusterRow};
 use claviger_store::{Tx, keys};
 use claviger_wire::agent::CommitRequest;
@@ -55,12 +55,29 @@ fn checked(tx: &Tx<'_>, row: &ClusterRow, commit: &Commit, now: UnixMs) -> Resul
     match commit {
         Commit::Joined { .. } => bad("joining is done by /agent/v1/join"),
         Commit::Endpoint { .. } => bad("operators choose the endpoint, not agents"),
+        Commit::Cancelled { .. } | Commit::Reversed { .. } => {
+            bad("operators give an operation up, not agents")
+        }
+        Commit::WentWithout { root } => {
+            let active = state_of(tx, root, now)? == KeyState::Active;
+            if active || !give_up::all_fenced(tx, &row.cluster, *root)? {
+                let why = "an API server may hold what it read under that root key";
+                return Err(Fault::Refused(Refusal::OutOfOrder(why)));
+            }
+            Ok(commit.clone())
+        }
+        Commit::Readmitted { serial } => {
+            let root = row.cluster.ring.get(*serial).map(|kek| kek.root.root);
+            match root {
+                Some(root) if state_of(tx, &root, now)? == KeyState::Active => Ok(commit.clone()),
+                _ => Err(Fault::Refused(Refusal::OutOfOrder("the KEK's root key is not active"))),
+            }
+        }
         Commit::Opened { kind, .. } if *kind != OperationKind::Rotate => {
             bad("agents open rotations only; operators enable and switch")
         }
         Commit::Opened { id, kind, target, take_up, .. } => {
-            let root = roots::statuses(tx, &[*target], now)?;
-            let is = root.first().map_or(KeyState::Destroyed, |r| r.state);
+            let is = state_of(tx, target, now)?;
             if is != KeyState::Active {
                 return Err(Fault::NotActive { root: *target, is });
             }
@@ -108,6 +125,11 @@ fn checked(tx: &Tx<'_>, row: &ClusterRow, commit: &Commit, now: UnixMs) -> Resul
     }
 }
 
+fn state_of(tx: &Tx<'_>, root: &RootKey, now: UnixMs) -> Result<KeyState, Fault> {
+    let status = roots::statuses(tx, &[*root], now)?;
+    Ok(status.first().map_or(KeyState::Destroyed, |r| r.state))
+}
+
 /// The name of a commit in the audit log.
 pub fn audit_name(commit: &Commit) -> &'static str {
     match commit {
@@ -126,5 +148,9 @@ pub fn audit_name(commit: &Commit) -> &'static str {
         Commit::Residue { .. } => "containers-kubernetes.cluster-residue.report",
         Commit::Stuck { .. } => "containers-kubernetes.cluster-kms.stuck",
         Commit::Finished => "containers-kubernetes.cluster-kms.finish",
+        Commit::Cancelled { .. } => "containers-kubernetes.cluster-kms.cancel",
+        Commit::Reversed { .. } => "containers-kubernetes.cluster-kms.reverse",
+        Commit::WentWithout { .. } => "containers-kubernetes.cluster-kek.lose",
+        Commit::Readmitted { .. } => "containers-kubernetes.cluster-kek.readmit",
     }
 }

@@ -69,6 +69,22 @@ pub enum Fault {
     /// The rules of the cluster refuse.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// Nothing is in progress that could be given up.
+    #[error("no operation is in progress on this cluster; there is nothing to cancel")]
+    NothingToCancel,
+    /// The operation cannot be given up as it stands.
+    #[error("{0}")]
+    Forward(String),
+    /// Records would be left unread, which is for a person to decide.
+    #[error(
+        "root key {} is {is}, and Secrets may be under it: they could not be read until it is active again", .root.key
+    )]
+    NeedsWord {
+        /// The root key.
+        root: RootKey,
+        /// Its state.
+        is: KeyState,
+    },
     /// The name is taken.
     #[error("a cluster is named {0:?} already")]
     NameTaken(String),
@@ -121,6 +137,9 @@ impl Fault {
             Fault::NotActive { .. } => S::UNPROCESSABLE_ENTITY,
             Fault::Unfit(_) => S::PRECONDITION_FAILED,
             Fault::Refused(_)
+            | Fault::NothingToCancel
+            | Fault::Forward(_)
+            | Fault::NeedsWord { .. }
             | Fault::NameTaken(_)
             | Fault::Suspended(_)
             | Fault::LeaseHeld(..)
@@ -150,6 +169,9 @@ impl Fault {
             Fault::Refused(Refusal::Busy { .. }) => code::BUSY,
             Fault::Refused(Refusal::Reused(_)) => code::REUSED,
             Fault::Refused(_) => agent::code::REFUSED,
+            Fault::NothingToCancel => code::NOTHING_TO_CANCEL,
+            Fault::Forward(_) => code::FORWARD,
+            Fault::NeedsWord { .. } => code::NEEDS_WORD,
             Fault::NameTaken(_) => code::NAME_TAKEN,
             Fault::Suspended(_) => code::SUSPENDED,
             Fault::TooManyJobs | Fault::TooMany(_) => code::TOO_MANY,
@@ -179,6 +201,15 @@ impl Fault {
                 format!("claviger key create --instance-id {}", root.instance)
             }
             Fault::Refused(Refusal::Busy { .. }) => "claviger ks kms status -c CLUSTER".into(),
+            Fault::NothingToCancel | Fault::Forward(_) => {
+                "claviger ks kms status -c CLUSTER".into()
+            }
+            Fault::NeedsWord { root, is } => format!(
+                "claviger key {} {} --instance-id {}, or else claviger ks kms cancel -c CLUSTER --without-root-key",
+                if *is == KeyState::Destroyed { "restore" } else { "enable" },
+                root.key,
+                root.instance
+            ),
             Fault::JoinToken(_) | Fault::Replaced(_) => {
                 "claviger ks cluster join-token -c CLUSTER".into()
             }

@@ -7,6 +7,7 @@
 mod agents;
 mod commits;
 mod fault;
+mod give_up;
 mod jobs;
 mod joining;
 mod lease;
@@ -46,6 +47,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v3/clusters/{cluster}/join-tokens", post(operators::join_token))
         .route("/v3/clusters/{cluster}/kms", get(operators::status))
         .route("/v3/clusters/{cluster}/kms/operations", post(operators::operation))
+        .route("/v3/clusters/{cluster}/kms/operations/cancel", post(operators::cancel))
         .route("/v3/clusters/{cluster}/jobs", post(operators::new_job))
         .route("/v3/clusters/{cluster}/jobs/{id}", get(operators::job))
         .route("/v3/clusters/{cluster}/kubeconfig", get(operators::kubeconfig));

@@ -2,7 +2,7 @@
 
 use super::fault::Fault;
 use super::state::Whole;
-use super::{commits, roots, view};
+use super::{commits, give_up, roots, view};
 use claviger_domain::cluster::commit::Commit;
 use claviger_domain::cluster::{OperationKind, TakeUp, write_root};
 use claviger_domain::features;
@@ -74,6 +74,14 @@ pub fn open(
         return Err(Fault::NotActive { root: target, is });
     }
     features::fit(&view::versions(cluster, &whole.seen))?;
+    // A switch makes a rotation that has sealed nothing yet needless.
+    let whole = match cluster.operation.clone() {
+        Some(op) if op.kind == OperationKind::Rotate && op.promoted.is_none() => {
+            give_up::cancelled(tx, whole, &op, by, now)?
+        }
+        _ => whole,
+    };
+    let cluster = &whole.row.cluster;
     let id = OperationId::random();
     let commit = Commit::Opened {
         id,

@@ -5,7 +5,7 @@ use super::limits::{BODY_MAX, CLUSTERS_MAX};
 use super::operations::{self, Outcome, Wanted, instance_of, key_of};
 use super::request::{Doing, allowed, json, recorded};
 use super::state::Whole;
-use super::{jobs, register, view};
+use super::{give_up, jobs, register, view};
 use crate::app::App;
 use crate::http::auth::Caller;
 use axum::Json;
@@ -19,8 +19,8 @@ use claviger_domain::key::{KeyState, RootKey};
 use claviger_store::clusters::{self, ClusterRow};
 use claviger_store::{StoreError, Tx, audit, iam, keys, registrations};
 use claviger_wire::ks::{
-    ClusterView, Crk, EnableKms, JobView, KeyOwner, KmsInstance, KmsStatus, NewJob, OpenOperation,
-    Opened, RegisterCluster, Registered,
+    CancelOperation, ClusterView, Crk, EnableKms, GivenUp, JobView, KeyOwner, KmsInstance,
+    KmsStatus, NewJob, OpenOperation, Opened, RegisterCluster, Registered,
 };
 use serde_json::json;
 use std::collections::HashMap;
@@ -333,6 +333,31 @@ pub async fn operation(
     let accepted = outcome.opened.operation.is_some();
     let status = if accepted { StatusCode::ACCEPTED } else { StatusCode::OK };
     Ok((status, Json(outcome.opened)))
+}
+
+/// `POST /v3/clusters/{c}/kms/operations/cancel`
+pub async fn cancel(
+    State(app): Shared,
+    caller: Caller,
+    Path(name): Path<String>,
+    request: Request,
+) -> Result<Json<GivenUp>, Fault> {
+    let asked: CancelOperation = json(request, BODY_MAX).await?;
+    let doing = Doing::by(&caller, "containers-kubernetes.cluster-kms.cancel", &*name);
+    let given_up = recorded(&app, doing, move |app, doing, now| {
+        allowed(&caller, Administrator)?;
+        app.store.tx("cancel", |tx| {
+            let whole = whole(tx, &name, now)?;
+            let (id, target) = (whole.row.cluster.id.clone(), whole.row.crn.clone());
+            let without = asked.without_root_key;
+            let given_up = give_up::give_up(tx, whole, without, &caller.iam_id, now)?;
+            audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
+            Ok::<_, Fault>((id, given_up))
+        })
+    });
+    let (id, given_up) = given_up.await?;
+    app.hub.cluster_changed(id);
+    Ok(Json(given_up))
 }
 
 /// `POST /v3/clusters/{c}/jobs`

@@ -65,6 +65,12 @@ pub fn of(step: &Step) -> String {
         Step::Compact { revision } => {
             format!("compact etcd's history at revision {revision} and defragment every member")
         }
+        Step::GoWithout { root } => {
+            format!("go on without root key {}: every API server is fenced", root.key)
+        }
+        Step::Readmit { serial } => {
+            format!("read what is under KEK {serial} again: its root key is active")
+        }
         Step::Finish => "point the registration at the version in use and end".into(),
     }
 }

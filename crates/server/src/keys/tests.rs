@@ -137,6 +137,7 @@ impl World {
             first_verified: None,
             compacted: None,
             stuck: None,
+            without: None,
         };
         let cluster: Cluster = serde_json::from_value(json!({
             "id": id, "name": id, "created": 0, "revision": 1, "ring": {"keks": []},

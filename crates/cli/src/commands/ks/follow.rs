@@ -41,7 +41,7 @@ pub enum Ended {
     Detached,
 }
 
-/// Follows. Fails when the operation was rejected, or the server is silent for a minute.
+/// Follows. Fails when the operation was rejected or given up, or the server is silent for a minute.
 pub async fn follow(cluster: &str, goal: Goal, look: Look, link: &Link) -> Result<Ended, Failure> {
     let mut progress = Progress::new(look);
     tokio::select! {
@@ -92,8 +92,8 @@ fn reached(status: &KmsStatus, goal: Goal, waited: Duration) -> Result<bool, Fai
                 None => Ok(true),
                 Some(reason) => Err(Failure::new(
                     crate::exit::NO,
-                    format!("the {} was rejected: {reason}", ended.kind),
-                    "nothing was changed; mend the cause and ask again",
+                    format!("the {} did not come about: {reason}", ended.kind),
+                    "how the cluster stands: claviger ks kms status; mend the cause and ask again",
                 )),
             }
         }

@@ -4,11 +4,11 @@ use super::follow::{self, Ended, Goal};
 use super::{Which, guard, verify, view};
 use crate::connect::Link;
 use crate::exit::{self, Done, Failure};
-use crate::render::{Look, Progress, attended, now, thousands};
+use crate::render::{Look, Progress, attended, confirm, now, thousands};
 use claviger_domain::cluster::TakeUp;
 use claviger_domain::id::InstanceId;
 use claviger_wire::agent::JobKind;
-use claviger_wire::ks::{KmsStatus, NewJob, OpenOperation, Opened};
+use claviger_wire::ks::{CancelOperation, GaveUp, KmsStatus, NewJob, OpenOperation, Opened};
 use serde::Serialize;
 
 /// What can be done with a cluster's encryption.
@@ -30,6 +30,12 @@ pub enum Verb {
     Status(Which),
     /// Follow the work on a cluster until nothing is left to do
     Follow(Which),
+    /// Give up what is in progress
+    ///
+    /// While nothing is sealed under the new key, the operation ends and nothing was changed.
+    /// Afterwards the cluster goes back to the root key that wrote before, by a rewrite of all
+    /// Secrets: the one case in which a root key is used a second time.
+    Cancel(Cancel),
     /// Clear plaintext out of etcd's files
     ///
     /// A single-member etcd is restored from its own snapshot into a fresh directory; its API
@@ -85,6 +91,20 @@ pub struct Enable {
     no_wait: bool,
 }
 
+/// Arguments of `cancel`.
+#[derive(clap::Args)]
+pub struct Cancel {
+    #[command(flatten)]
+    which: Which,
+    /// Go back though the root key that it leaves is not active: Secrets under it stay unread,
+    /// byte for byte as they are, until it is active again
+    #[arg(long)]
+    without_root_key: bool,
+    /// Do not ask
+    #[arg(short = 'f', long)]
+    yes: bool,
+}
+
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum HowTakenUp {
     Restart,
@@ -121,6 +141,7 @@ pub async fn run(verb: Verb, look: Look, link: &Link) -> Done {
                 }
             }
         }
+        Verb::Cancel(args) => cancel(args, look, link).await,
         Verb::Scrub(which) => scrub(&which, look, link).await,
         Verb::Verify(args) => verify::run(args, look, link).await,
         Verb::Guard(args) => guard::run(args, link).await,
@@ -176,6 +197,26 @@ async fn enable(args: Enable, look: Look, link: &Link) -> Done {
             Ok(())
         }
     }
+}
+
+async fn cancel(args: Cancel, look: Look, link: &Link) -> Done {
+    let cluster = &args.which.cluster;
+    let question = "Secrets under a root key that is not active will not be readable. Go on?";
+    if args.without_root_key && !args.yes && attended() && !confirm(question) {
+        return Err(Failure::new(exit::NO, "nothing was changed", ""));
+    }
+    look.doing(&format!("Giving up what is in progress on cluster {cluster}"));
+    let request = CancelOperation { without_root_key: args.without_root_key };
+    let given_up = link.clusters.cancel(cluster, &request).await?;
+    look.ok();
+    look.answer(&given_up, || {
+        let mut lines = given_up.notes.clone();
+        if given_up.outcome != GaveUp::Cancelled {
+            lines.push(format!("Follow it: claviger ks kms follow -c {cluster}"));
+        }
+        lines
+    });
+    Ok(())
 }
 
 fn enabled(cluster: &str, status: &KmsStatus) -> Vec<String> {

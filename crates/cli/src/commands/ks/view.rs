@@ -320,6 +320,7 @@ fn keks(cluster: &Cluster, now: UnixMs) -> Vec<String> {
                 Role::Write => "write",
                 Role::Read => "read",
                 Role::Retained => "retained",
+                Role::Lost => "lost",
             };
             vec![
                 kek.serial.to_string(),

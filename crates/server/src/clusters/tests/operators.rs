@@ -112,6 +112,7 @@ async fn who_may_what() {
         ("GET /v3/clusters/prod/kubeconfig", Value::Null, 'a'),
         ("POST /v2/enableKMS", ask("prod", root), 'a'),
         ("POST /v3/clusters/prod/kms/operations", open, 'a'),
+        ("POST /v3/clusters/prod/kms/operations/cancel", json!({}), 'a'),
     ] {
         let (status, value) = world.call(By::Nobody, line, &body).await;
         assert_eq!((status, code(&value)), (StatusCode::UNAUTHORIZED, "E0001"), "{line}");

@@ -20,20 +20,20 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// One node: its plugin and its API server, as far as observations tell.
-struct Sim<'w> {
-    world: &'w World,
-    cluster: ClusterId,
-    nodes: Vec<Node>,
-    seen: BTreeMap<String, Observation>,
+pub struct Sim<'w> {
+    pub world: &'w World,
+    pub cluster: ClusterId,
+    pub nodes: Vec<Node>,
+    pub seen: BTreeMap<String, Observation>,
     /// The KEK of each record; none for plaintext.
-    records: Vec<Option<Serial>>,
+    pub records: Vec<Option<Serial>>,
     revision: i64,
-    steps: Vec<String>,
+    pub steps: Vec<String>,
     turn: usize,
 }
 
 impl<'w> Sim<'w> {
-    async fn new(world: &'w World, name: &str, agents: &[&str]) -> Sim<'w> {
+    pub async fn new(world: &'w World, name: &str, agents: &[&str]) -> Sim<'w> {
         let (cluster, nodes) = world.cluster(name, agents).await;
         let observation = |agent: &Node| Observation {
             agent: agent.agent.clone(),
@@ -63,7 +63,7 @@ impl<'w> Sim<'w> {
         }
     }
 
-    async fn state(&self, node: &Node) -> State {
+    pub async fn state(&self, node: &Node) -> State {
         let (status, value) =
             self.world.call(By::Node(node), "GET /agent/v1/state", &Value::Null).await;
         assert_eq!(status, StatusCode::OK, "{value}");
@@ -71,7 +71,7 @@ impl<'w> Sim<'w> {
     }
 
     /// Every node acts on the state and says what it sees.
-    async fn nodes_act(&mut self) {
+    pub async fn nodes_act(&mut self) {
         for node in &self.nodes {
             let state = self.state(node).await;
             let cluster = &state.cluster;
@@ -109,6 +109,7 @@ impl<'w> Sim<'w> {
             match record {
                 None => tally.plaintext += 1,
                 some if *some == write => tally.current += 1,
+                Some(serial) if lost(state, *serial) => tally.unknown += 1,
                 Some(_) => tally.stale += 1,
             }
         }
@@ -116,7 +117,7 @@ impl<'w> Sim<'w> {
     }
 
     /// One turn of the loop by the next agent in line; what it did.
-    async fn turn(&mut self) -> Step {
+    pub async fn turn(&mut self) -> Step {
         self.nodes_act().await;
         let node = self.nodes[self.turn % self.nodes.len()].clone();
         self.turn += 1;
@@ -196,7 +197,8 @@ impl<'w> Sim<'w> {
             Step::Promote { .. } => Commit::Promoted,
             Step::Rewrite { left } => {
                 assert!(*left > 0);
-                self.records = vec![write; 20];
+                let readable = |r: &&mut Option<Serial>| r.is_none_or(|s| !lost(state, s));
+                self.records.iter_mut().filter(readable).for_each(|r| *r = write);
                 self.revision += 20;
                 Commit::Rewriting { rewrite: Rewrite { done: 20, total: 20, per_second: 9 } }
             }
@@ -209,6 +211,8 @@ impl<'w> Sim<'w> {
                 },
             },
             Step::Compact { revision } => Commit::Compacted { revision: *revision },
+            Step::GoWithout { root } => Commit::WentWithout { root: *root },
+            Step::Readmit { serial } => Commit::Readmitted { serial: *serial },
             Step::Finish => Commit::Finished,
         })
     }
@@ -219,7 +223,7 @@ impl<'w> Sim<'w> {
     }
 
     /// Runs the loop until it rests; what the operator saw on the way, each once.
-    async fn run(&mut self) -> Vec<String> {
+    pub async fn run(&mut self) -> Vec<String> {
         let mut shown = Vec::new();
         for _ in 0..80 {
             let step = self.turn().await;
@@ -236,9 +240,13 @@ impl<'w> Sim<'w> {
         panic!("no end after 80 turns: {:?}", self.steps);
     }
 
-    fn all_under(&self, serial: u64) -> bool {
+    pub fn all_under(&self, serial: u64) -> bool {
         self.records.iter().all(|r| *r == Some(Serial(serial)))
     }
+}
+
+fn lost(state: &State, serial: Serial) -> bool {
+    state.cluster.ring.get(serial).is_some_and(|k| k.role == Role::Lost)
 }
 
 const READY: &str = "deployed Ready true";
