@@ -516,6 +516,73 @@ fn by_reload_requests_under_way_are_waited_for() {
     )]);
 }
 
+/// Between stages everybody is waited for; within one nobody is, but for restarts.
+#[test]
+fn by_reload_all_are_told_at_once() {
+    let told = |mut case: Case, i: usize, stage: Stage| {
+        case.commit(Commit::TakeUp { agent: agent(i), stage });
+        case
+    };
+    let minted = |how| Case::new(3).open(OperationKind::Enable, 10, how).minted();
+    let reading = |how| minted(how).stage(Stage::ReadFirst).promoted();
+    let writing = || {
+        let case = writing(3, TakeUp::Reload).verified().later(60_000).verified();
+        case.counted(|_| ())
+    };
+    let not_taken = |i, stage| Step::Wait(Why::NotTaken(agent(i), stage));
+    let (reload, restart) = (TakeUp::Reload, TakeUp::Restart);
+    let two_told = || told(told(reading(reload), 0, Stage::WriteFirst), 1, Stage::WriteFirst);
+    // One that joined goes from nothing to its first file while the others are to write.
+    let mut joined = told(reading(reload), 0, Stage::WriteFirst);
+    joined.commit(Commit::Joined { agent: agent(3) });
+    let joined = joined.all_see().but(3, |s| s.observation.stage_loaded = Some(Stage::Bare));
+    // Alone until another came: it was told to write straight from nothing.
+    let mut alone = Case::new(1).open(OperationKind::Enable, 10, reload).minted().promoted();
+    alone.commit(Commit::TakeUp { agent: agent(0), stage: Stage::WriteFirst });
+    alone.commit(Commit::Joined { agent: agent(1) });
+    let alone = alone.all_see();
+    check(vec![
+        (
+            "the first file is a restart => one at a time",
+            told(minted(reload), 0, Stage::ReadFirst),
+            not_taken(0, Stage::ReadFirst),
+        ),
+        (
+            "the first was told to write => the second at once",
+            told(reading(reload), 0, Stage::WriteFirst),
+            take_up(1, Stage::WriteFirst),
+        ),
+        ("and the third", two_told(), take_up(2, Stage::WriteFirst)),
+        (
+            "all were told => wait for the first",
+            told(two_told(), 2, Stage::WriteFirst),
+            not_taken(0, Stage::WriteFirst),
+        ),
+        (
+            "by restart => one at a time",
+            told(reading(restart), 0, Stage::WriteFirst),
+            not_taken(0, Stage::WriteFirst),
+        ),
+        ("a newcomer does not read yet => wait for it", joined, not_taken(3, Stage::ReadFirst)),
+        (
+            "who was told to write does not even read yet => nobody else writes",
+            alone.but(0, |s| s.observation.stage_loaded = Some(Stage::Bare)),
+            not_taken(0, Stage::WriteFirst),
+        ),
+        (
+            "one was told to read no plaintext => the second at once",
+            told(writing(), 0, Stage::Only),
+            take_up(1, Stage::Only),
+        ),
+        (
+            "one that is behind does not write yet => wait",
+            told(writing(), 0, Stage::Only)
+                .but(2, |s| s.observation.stage_loaded = Some(Stage::ReadFirst)),
+            not_taken(2, Stage::WriteFirst),
+        ),
+    ]);
+}
+
 #[test]
 fn rotate_and_switch() {
     let rotating =

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::id::{AgentName, OperationId, Serial, UnixMs};
 use crate::key::{KeyState, RootKey};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -421,18 +422,51 @@ fn everybody_open(facts: &Facts<'_>) -> Option<Why> {
     })
 }
 
-/// The step that brings every API server to `stage`, one at a time; none when all are there.
-/// None is told anything new before all have taken up what they were told, wherever they stand
-/// in the order: one that was told to write, or joined meanwhile, may not read yet.
+/// The step that brings every API server to `stage`; none when all are there.
+///
+/// By restart they go one at a time, so that the others serve meanwhile, and so does the first
+/// file of an API server that has no encryption flags yet, which is a restart too. None is told
+/// anything new before all have taken up what they were told, wherever they stand in the order:
+/// one that was told to write, or joined meanwhile, may not read yet.
+///
+/// By reload nobody is down, and a poll takes up to a minute, so those that are behind are told
+/// one right after the other. What the order protects is that `stage` is only used where all
+/// others can live with it: records of ours are written only while everybody reads them, and
+/// plaintext is read no more only when nobody writes it. Both depend on the stage below alone.
+/// So it is enough that everybody uses the stage below: those that were told `stage` have loaded
+/// at least that one, which no later start of theirs undoes, since the file on disk never falls.
+/// Who of them uses `stage` first, or at once, makes no difference.
 fn bring_to(facts: &Facts<'_>, stage: Stage) -> Option<Step> {
+    let op = facts.cluster.operation.as_ref();
+    let reload = op.is_some_and(|op| op.take_up == TakeUp::Reload);
+    let behind = facts.cluster.servers.iter().find(|(_, target)| target.stage < stage);
+    let together = reload && behind.is_some_and(|(_, target)| target.stage > Stage::Bare);
     for (agent, target) in &facts.cluster.servers {
-        let told = target.stage >= Stage::ReadFirst;
-        if told && !facts.seen.get(agent).is_some_and(|s| taken(s, target, target.stage)) {
+        if target.stage < Stage::ReadFirst {
+            continue;
+        }
+        let seen = facts.seen.get(agent);
+        let loaded = seen.and_then(|s| s.observation.stage_loaded).unwrap_or_default();
+        let on_its_way = match target.stage.cmp(&stage) {
+            Ordering::Less => false,
+            Ordering::Equal => together && loaded >= below(stage),
+            // Told something later since: for this stage it is enough to be there.
+            Ordering::Greater => reload && loaded >= stage,
+        };
+        if !on_its_way && !seen.is_some_and(|s| taken(s, target, target.stage)) {
             return Some(Step::Wait(Why::NotTaken(agent.clone(), target.stage)));
         }
     }
-    let behind = facts.cluster.servers.iter().find(|(_, target)| target.stage < stage);
     behind.map(|(agent, _)| Step::TakeUp { agent: agent.clone(), stage })
+}
+
+/// The stage that comes before this one.
+fn below(stage: Stage) -> Stage {
+    match stage {
+        Stage::Bare | Stage::ReadFirst => Stage::Bare,
+        Stage::WriteFirst => Stage::ReadFirst,
+        Stage::Only => Stage::WriteFirst,
+    }
 }
 
 /// Whether the agent saw its API server use a file of `stage` or later, since that was decided.
