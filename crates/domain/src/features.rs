@@ -106,8 +106,8 @@ pub fn fit(kubernetes: &[Option<KubeVersion>]) -> Result<(), Unfit> {
 pub struct Feature {
     /// What it is.
     pub name: &'static str,
-    /// Whether the cluster has it.
-    pub available: bool,
+    /// Whether the cluster has it; none while that is not known.
+    pub available: Option<bool>,
     /// Why not, or what it rests on.
     pub because: String,
 }
@@ -116,9 +116,9 @@ pub struct Feature {
 pub fn table(facts: &Facts<'_>) -> Vec<Feature> {
     let known: Vec<KubeVersion> = facts.kubernetes.iter().flatten().copied().collect();
     let (can, why) = match (known.iter().min(), fit(facts.kubernetes)) {
-        (None, _) => (false, "no API server has told its version yet".to_owned()),
-        (Some(_), Err(unfit)) => (false, unfit.to_string()),
-        (Some(oldest), Ok(())) => (true, format!("Kubernetes {oldest}, KMS v2")),
+        (None, _) => (None, "no API server has told its version yet".to_owned()),
+        (Some(_), Err(unfit)) => (Some(false), unfit.to_string()),
+        (Some(oldest), Ok(())) => (Some(true), format!("Kubernetes {oldest}, KMS v2")),
     };
     let registration = match (facts.registered, facts.enabled) {
         (true, _) => "the key service lists the cluster as a user of its root key",
@@ -129,15 +129,17 @@ pub fn table(facts: &Facts<'_>) -> Vec<Feature> {
     };
     let row =
         |name, available, because: &str| Feature { name, available, because: because.to_owned() };
-    let registered =
-        |name| row(name, can && facts.registered, if can { registration } else { &why });
+    let registered = |name| match can {
+        Some(true) => row(name, Some(facts.registered), registration),
+        other => row(name, other, &why),
+    };
     let able = |name| row(name, can, &why);
-    let in_tree = known.iter().min().is_some_and(|v| v.at_least(STORAGE_MIGRATION));
+    let in_tree = known.iter().min().map(|v| v.at_least(STORAGE_MIGRATION));
     vec![
         able("enable with a root key"),
         row(
             "rewrite Secrets by hand after a rotation",
-            false,
+            Some(false),
             "not needed: agents rewrite what is stale",
         ),
         able("Secrets rewritten automatically after a root key rotation"),
@@ -149,7 +151,11 @@ pub fn table(facts: &Facts<'_>) -> Vec<Feature> {
         row(
             "storage migration in the API server (storagemigration.k8s.io/v1)",
             in_tree,
-            if in_tree { "Kubernetes 1.37 or newer; not needed" } else { "needs Kubernetes 1.37" },
+            match in_tree {
+                Some(true) => "Kubernetes 1.37 or newer; not needed",
+                Some(false) => "needs Kubernetes 1.37",
+                None => &why,
+            },
         ),
     ]
 }
@@ -191,9 +197,11 @@ mod tests {
             let facts = Facts { kubernetes: &kubernetes, registered, enabled };
             let rows = table(&facts);
             assert!(rows.iter().all(|r| !r.because.is_empty()));
-            rows.iter().map(|r| if r.available { 'y' } else { '-' }).collect::<String>()
+            let letter = |r: &Feature| r.available.map_or('?', |yes| if yes { 'y' } else { '-' });
+            rows.iter().map(letter).collect::<String>()
         };
-        assert_eq!(answers(&[], false, false), "---------");
+        assert_eq!(answers(&[], false, false), "?-???????", "nothing is known of it yet");
+        assert_eq!(answers(&["what?"], false, false), "?-???????");
         assert_eq!(answers(&["v1.28.3"], true, true), "---------");
         assert_eq!(answers(&["v1.34.1"], false, false), "y-y-yyy--");
         assert_eq!(answers(&["v1.34.1"], true, true), "y-yyyyyy-");

@@ -198,8 +198,15 @@ pub struct KmsStatus {
 pub struct FeatureRow {
     pub name: String,
     pub available: bool,
+    /// Whether it is known already: before an API server told its version it is not.
+    #[serde(default = "yes")]
+    pub known: bool,
     /// Why not, or what it rests on.
     pub because: String,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// One agent, as the server knows it.

@@ -49,7 +49,9 @@ pub fn view(app: &App, whole: &Whole, now: UnixMs) -> ClusterView {
         id: cluster.id.to_string(),
         name: cluster.name.clone(),
         state: shown.state.to_owned(),
-        status: if shown.state == "normal" { String::new() } else { shown.master_status.clone() },
+        // About workers, of which this service knows none: the control plane's is the master
+        // status, and a reason is told once.
+        status: String::new(),
         created_date: date(cluster.created),
         location: app.account.region.clone(),
         region: app.account.region.clone(),
@@ -111,7 +113,8 @@ pub fn status(app: &App, tx: &Tx<'_>, whole: &Whole, now: UnixMs) -> Result<KmsS
     let facts = features::Facts { kubernetes: &kubernetes, registered, enabled };
     let rows = features::table(&facts).into_iter().map(|f| FeatureRow {
         name: f.name.to_owned(),
-        available: f.available,
+        available: f.available == Some(true),
+        known: f.available.is_some(),
         because: f.because,
     });
     Ok(KmsStatus {

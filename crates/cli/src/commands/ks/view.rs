@@ -299,7 +299,11 @@ fn features(status: &KmsStatus) -> Vec<String> {
         .features
         .iter()
         .map(|f| {
-            let available = if f.available { "yes" } else { "no" };
+            let available = match (f.known, f.available) {
+                (false, _) => "unknown",
+                (true, true) => "yes",
+                (true, false) => "no",
+            };
             vec![f.name.clone(), available.to_owned(), f.because.clone()]
         })
         .collect();
