@@ -282,6 +282,125 @@ fn a_proof_that_falls_takes_the_compaction_with_it() {
     }
 }
 
+/// Applies these in order, each in order.
+fn after(draws: Vec<Draw>) -> Cluster {
+    let mut cluster = empty();
+    for (step, draw) in draws.into_iter().enumerate() {
+        let commit = commit_of(draw, &cluster, step);
+        apply(&mut cluster, &commit, UnixMs(1)).unwrap_or_else(|e| panic!("{commit:?}: {e}"));
+    }
+    cluster
+}
+
+fn open(target: u8) -> Draw {
+    Draw::Open { kind: None, target: Some(target) }
+}
+
+fn mint() -> Draw {
+    Draw::Mint { off: 0, root: None, version: 1, role: Role::Staged }
+}
+
+fn up_to_mint(target: u8) -> Vec<Draw> {
+    let steps = [Commit::Preflighted, Commit::Registered].map(Draw::Given);
+    [open(target)].into_iter().chain(steps).chain([mint()]).collect()
+}
+
+/// One API server, encrypted under root key 1, at rest.
+fn encrypted() -> Vec<Draw> {
+    let verified = Verified { revision: 7, at: UnixMs(7), records: 3, sampled: 1 };
+    let take_up = |stage| Commit::TakeUp { agent: agent(0), stage };
+    let mut draws = vec![Draw::Given(Commit::Joined { agent: agent(0) })];
+    draws.extend(up_to_mint(1));
+    let rest = [
+        Commit::Promoted,
+        take_up(Stage::WriteFirst),
+        Commit::Verified { verified },
+        take_up(Stage::Only),
+        Commit::Finished,
+    ];
+    draws.extend(rest.map(Draw::Given));
+    draws
+}
+
+fn then(mut before: Vec<Draw>, more: Vec<Draw>) -> Vec<Draw> {
+    before.extend(more);
+    before
+}
+
+/// Each guard of `apply` by itself: what it lets through, and what it refuses.
+#[test]
+fn each_guard_lets_through_what_is_in_order_and_nothing_else() {
+    let cancel = || Draw::Given(Commit::Cancelled { by: "me".into() });
+    let reject = || Draw::Given(Commit::Rejected { reason: "no".into() });
+    let joined = || vec![Draw::Given(Commit::Joined { agent: agent(0) })];
+    let minted = || then(joined(), up_to_mint(1));
+    let take_up = |stage| Draw::Given(Commit::TakeUp { agent: agent(0), stage });
+    let switching = || then(encrypted(), up_to_mint(2));
+    let sealed = || then(switching(), vec![Draw::Given(Commit::Promoted)]);
+    let back = |target| Draw::Back { target: Some(target), without: None };
+    let reversing = || then(sealed(), vec![back(1)]);
+    let registered = || {
+        let mut draws = minted();
+        draws.pop();
+        draws
+    };
+    let mint = |off, root, role| Draw::Mint { off, root, version: 1, role };
+    let switch = |target| Draw::Open { kind: Some(OperationKind::Switch), target: Some(target) };
+    for (name, before, draw, good) in [
+        ("a switch of a cluster without a key", joined(), switch(1), false),
+        ("a switch to the key in use", encrypted(), switch(1), false),
+        ("a switch", encrypted(), switch(2), true),
+        ("a rejected enablement", then(joined(), vec![open(1)]), reject(), true),
+        ("rejected with a KEK", minted(), reject(), false),
+        ("a rejected reverse", reversing(), reject(), false),
+        ("a KEK of the target", registered(), mint(0, None, Role::Staged), true),
+        ("not staged", registered(), mint(0, None, Role::Read), false),
+        ("not next in line", registered(), mint(1, None, Role::Staged), false),
+        ("of another root key", registered(), mint(0, Some(3), Role::Staged), false),
+        ("to read, with a staged KEK", minted(), take_up(Stage::ReadFirst), true),
+        ("to write, with a staged KEK", minted(), take_up(Stage::WriteFirst), false),
+        ("the same stage again", encrypted(), take_up(Stage::Only), true),
+        ("a stage that falls", encrypted(), take_up(Stage::WriteFirst), false),
+        ("cancelled before it seals", switching(), cancel(), true),
+        ("cancelled after", sealed(), cancel(), false),
+        ("a cancelled reverse", reversing(), cancel(), false),
+        ("back before it seals", switching(), back(1), false),
+        ("back to the key that wrote before", sealed(), back(1), true),
+        ("back to another", sealed(), back(3), false),
+        ("back to the key that it leaves", sealed(), back(2), false),
+        ("back twice", reversing(), back(1), true),
+        ("back from going back, which has sealed nothing", reversing(), back(2), false),
+    ] {
+        let mut cluster = after(before);
+        let commit = commit_of(draw, &cluster, 99);
+        let result = apply(&mut cluster, &commit, UnixMs(2));
+        assert_eq!(result.is_ok(), good, "{name}: {result:?}");
+    }
+}
+
+/// Without a KEK to report, an API server whose file names the provider would not be ready.
+#[test]
+fn a_staged_kek_goes_with_its_operation_unless_a_file_names_the_provider() {
+    let cancelled = |mut before: Vec<Draw>| {
+        before.push(Draw::Given(Commit::Cancelled { by: "me".into() }));
+        let cluster = after(before);
+        assert_eq!(cluster.ring.minted, cluster.ring.next_serial().0 - 1);
+        cluster.ring.keks.iter().map(|k| (k.serial.0, k.role)).collect::<Vec<_>>()
+    };
+    let joined = vec![Draw::Given(Commit::Joined { agent: agent(0) })];
+    let minted = then(joined, up_to_mint(1));
+    assert_eq!(cancelled(minted.clone()), [], "no file names it");
+    let reads = Draw::Given(Commit::TakeUp { agent: agent(0), stage: Stage::ReadFirst });
+    let reading = then(minted, vec![reads]);
+    assert_eq!(cancelled(reading.clone()), [(1, Role::Staged)]);
+    assert_eq!(cancelled(then(encrypted(), up_to_mint(2))), [(1, Role::Write)]);
+    // The next operation's KEK takes its place, and it is spent.
+    let cancel = Draw::Given(Commit::Cancelled { by: "me".into() });
+    let again = after(then(reading, then(vec![cancel], up_to_mint(1))));
+    let keks: Vec<_> = again.ring.keks.iter().map(|k| (k.serial.0, k.role)).collect();
+    assert_eq!(keks, [(2, Role::Staged)]);
+}
+
 /// The random walk is only worth something if it gets far.
 #[test]
 fn random_sequences_reach_finished_operations_of_every_kind() {

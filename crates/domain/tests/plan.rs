@@ -254,6 +254,15 @@ fn before_there_is_a_kek() {
             wait(Why::Silent, 1),
         ),
         (
+            "an agent that never spoke => wait",
+            {
+                let mut case = enabling(3);
+                case.seen.remove(&agent(2));
+                case
+            },
+            wait(Why::Silent, 2),
+        ),
+        (
             "an agent has not tried the key => wait",
             enabling(3).but(2, |s| s.observation.preflight = None),
             wait(Why::Preflight, 2),
@@ -500,7 +509,32 @@ fn by_reload_requests_under_way_are_waited_for() {
             verified(),
             Step::Wait(Why::Requests { left_ms: 59_000 }),
         ),
-        ("a minute later => verify again", verified().later(60_000), Step::Verify),
+        (
+            "a millisecond less than a minute => wait",
+            verified().later(57_999),
+            Step::Wait(Why::Requests { left_ms: 1 }),
+        ),
+        ("a minute later => verify again", verified().later(58_000), Step::Verify),
+        (
+            "verified again a millisecond too early => once more",
+            verified().later(57_999).verified().later(1),
+            Step::Verify,
+        ),
+        (
+            "verified again just after that => nobody reads plaintext",
+            verified().later(58_000).verified(),
+            take_up(0, Stage::Only),
+        ),
+        (
+            "one joins when the other was told to read none => its requests are waited for, too",
+            {
+                let mut case = verified().later(60_000).verified();
+                case.commit(Commit::TakeUp { agent: agent(0), stage: Stage::Only });
+                case.commit(Commit::Joined { agent: agent(1) });
+                case.all_see().verified()
+            },
+            Step::Wait(Why::Requests { left_ms: 59_000 }),
+        ),
         (
             "verified again => nobody reads plaintext",
             verified().later(60_000).verified(),
@@ -575,6 +609,11 @@ fn by_reload_all_are_told_at_once() {
             take_up(1, Stage::Only),
         ),
         (
+            "one was told so and its API server is down => wait",
+            told(writing(), 0, Stage::Only).but(0, |s| s.observation.stage_loaded = None),
+            not_taken(0, Stage::Only),
+        ),
+        (
             "one that is behind does not write yet => wait",
             told(writing(), 0, Stage::Only)
                 .but(2, |s| s.observation.stage_loaded = Some(Stage::ReadFirst)),
@@ -634,6 +673,38 @@ fn rotate_and_switch() {
                 case
             },
             Step::Finish,
+        ),
+        (
+            "a rotation that ended the reading of plaintext on one of two => compact",
+            {
+                let mut case = Case::enabled(1);
+                case.commit(Commit::Joined { agent: agent(1) });
+                let case = case.all_see().rotated();
+                let case = case.open(OperationKind::Rotate, 10, TakeUp::Restart).minted();
+                let mut case = case.promoted().verified();
+                case.commit(Commit::TakeUp { agent: agent(1), stage: Stage::Only });
+                case.all_see()
+            },
+            Step::Compact { revision: 9 },
+        ),
+        (
+            "nothing is known of the root key => rest",
+            {
+                let mut case = Case::enabled(1);
+                case.commit(Commit::Joined { agent: agent(1) });
+                case.roots.clear();
+                case.all_see()
+            },
+            Step::Rest,
+        ),
+        (
+            "the root key has no version => rest",
+            {
+                let mut case = Case::enabled(1);
+                case.roots[0].current = None;
+                case
+            },
+            Step::Rest,
         ),
         ("switch: opened by all => promote", switching(), Step::Promote { serial }),
         ("switch: verified => finish", switching().promoted().verified(), Step::Finish),
@@ -778,6 +849,28 @@ fn a_newcomer_in_a_cluster_at_rest() {
             joined(0).but(1, |s| s.observation.opened.clear()),
             wait(Why::NotOpened, 1),
         ),
+        (
+            "no word from it for 90 s => wait",
+            joined(0).but(1, |s| s.at.0 -= 90_000),
+            wait(Why::Silent, 1),
+        ),
+        (
+            "the others write, too => it writes",
+            {
+                let mut case = joined(0);
+                for (name, stage) in [(0, Stage::WriteFirst), (1, Stage::ReadFirst)] {
+                    case.cluster.servers.get_mut(&agent(name)).expect("there").stage = stage;
+                }
+                case.all_see()
+            },
+            take_up(1, Stage::WriteFirst),
+        ),
+        (
+            "it took it up a millisecond less than a minute ago => wait",
+            joined(58_999),
+            Step::Wait(Why::Requests { left_ms: 1 }),
+        ),
+        ("a minute ago => count", joined(59_000), Step::Wait(Why::NoTally)),
         (
             "it has not taken the file up => wait",
             joined(0).but(1, |s| s.observation.stage_loaded = Some(Stage::Bare)),

@@ -451,7 +451,7 @@ fn bring_to(facts: &Facts<'_>, stage: Stage) -> Option<Step> {
             Ordering::Less => false,
             Ordering::Equal => together && loaded >= below(stage),
             // Told something later since: for this stage it is enough to be there.
-            Ordering::Greater => reload && loaded >= stage,
+            Ordering::Greater => loaded >= stage,
         };
         if !on_its_way && !seen.is_some_and(|s| taken(s, target, target.stage)) {
             return Some(Step::Wait(Why::NotTaken(agent.clone(), target.stage)));
