@@ -260,6 +260,15 @@ pub fn confirm(question: &str) -> bool {
         && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
 }
 
+/// Asks for a word to be typed as a decision; what was typed, without blanks around it.
+pub fn typed(question: &str) -> String {
+    eprint!("{question} ");
+    let mut answer = String::new();
+    // What cannot be read is no decision.
+    let _ = std::io::stdin().read_line(&mut answer);
+    answer.trim().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,11 +6,12 @@ use crate::http::{Answer, Call, segment};
 use crate::keys::operator;
 use crate::token::{Credential, Session};
 use claviger_crypto::SecretBytes;
-use claviger_domain::id::{InstanceId, JobId};
+use claviger_domain::id::{AgentName, InstanceId, JobId};
 use claviger_wire::ks::{
     CancelOperation, ClusterView, Crk, EnableKms, GivenUp, JobView, KeyOwner, KmsInstance,
-    KmsStatus, NewJob, OpenOperation, Opened, RegisterCluster, Registered,
+    KmsStatus, NewJob, NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered,
 };
+use reqwest::Method;
 use serde::de::DeserializeOwned;
 
 /// The cluster service. Cheap to clone. A `cluster` is an id or a name.
@@ -68,6 +69,17 @@ impl ClusterService {
     pub async fn join_token(&self, cluster: &str) -> Result<Registered, Error> {
         let call = Call::post(below(cluster, "/join-tokens"));
         self.session.send(call).await?.json()
+    }
+
+    /// Removes a node whose machine is gone; `force` says that it is off for good.
+    pub async fn remove_node(
+        &self,
+        cluster: &str,
+        node: &AgentName,
+        force: bool,
+    ) -> Result<NodeRemoved, Error> {
+        let path = below(cluster, &format!("/nodes/{node}?force={force}"));
+        self.session.send(Call::new(Method::DELETE, path)).await?.json()
     }
 
     /// Everything about a cluster's encryption.

@@ -76,6 +76,7 @@ fn draw() -> impl Strategy<Value = Draw> {
     let verified = Verified { revision: 7, at: UnixMs(7), records: 3, sampled: 1 };
     let given = prop_oneof![
         2 => (0u8..3).prop_map(|n| Commit::Joined { agent: agent(n) }),
+        1 => (0u8..4).prop_map(|n| Commit::Left { agent: agent(n) }),
         1 => any::<bool>().prop_map(|public| Commit::Endpoint { public }),
         4 => Just(Commit::Preflighted),
         1 => Just(Commit::Rejected { reason: "no".into() }),
@@ -189,7 +190,12 @@ fn check(before: &Cluster, commit: &Commit, result: &Result<(), Refusal>, after:
     }
     assert!(after.ring.keks.iter().filter(|k| k.role == Role::Staged).count() <= 1);
     for (agent, target) in &before.servers {
-        let now = after.servers.get(agent).expect("no API server leaves");
+        let Some(now) = after.servers.get(agent) else {
+            assert_eq!(*commit, Commit::Left { agent: agent.clone() });
+            let keys = !after.ring.keks.is_empty();
+            assert!(!keys || !after.servers.is_empty(), "nobody knows the stage any more");
+            continue;
+        };
         assert!(now.stage >= target.stage, "a stage never falls");
     }
     assert!(after.used.starts_with(&before.used), "used root keys stay used");
@@ -257,7 +263,9 @@ fn a_proof_that_falls_takes_the_compaction_with_it() {
     let proof = Verified { revision: 7, at: UnixMs(7), records: 3, sampled: 1 };
     let compacted = || {
         let mut cluster = empty();
-        apply(&mut cluster, &Commit::Joined { agent: agent(0) }, UnixMs(1)).unwrap();
+        for n in [0, 2] {
+            apply(&mut cluster, &Commit::Joined { agent: agent(n) }, UnixMs(1)).unwrap();
+        }
         for draw in [
             Draw::Open { kind: None, target: None },
             Draw::Given(Commit::Preflighted),
@@ -273,7 +281,8 @@ fn a_proof_that_falls_takes_the_compaction_with_it() {
         cluster
     };
     let rewrite = Rewrite { done: 1, total: 2, per_second: 3 };
-    for later in [Commit::Joined { agent: agent(1) }, Commit::Rewriting { rewrite }] {
+    let left = Commit::Left { agent: agent(2) };
+    for later in [Commit::Joined { agent: agent(1) }, left, Commit::Rewriting { rewrite }] {
         let mut cluster = compacted();
         assert_eq!(cluster.operation.as_ref().unwrap().compacted, Some(7));
         apply(&mut cluster, &later, UnixMs(2)).unwrap();
@@ -339,17 +348,27 @@ fn each_guard_lets_through_what_is_in_order_and_nothing_else() {
     let sealed = || then(switching(), vec![Draw::Given(Commit::Promoted)]);
     let back = |target| Draw::Back { target: Some(target), without: None };
     let reversing = || then(sealed(), vec![back(1)]);
+    let lose = |n| Draw::Given(Commit::WentWithout { root: root(n) });
+    let readmit = |n| Draw::Given(Commit::Readmitted { serial: Serial(n) });
+    let decided = || then(sealed(), vec![Draw::Back { target: Some(1), without: Some(2) }]);
+    let without = || then(decided(), vec![Draw::Given(Commit::Registered), mint()]);
     let registered = || {
         let mut draws = minted();
         draws.pop();
         draws
     };
     let mint = |off, root, role| Draw::Mint { off, root, version: 1, role };
+    let left = |n| Draw::Given(Commit::Left { agent: agent(n) });
+    let join = |n| Draw::Given(Commit::Joined { agent: agent(n) });
     let switch = |target| Draw::Open { kind: Some(OperationKind::Switch), target: Some(target) };
     for (name, before, draw, good) in [
         ("a switch of a cluster without a key", joined(), switch(1), false),
         ("a switch to the key in use", encrypted(), switch(1), false),
         ("a switch", encrypted(), switch(2), true),
+        ("the last one leaves, without keys", joined(), left(0), true),
+        ("the last one leaves an encrypted cluster", encrypted(), left(0), false),
+        ("one of two leaves it", then(encrypted(), vec![join(1)]), left(0), true),
+        ("a stranger leaves", then(encrypted(), vec![join(1)]), left(2), false),
         ("a rejected enablement", then(joined(), vec![open(1)]), reject(), true),
         ("rejected with a KEK", minted(), reject(), false),
         ("a rejected reverse", reversing(), reject(), false),
@@ -369,6 +388,12 @@ fn each_guard_lets_through_what_is_in_order_and_nothing_else() {
         ("back to another", sealed(), back(3), false),
         ("back to the key that it leaves", sealed(), back(2), false),
         ("back twice", reversing(), back(1), true),
+        ("without a key, as decided", without(), lose(2), true),
+        ("without a key that nobody gave up", without(), lose(1), false),
+        ("without a key, before another KEK can seal", decided(), lose(2), false),
+        ("a lost KEK is read again", then(without(), vec![lose(2)]), readmit(2), true),
+        ("one that is not lost", then(without(), vec![lose(2)]), readmit(1), false),
+        ("one that there is not", then(without(), vec![lose(2)]), readmit(9), false),
         ("back from going back, which has sealed nothing", reversing(), back(2), false),
     ] {
         let mut cluster = after(before);

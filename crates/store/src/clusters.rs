@@ -305,6 +305,16 @@ pub fn agent_renewed(
     Ok(())
 }
 
+/// An agent left for good: no certificate counts for its name, and its words are forgotten. The
+/// lease stays, so that its fencing token never falls.
+pub fn agent_left(db: &Connection, cluster: &ClusterId, name: &AgentName) -> Result<()> {
+    let who = params![cluster.as_str(), name.as_str()];
+    db.execute("DELETE FROM agents WHERE cluster = ?1 AND name = ?2", who)?;
+    db.execute("DELETE FROM observations WHERE cluster = ?1 AND agent = ?2", who)?;
+    db.execute("DELETE FROM event_acks WHERE cluster = ?1 AND agent = ?2", who)?;
+    Ok(())
+}
+
 /// Notes that an agent proved who it is.
 pub fn agent_contact(
     db: &Connection,

@@ -10,6 +10,7 @@
 //! | `GET /v1/logging/{cluster}/clusterkeyowner` | | 200 [`KeyOwner`] |
 //! | `POST /v3/clusters` | [`RegisterCluster`] | 201 [`Registered`] |
 //! | `POST /v3/clusters/{c}/join-tokens` | | 201 [`Registered`] |
+//! | `DELETE /v3/clusters/{c}/nodes/{node}?force=true` | | 200 [`NodeRemoved`]; 409 while its agent is heard, or without `force` |
 //! | `GET /v3/clusters/{c}/kms` | | 200 [`KmsStatus`] |
 //! | `POST /v3/clusters/{c}/kms/operations` | [`OpenOperation`] | 202 [`Opened`], 200 when it is so already |
 //! | `POST /v3/clusters/{c}/kms/operations/cancel` | [`CancelOperation`] | 200 [`GivenUp`]; 409 when it cannot be given up |
@@ -277,6 +278,15 @@ pub enum GaveUp {
     WithoutRootKey,
 }
 
+/// A node that left its cluster.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeRemoved {
+    /// Which.
+    pub agent: AgentName,
+    /// For people: what this does not reach.
+    pub notes: Vec<String>,
+}
+
 /// Asks a cluster's agents for work.
 #[derive(Debug, Serialize, Deserialize)]
 #[allow(missing_docs)]
@@ -332,6 +342,14 @@ pub mod code {
     pub const NO_KEY: &str = "E4043";
     /// No such job.
     pub const NO_JOB: &str = "E4044";
+    /// No such node.
+    pub const NO_NODE: &str = "E4045";
+    /// The node's agent speaks, so it is not gone.
+    pub const NODE_ALIVE: &str = "E4103";
+    /// The node is silent, but may run: an operator must say that it does not.
+    pub const NODE_MAY_RUN: &str = "E4104";
+    /// The last node of a cluster that has keys.
+    pub const LAST_NODE: &str = "E4105";
     /// Another operation is in progress.
     pub const BUSY: &str = "E4091";
     /// The cluster used this root key before.

@@ -19,6 +19,11 @@ pub enum Commit {
         /// Who.
         agent: AgentName,
     },
+    /// A machine is gone for good: its API server does not belong to the cluster any longer.
+    Left {
+        /// Who.
+        agent: AgentName,
+    },
     /// An operation begins.
     Opened {
         /// Its identifier.
@@ -144,6 +149,11 @@ pub enum Refusal {
     /// No such API server in the cluster.
     #[error("API server {0} does not belong to this cluster")]
     UnknownServer(AgentName),
+    /// Nobody would be left who knows at which stage the cluster is.
+    #[error(
+        "API server {0} is the last one of a cluster that has keys; let another join before it leaves"
+    )]
+    LastServer(AgentName),
     /// A step came out of order: a fault in the agent.
     #[error("commit out of order: {0}")]
     OutOfOrder(&'static str),
@@ -168,14 +178,20 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
             let stage = first_stage(cluster);
             let known = cluster.servers.contains_key(agent);
             cluster.servers.entry(agent.clone()).or_insert(Target { stage, since: now });
-            if let Some(op) = &mut cluster.operation
-                && !known
-            {
-                // The proof did not know of this API server's requests.
-                op.verified = None;
-                op.first_verified = None;
-                op.compacted = None;
+            if !known {
+                void_proof(cluster);
             }
+        }
+        Commit::Left { agent } => {
+            if !cluster.servers.contains_key(agent) {
+                return Err(Refusal::UnknownServer(agent.clone()));
+            }
+            // Who joins next to nobody is taken for unencrypted.
+            if cluster.servers.len() == 1 && !cluster.ring.keks.is_empty() {
+                return Err(Refusal::LastServer(agent.clone()));
+            }
+            cluster.servers.remove(agent);
+            void_proof(cluster);
         }
         Commit::Opened { id, kind, target, take_up, public_endpoint, by } => {
             if let Some(op) = &cluster.operation {
@@ -405,6 +421,16 @@ fn first_stage(cluster: &Cluster) -> Stage {
         None | Some(Stage::Bare) => Stage::Bare,
         Some(Stage::ReadFirst | Stage::WriteFirst) => Stage::ReadFirst,
         Some(Stage::Only) => Stage::WriteFirst,
+    }
+}
+
+/// A proof did not know of the requests of an API server that came since, nor of the last ones of
+/// an API server that was silent and is gone.
+fn void_proof(cluster: &mut Cluster) {
+    if let Some(op) = &mut cluster.operation {
+        op.verified = None;
+        op.first_verified = None;
+        op.compacted = None;
     }
 }
 

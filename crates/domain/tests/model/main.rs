@@ -70,13 +70,11 @@ impl Random {
                     Op::Look
                 }
             }
-            _ => {
-                if self.below(8) == 0 {
-                    Op::Join(r)
-                } else {
-                    Op::Tick
-                }
-            }
+            _ => match self.below(16) {
+                0..=1 => Op::Join(r),
+                2 => Op::Leave,
+                _ => Op::Tick,
+            },
         }
     }
 }
@@ -270,7 +268,7 @@ fn shape(world: &World) -> u64 {
 fn events(world: &World) -> Vec<Op> {
     let n = world.nodes.len() as u8;
     let mut ops = vec![Op::Look, Op::Act, Op::LongTick, Op::Join(1), Op::Rotate];
-    ops.push(Op::Cancel);
+    ops.extend([Op::Cancel, Op::Leave]);
     if n == 1 {
         ops.extend([Op::Disable, Op::EnableRoots]);
     }

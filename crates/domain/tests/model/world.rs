@@ -116,6 +116,8 @@ pub enum Op {
     Disable,
     EnableRoots,
     Join(u8),
+    /// The last machine is gone for good, and the operator says so.
+    Leave,
     /// The operator gives the operation up, whatever that takes now.
     Cancel,
     /// The target is gone for good.
@@ -271,6 +273,14 @@ impl World {
                     root.state = KeyState::Destroyed;
                     root.current = None;
                     root.event += 1;
+                }
+            }
+            Op::Leave => {
+                if self.nodes.len() > 1
+                    && let Some(node) = self.nodes.pop()
+                {
+                    assert!(self.commit(Commit::Left { agent: node.name.clone() }));
+                    self.seen.remove(&node.name);
                 }
             }
             Op::Cancel => self.cancel(),

@@ -54,6 +54,7 @@ fn checked(tx: &Tx<'_>, row: &ClusterRow, commit: &Commit, now: UnixMs) -> Resul
     let bad = |why: &str| Err(Fault::Bad(why.to_owned()));
     match commit {
         Commit::Joined { .. } => bad("joining is done by /agent/v1/join"),
+        Commit::Left { .. } => bad("operators remove nodes, not agents"),
         Commit::Endpoint { .. } => bad("operators choose the endpoint, not agents"),
         Commit::Cancelled { .. } | Commit::Reversed { .. } => {
             bad("operators give an operation up, not agents")
@@ -134,6 +135,7 @@ fn state_of(tx: &Tx<'_>, root: &RootKey, now: UnixMs) -> Result<KeyState, Fault>
 pub fn audit_name(commit: &Commit) -> &'static str {
     match commit {
         Commit::Joined { .. } => "containers-kubernetes.cluster-agent.join",
+        Commit::Left { .. } => "containers-kubernetes.cluster-agent.remove",
         Commit::Opened { .. } => "containers-kubernetes.cluster-kms.enable",
         Commit::Endpoint { .. } => "containers-kubernetes.cluster-kms-endpoint.update",
         Commit::Preflighted => "containers-kubernetes.cluster-kms.preflight",

@@ -4,6 +4,7 @@
 use super::limits::{BODY_TIMEOUT, JOB_LIFE_MS, JOBS_OPEN_MAX};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use claviger_domain::cluster::FRESH_MS;
 use claviger_domain::cluster::commit::Refusal;
 use claviger_domain::features::Unfit;
 use claviger_domain::id::{AgentName, InstanceId, JobId};
@@ -26,8 +27,10 @@ pub enum Fault {
     /// The body did not arrive in time.
     #[error("the body did not arrive within {} s; send it again", BODY_TIMEOUT.as_secs())]
     TooSlow,
-    /// A later join under the same name replaced it.
-    #[error("the certificate of agent {0} was replaced by a later join under the same name")]
+    /// A later join under the same name replaced it, or the node was removed.
+    #[error(
+        "the certificate of agent {0} counts no longer: the node was removed, or joined again under the same name"
+    )]
     Replaced(AgentName),
     /// The join token is not good.
     #[error("the join token {0}")]
@@ -52,6 +55,27 @@ pub enum Fault {
     /// No such job.
     #[error("the cluster has no open job {0}")]
     NoJob(JobId),
+    /// No such node.
+    #[error("the cluster has no node {0}")]
+    NoNode(AgentName),
+    /// It speaks, so it is not gone.
+    #[error(
+        "agent {agent} was heard {heard_s} s ago; stop it and its API server for good, and ask again when it has been silent for {} s",
+        FRESH_MS / 1000,
+        agent = .agent,
+        heard_s = .heard_s
+    )]
+    NodeAlive {
+        /// Which.
+        agent: AgentName,
+        /// So long ago, in seconds.
+        heard_s: u64,
+    },
+    /// Whether a silent machine is off, a person must say.
+    #[error(
+        "agent {0} has been silent for {1} s, but its machine may run: then its API server goes on with the keys in its memory, out of reach of a suspension; make sure that the machine is off, and say so with force"
+    )]
+    NodeMayRun(AgentName, u64),
     /// A standard key cannot wrap.
     #[error("key {} is a standard key; encryption needs a root key", .0.key)]
     NotRoot(RootKey),
@@ -131,12 +155,16 @@ impl Fault {
             Fault::TooLarge(_) => S::PAYLOAD_TOO_LARGE,
             Fault::TooSlow => S::REQUEST_TIMEOUT,
             Fault::Replaced(_) | Fault::JoinToken(_) | Fault::Forbidden { .. } => S::UNAUTHORIZED,
-            Fault::NoCluster(_) | Fault::NoInstance(_) | Fault::NoKey(_) | Fault::NoJob(_) => {
-                S::NOT_FOUND
-            }
+            Fault::NoCluster(_)
+            | Fault::NoInstance(_)
+            | Fault::NoKey(_)
+            | Fault::NoNode(_)
+            | Fault::NoJob(_) => S::NOT_FOUND,
             Fault::NotActive { .. } => S::UNPROCESSABLE_ENTITY,
             Fault::Unfit(_) => S::PRECONDITION_FAILED,
             Fault::Refused(_)
+            | Fault::NodeAlive { .. }
+            | Fault::NodeMayRun(..)
             | Fault::NothingToCancel
             | Fault::Forward(_)
             | Fault::NeedsWord { .. }
@@ -163,6 +191,10 @@ impl Fault {
             Fault::NoInstance(_) => code::NO_INSTANCE,
             Fault::NoKey(_) => code::NO_KEY,
             Fault::NoJob(_) => code::NO_JOB,
+            Fault::NoNode(_) => code::NO_NODE,
+            Fault::NodeAlive { .. } => code::NODE_ALIVE,
+            Fault::NodeMayRun(..) => code::NODE_MAY_RUN,
+            Fault::Refused(Refusal::LastServer(_)) => code::LAST_NODE,
             Fault::NotRoot(_) => code::NOT_A_ROOT_KEY,
             Fault::NotActive { .. } => code::NOT_ACTIVE,
             Fault::Unfit(_) => code::VERSION,
@@ -201,6 +233,10 @@ impl Fault {
                 format!("claviger key create --instance-id {}", root.instance)
             }
             Fault::Refused(Refusal::Busy { .. }) => "claviger ks kms status -c CLUSTER".into(),
+            Fault::NoNode(_) => "claviger ks cluster node ls -c CLUSTER".into(),
+            Fault::NodeMayRun(agent, _) => {
+                format!("claviger ks cluster node rm -c CLUSTER {agent} --force")
+            }
             Fault::NothingToCancel | Fault::Forward(_) => {
                 "claviger ks kms status -c CLUSTER".into()
             }

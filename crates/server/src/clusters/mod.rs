@@ -13,6 +13,7 @@ mod joining;
 mod lease;
 mod limits;
 mod node_ca;
+mod nodes;
 mod operations;
 mod operators;
 mod register;
@@ -28,7 +29,7 @@ pub use joining::admits;
 pub use roots::{LAST_BACKUP, scope_of};
 
 use crate::app::App;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Extension, Router};
 use std::sync::Arc;
 use stream::Streams;
@@ -45,6 +46,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v1/logging/{cluster}/clusterkeyowner", get(operators::key_owner))
         .route("/v3/clusters", post(operators::register))
         .route("/v3/clusters/{cluster}/join-tokens", post(operators::join_token))
+        .route("/v3/clusters/{cluster}/nodes/{node}", delete(operators::remove_node))
         .route("/v3/clusters/{cluster}/kms", get(operators::status))
         .route("/v3/clusters/{cluster}/kms/operations", post(operators::operation))
         .route("/v3/clusters/{cluster}/kms/operations/cancel", post(operators::cancel))

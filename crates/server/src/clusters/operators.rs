@@ -5,7 +5,7 @@ use super::limits::{BODY_MAX, CLUSTERS_MAX};
 use super::operations::{self, Outcome, Wanted, instance_of, key_of};
 use super::request::{Doing, allowed, json, recorded};
 use super::state::Whole;
-use super::{give_up, jobs, register, view};
+use super::{give_up, jobs, nodes, register, view};
 use crate::app::App;
 use crate::http::auth::Caller;
 use axum::Json;
@@ -20,7 +20,7 @@ use claviger_store::clusters::{self, ClusterRow};
 use claviger_store::{StoreError, Tx, audit, iam, keys, registrations};
 use claviger_wire::ks::{
     CancelOperation, ClusterView, Crk, EnableKms, GivenUp, JobView, KeyOwner, KmsInstance,
-    KmsStatus, NewJob, OpenOperation, Opened, RegisterCluster, Registered,
+    KmsStatus, NewJob, NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered,
 };
 use serde_json::json;
 use std::collections::HashMap;
@@ -358,6 +358,36 @@ pub async fn cancel(
     let (id, given_up) = given_up.await?;
     app.hub.cluster_changed(id);
     Ok(Json(given_up))
+}
+
+/// `DELETE /v3/clusters/{c}/nodes/{node}?force=true`
+pub async fn remove_node(
+    State(app): Shared,
+    caller: Caller,
+    Path((name, node)): Path<(String, String)>,
+    Query(params): Params,
+) -> Result<Json<NodeRemoved>, Fault> {
+    let action = "containers-kubernetes.cluster-agent.remove";
+    let doing = Doing::by(&caller, action, &*name);
+    let removed = recorded(&app, doing, move |app, doing, now| {
+        allowed(&caller, Administrator)?;
+        let agent = node.parse().map_err(|e| Fault::Bad(format!("node: {e}")))?;
+        let force = match params.get("force").map(String::as_str) {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(_) => return Err(Fault::Bad("force is true or false".into())),
+        };
+        app.store.tx("remove node", |tx| {
+            let whole = whole(tx, &name, now)?;
+            let (id, target) = (whole.row.cluster.id.clone(), whole.row.crn.clone());
+            let removed = nodes::remove(tx, whole, &agent, force, now)?;
+            audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
+            Ok::<_, Fault>((id, removed))
+        })
+    });
+    let (id, removed) = removed.await?;
+    app.hub.cluster_changed(id);
+    Ok(Json(removed))
 }
 
 /// `POST /v3/clusters/{c}/jobs`

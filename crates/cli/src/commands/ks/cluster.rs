@@ -2,10 +2,12 @@
 
 use super::{Which, view};
 use crate::connect::Link;
-use crate::exit::{Done, Failure};
+use crate::exit::{self, Done, Failure};
 use crate::files;
-use crate::render::{Look, now, pairs};
-use claviger_wire::ks::RegisterCluster;
+use crate::render::{Look, attended, now, pairs, typed};
+use claviger_domain::cluster::{Access, FRESH_MS, Stage};
+use claviger_domain::id::{AgentName, UnixMs};
+use claviger_wire::ks::{AgentView, KmsStatus, RegisterCluster};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -20,8 +22,36 @@ pub enum Verb {
     Register(Register),
     /// Print another one-time token, for the next agent of a cluster; good for one hour
     JoinToken(Which),
+    /// Control-plane nodes: list, remove one that is gone
+    #[command(subcommand)]
+    Node(Node),
     /// Write a kubeconfig; refused while the root key is suspended
     Config(Config),
+}
+
+/// What can be done with nodes.
+#[derive(clap::Subcommand)]
+pub enum Node {
+    /// List nodes: when last heard, what their API server uses, whether they may read
+    Ls(Which),
+    /// Remove a node whose machine is gone for good
+    ///
+    /// Its certificate counts no longer and no operation waits for it. Refused while its agent is
+    /// heard. A machine that still runs, cut off, goes on with the keys in its memory: whether it
+    /// is off is for you to say, by typing its name or with --force.
+    Rm(Remove),
+}
+
+/// Arguments of `node rm`.
+#[derive(clap::Args)]
+pub struct Remove {
+    #[command(flatten)]
+    which: Which,
+    /// Name of the node's agent
+    node: AgentName,
+    /// The machine is off for good; do not ask
+    #[arg(long)]
+    force: bool,
 }
 
 /// Arguments of `register`.
@@ -71,6 +101,13 @@ pub async fn run(verb: Verb, look: Look, link: &Link) -> Done {
             look.ok();
             look.answer(&made, || joined(&made.name, made.id.as_str(), &made.join_token));
         }
+        Verb::Node(Node::Ls(which)) => {
+            let status = link.clusters.kms_status(&which.cluster).await?;
+            look.ok();
+            let nodes = nodes(&status);
+            look.answer(&nodes, || view::nodes(&nodes, now()));
+        }
+        Verb::Node(Node::Rm(args)) => return remove(args, look, link).await,
         Verb::Config(args) => return config(args, look, link).await,
     }
     Ok(())
@@ -95,6 +132,59 @@ async fn register(args: Register, look: Look, link: &Link) -> Done {
     let made = link.clusters.register(&request).await?;
     look.ok();
     look.answer(&made, || joined(&made.name, made.id.as_str(), &made.join_token));
+    Ok(())
+}
+
+/// A node, for `node ls`.
+#[derive(Serialize)]
+pub struct NodeRow {
+    /// Its agent.
+    pub name: AgentName,
+    /// When its agent was last heard.
+    pub last_seen: UnixMs,
+    /// Whether that was lately enough for its word to count.
+    pub fresh: bool,
+    /// The stage its API server is to have.
+    pub stage: Option<Stage>,
+    /// The stage its API server uses.
+    pub loaded: Option<Stage>,
+    /// Its last word on whether it may read; none if it never spoke.
+    pub access: Option<Access>,
+}
+
+fn nodes(status: &KmsStatus) -> Vec<NodeRow> {
+    let state = &status.state;
+    let row = |agent: &AgentView| {
+        let seen = state.seen.get(&agent.agent);
+        NodeRow {
+            name: agent.agent.clone(),
+            last_seen: agent.last_contact,
+            // By the server's clock, which dated both.
+            fresh: seen.is_some_and(|s| state.now.since(s.at) < FRESH_MS),
+            stage: state.cluster.servers.get(&agent.agent).map(|target| target.stage),
+            loaded: seen.and_then(|s| s.observation.stage_loaded),
+            access: seen.map(|s| s.observation.access.clone()),
+        }
+    };
+    status.agents.iter().map(row).collect()
+}
+
+async fn remove(args: Remove, look: Look, link: &Link) -> Done {
+    let (cluster, node) = (&args.which.cluster, &args.node);
+    let mut force = args.force;
+    if !force && attended() {
+        let question = format!(
+            "If the machine of {node} still runs, its API server goes on with the keys in its memory.\nType its name if it is off for good:"
+        );
+        if typed(&question) != node.as_str() {
+            return Err(Failure::new(exit::NO, "nothing was changed", ""));
+        }
+        force = true;
+    }
+    look.doing(&format!("Removing node {node} from cluster {cluster}"));
+    let removed = link.clusters.remove_node(cluster, node, force).await?;
+    look.ok();
+    look.answer(&removed, || removed.notes.clone());
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 //! What is said of a cluster, as lines. Pure: answers and a clock in, text out.
 
+use super::cluster::NodeRow;
 use crate::render::{ago, ago_of_text, pairs, table, thousands, when};
 use claviger_domain::cluster::ring::Role;
-use claviger_domain::cluster::{Access, Cluster, Finished, RootStatus, Seen};
+use claviger_domain::cluster::{Access, Cluster, Finished, RootStatus, Seen, Stage};
 use claviger_domain::id::UnixMs;
 use claviger_domain::key::RootVersion;
 use claviger_wire::ks::{ClusterView, Crk, KmsInstance, KmsStatus};
@@ -240,10 +241,29 @@ fn servers(status: &KmsStatus, now: UnixMs) -> Vec<String> {
     table(&["Name", "Configuration", "Takes effect", "Writes under", "Ready", "Access"], &rows)
 }
 
-fn server(cluster: &Cluster, seen: &Seen, now: UnixMs) -> [String; 4] {
-    let o = &seen.observation;
-    let fresh = now.since(seen.at) < claviger_domain::cluster::FRESH_MS;
-    let access = match &o.access {
+/// `ks cluster node ls`.
+pub fn nodes(nodes: &[NodeRow], now: UnixMs) -> Vec<String> {
+    let stage = |stage: Option<Stage>| stage.map_or_else(|| "-".to_owned(), |s| s.to_string());
+    let rows: Vec<Vec<String>> = nodes
+        .iter()
+        .map(|n| {
+            let said = match (&n.access, n.fresh) {
+                (None, _) => "never spoke".to_owned(),
+                (Some(said), true) => access_text(said, now),
+                (Some(said), false) => format!("not confirmed, was {}", access_text(said, now)),
+            };
+            let last = ago(n.last_seen, now);
+            vec![n.name.to_string(), last, stage(n.stage), stage(n.loaded), said]
+        })
+        .collect();
+    if rows.is_empty() {
+        return vec!["none joined yet".to_owned()];
+    }
+    table(&["Name", "Last seen", "Configuration", "Takes effect", "Access"], &rows)
+}
+
+fn access_text(access: &Access, now: UnixMs) -> String {
+    match access {
         Access::Open => "open".to_owned(),
         Access::Coasting { since } => {
             format!("coasting, key service last heard {}", ago(*since, now))
@@ -252,9 +272,17 @@ fn server(cluster: &Cluster, seen: &Seen, now: UnixMs) -> [String; 4] {
             format!("fenced {} (root key {})", ago(*since, now), root.key)
         }
         Access::Waiting { reason } => format!("waiting: {reason}"),
+    }
+}
+
+fn server(cluster: &Cluster, seen: &Seen, now: UnixMs) -> [String; 4] {
+    let o = &seen.observation;
+    let fresh = now.since(seen.at) < claviger_domain::cluster::FRESH_MS;
+    let access = if fresh {
+        access_text(&o.access, now)
+    } else {
+        format!("not confirmed, last seen {}", ago(seen.at, now))
     };
-    let access =
-        if fresh { access } else { format!("not confirmed, last seen {}", ago(seen.at, now)) };
     let under = match &o.canary {
         None => "-".to_owned(),
         Some(canary) => match canary.serial {
@@ -388,6 +416,36 @@ fn history(history: &[Finished], now: UnixMs) -> Vec<String> {
 mod tests {
     use super::*;
     use claviger_wire::ks::{Features, Lifecycle};
+
+    #[test]
+    fn nodes_say_when_their_word_no_longer_counts() {
+        let row = |name: &str, fresh, access| NodeRow {
+            name: name.parse().unwrap(),
+            last_seen: UnixMs(0),
+            fresh,
+            stage: Some(Stage::Only),
+            loaded: None,
+            access,
+        };
+        let rows = [
+            row("a", true, Some(Access::Open)),
+            row("b", false, Some(Access::Open)),
+            row("c", false, None),
+        ];
+        let lines: Vec<String> = nodes(&rows, UnixMs(120_000))
+            .iter()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "Name Last seen Configuration Takes effect Access",
+                "a 2 min ago [kms] - open",
+                "b 2 min ago [kms] - not confirmed, was open",
+                "c 2 min ago [kms] - never spoke",
+            ]
+        );
+    }
 
     #[test]
     fn cluster_get_shows_the_documented_lines_in_order() {

@@ -2,6 +2,7 @@
 
 mod agents;
 mod giving_up;
+mod nodes;
 mod operators;
 mod simulation;
 mod stream;
