@@ -13,4 +13,5 @@ pub mod http;
 pub mod iam;
 pub mod keys;
 pub mod listen;
+mod pulse;
 pub mod record;

@@ -3,19 +3,22 @@
 use crate::app::App;
 use crate::first::StartError;
 use crate::http::auth::Node;
+use crate::pulse::{Over, Patience, Pulse};
 use axum::Router;
-use axum::body::Body;
 use claviger_crypto::digest::{hex, sha256};
 use claviger_domain::id::UnixMs;
 use claviger_store::{StoreError, meta};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -24,17 +27,25 @@ use tower::ServiceExt;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// Connections at one time. Each costs some 50 KiB; an agent holds two or three.
-const CONNECTIONS: usize = 4096;
+pub const CONNECTIONS: usize = 4096;
+/// Of these, as many as strangers may hold: whoever shows no node's certificate. The rest is kept
+/// for agents, so that no crowd of strangers can keep a suspension from them.
+const STRANGERS: usize = 3072;
 /// A handshake takes two round trips.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the first byte of a request's head to its last, and between requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a stranger's request may take until its answer was taken. Bodies have 15 seconds and
+/// answers take milliseconds, so only who does not read takes longer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a stop waits for answers that are under way.
 pub const DRAIN: Duration = Duration::from_secs(10);
 /// Streams of one HTTP/2 connection.
 const STREAMS: u32 = 128;
-/// A server certificate with less life than this left is renewed at start.
+/// A server certificate with less life than this left is renewed, at start or while serving.
 const RENEW: Duration = Duration::from_secs(30 * 86_400);
+/// How often the certificate's life is looked at; short against [`RENEW`].
+const LOOK_AT_CERTIFICATE: Duration = Duration::from_secs(86_400);
 
 /// TLS of this server: its certificate, made or renewed if need be, and which clients' it takes.
 /// Blocks.
@@ -105,10 +116,13 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     let router = crate::http::router(app.clone());
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let mut acceptor = TlsAcceptor::from(Arc::new(tls));
+    let mut daily = tokio::time::interval(LOOK_AT_CERTIFICATE);
     let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let strangers = Arc::new(Semaphore::new(STRANGERS));
     let (closing, closed) = watch::channel(false);
     let mut connections = JoinSet::new();
+    let mut refused = false;
     let mut stop = std::pin::pin!(stop);
     // Dropped, and so ended, with the set when this returns.
     let mut clockwork = JoinSet::new();
@@ -117,23 +131,36 @@ pub async fn serve(
         let permit = room.clone().acquire_owned();
         let accepted = tokio::select! {
             () = &mut stop => break,
+            _ = daily.tick() => {
+                // Connections that are open keep the certificate they began with.
+                match app.blocking(self::tls).await {
+                    Ok(tls) => acceptor = TlsAcceptor::from(Arc::new(tls)),
+                    Err(e) => tracing::error!(error = %e, "the server's certificate cannot be renewed; trying again tomorrow"),
+                }
+                continue;
+            }
             accepted = async { (permit.await, listener.accept().await) } => accepted,
         };
         // Ended connections are forgotten here, so the set does not grow.
         while connections.try_join_next().is_some() {}
         match accepted {
             (Ok(permit), Ok((stream, peer))) => {
+                refused = false;
                 let (acceptor, router, closed) = (acceptor.clone(), router.clone(), closed.clone());
+                let strangers = strangers.clone();
                 connections.spawn(async move {
-                    if let Err(e) = connection(stream, acceptor, router, closed).await {
+                    if let Err(e) = connection(stream, acceptor, router, strangers, closed).await {
                         tracing::debug!(%peer, error = %e, "connection");
                     }
                     drop(permit);
                 });
             }
             (_, Err(e)) => {
-                // Out of file descriptors, mostly: waiting is all that helps.
-                tracing::warn!(error = %e, "accept");
+                // Out of file descriptors, mostly: waiting is all that helps. One line, not ten
+                // each second.
+                if !std::mem::replace(&mut refused, true) {
+                    tracing::warn!(error = %e, "cannot accept connections");
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             (Err(_), _) => break,
@@ -154,20 +181,47 @@ async fn connection(
     stream: TcpStream,
     acceptor: TlsAcceptor,
     router: Router,
-    mut closed: watch::Receiver<bool>,
+    strangers: Arc<Semaphore>,
+    closed: watch::Receiver<bool>,
 ) -> Result<(), Failed> {
     stream.set_nodelay(true)?;
     let peer = stream.peer_addr()?;
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
     let (_, session) = stream.get_ref();
     let node = session.peer_certificates().and_then(|chain| node(chain.first()?));
-    let service = hyper::service::service_fn(move |request: hyper::Request<_>| {
-        let mut request = request.map(Body::new);
+    let _room = match node {
+        Some(_) => None,
+        None => Some(strangers.try_acquire_owned()?),
+    };
+    let request = node.is_none().then_some(REQUEST_TIMEOUT);
+    let patience = Patience { idle: HEAD_TIMEOUT, request };
+    talk(stream, router, node, peer, patience, closed).await
+}
+
+/// Answers what comes over a connection until it is over.
+async fn talk<S>(
+    stream: S,
+    router: Router,
+    node: Option<Node>,
+    peer: SocketAddr,
+    patience: Patience,
+    mut closed: watch::Receiver<bool>,
+) -> Result<(), Failed>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let pulse = Pulse::new();
+    let beats = pulse.clone();
+    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        let (head, body) = request.into_parts();
+        let (body, asked) = beats.lend(body);
+        let mut request = hyper::Request::from_parts(head, body);
         if let Some(node) = &node {
             request.extensions_mut().insert(node.clone());
         }
         request.extensions_mut().insert(Peer(peer));
-        router.clone().oneshot(request)
+        let answer = router.clone().oneshot(request);
+        async move { Ok::<_, Infallible>(answer.await?.map(|body| asked.answered(body))) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
@@ -181,6 +235,14 @@ async fn connection(
     let mut served = std::pin::pin!(served);
     tokio::select! {
         done = served.as_mut() => return done,
+        over = pulse.over(patience) => match over {
+            Over::Silent => return Err("nothing was asked".into()),
+            Over::Stalled => return Err("a request took too long".into()),
+            Over::Idle => {
+                served.as_mut().graceful_shutdown();
+                return tokio::time::timeout(HANDSHAKE_TIMEOUT, served).await?;
+            }
+        },
         () = async { let _ = closed.wait_for(|closed| *closed).await; } => {}
     }
     served.as_mut().graceful_shutdown();
@@ -208,3 +270,6 @@ pub fn node(der: &CertificateDer<'_>) -> Option<Node> {
         not_after: not_after(der)?,
     })
 }
+
+#[cfg(test)]
+mod tests;
