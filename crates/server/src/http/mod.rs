@@ -59,7 +59,14 @@ fn of_headers(headers: &HeaderMap) -> Correlation {
 async fn correlate(mut request: Request, next: Next) -> Response {
     let correlation = of_headers(request.headers());
     request.extensions_mut().insert(correlation.clone());
-    let mut response = next.run(request).await;
+    let path = request.uri().path();
+    let mut response = if std::str::from_utf8(&percent_decode(path.as_bytes())).is_ok() {
+        next.run(request).await
+    } else {
+        // Refused here, since the router's own answer is in no shape that clients read.
+        let what = "The path is not UTF-8 once its percent-encoding is undone";
+        Form::of(path).answer(StatusCode::BAD_REQUEST, "PATH_INVALID_ERR", what, None)
+    };
     if let Ok(value) = HeaderValue::from_str(&correlation.0) {
         response.headers_mut().insert("correlation-id", value);
     }
@@ -103,4 +110,30 @@ pub(crate) fn percent_decode(bytes: &[u8]) -> Vec<u8> {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tower::ServiceExt;
+
+    #[tokio::test]
+    async fn a_path_that_is_no_text_is_refused_in_the_shape_that_clients_read() {
+        let any = axum::routing::get(async |_: axum::extract::Path<String>| "found");
+        let router: Router = Router::new()
+            .route("/api/v2/keys/{id}", any.clone())
+            .route("/v3/{cluster}", any)
+            .layer(from_fn(correlate));
+        for (path, status, media_type) in [
+            ("/api/v2/keys/%ff", 400, "application/vnd.ibm.kms.error+json"),
+            ("/v3/%C3%28", 400, "application/json"),
+            ("/v3/%C3%BC", 200, "text/plain; charset=utf-8"),
+        ] {
+            let request = Request::get(path).body(axum::body::Body::empty()).expect("a request");
+            let answer = router.clone().oneshot(request).await.expect("an answer");
+            assert_eq!(answer.status(), status, "{path}");
+            assert_eq!(answer.headers()["content-type"], media_type, "{path}");
+            assert!(answer.headers().contains_key("correlation-id"), "{path}");
+        }
+    }
 }
