@@ -232,14 +232,14 @@ impl Fault {
             Fault::NotActive { root, .. } | Fault::Refused(Refusal::Reused(root)) => {
                 format!("claviger key create --instance-id {}", root.instance)
             }
-            Fault::Refused(Refusal::Busy { .. }) => "claviger ks kms status -c CLUSTER".into(),
             Fault::NoNode(_) => "claviger ks cluster node ls -c CLUSTER".into(),
             Fault::NodeMayRun(agent, _) => {
                 format!("claviger ks cluster node rm -c CLUSTER {agent} --force")
             }
-            Fault::NothingToCancel | Fault::Forward(_) => {
-                "claviger ks kms status -c CLUSTER".into()
-            }
+            Fault::NothingToCancel
+            | Fault::Forward(_)
+            | Fault::Suspended(_)
+            | Fault::Refused(Refusal::Busy { .. }) => "claviger ks kms status -c CLUSTER".into(),
             Fault::NeedsWord { root, is } => format!(
                 "claviger key {} {} --instance-id {}, or else claviger ks kms cancel -c CLUSTER --without-root-key",
                 if *is == KeyState::Destroyed { "restore" } else { "enable" },

@@ -211,14 +211,16 @@ pub(crate) fn state_allows(key: &Key, action: KeyAction, now: UnixMs) -> Result<
             Err(KpError::new(StatusCode::UNPROCESSABLE_ENTITY, "KEY_INVALID_STATE_ERR", what))
         }
         Verdict::WrongState => {
-            let what = format!("The key is {state}, which does not allow this. {}", advice(state));
+            let what =
+                format!("The key is {state}, which does not allow this. {}", advice(state, action));
             Err(KpError::conflict("KEY_ACTION_INVALID_STATE_ERR", what))
         }
     }
 }
 
-fn advice(state: KeyState) -> &'static str {
+fn advice(state: KeyState, action: KeyAction) -> &'static str {
     match state {
+        KeyState::Suspended if action == KeyAction::Disable => "It needs no such change",
         KeyState::Active => "It needs no such change",
         KeyState::Suspended => "Enable it first",
         KeyState::Deactivated => "It has expired: rewrap what it protects under another key",

@@ -373,7 +373,10 @@ async fn every_state_allows_what_the_table_says_and_waits_are_kept() {
     w.call(&post("enable"), &Value::Null).await.refused(409, state);
     w.call(&post("disable"), &Value::Null).await.is(204);
     for action in ["wrap", "rotate", "disable"] {
-        w.call(&post(action), &Value::Null).await.refused(409, state);
+        let refused = w.call(&post(action), &Value::Null).await;
+        let advice = if action == "disable" { "needs no such change" } else { "Enable it first" };
+        assert!(refused.body.to_string().contains(advice), "{action}");
+        refused.refused(409, state);
     }
     w.call(&post("enable"), &Value::Null).await.refused(409, "REQ_TOO_EARLY_ERR");
     w.advance(30);
