@@ -8,6 +8,7 @@
 //! | 3 | a server or a file could not be reached; try again |
 //! | 70 | a fault of ours |
 
+use crate::render::{LINES, clean};
 use std::fmt;
 use std::process::ExitCode;
 
@@ -49,10 +50,10 @@ pub fn code(done: Done) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.error.is_empty() {
-                eprintln!("error: {}", failure.error);
+                eprintln!("error: {}", clean(&failure.error, LINES));
             }
             if !failure.hint.is_empty() {
-                eprintln!("hint: {}", failure.hint);
+                eprintln!("hint: {}", clean(&failure.hint, LINES));
             }
             ExitCode::from(failure.code)
         }

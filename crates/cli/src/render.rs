@@ -6,6 +6,7 @@
 use claviger_domain::id::UnixMs;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -34,7 +35,7 @@ impl Look {
     /// Says what is being done now.
     pub fn doing(self, what: &str) {
         if self.output == Format::Text && !self.quiet {
-            print_line(&format!("{what}…"));
+            print_text(&format!("{what}…"));
         }
     }
 
@@ -52,16 +53,63 @@ impl Look {
                 // Our own wire types hold no map with keys that are not text, and nothing else
                 // makes serde_json fail.
                 let document = serde_json::to_string_pretty(json).expect("wire types serialise");
-                print_line(&document);
+                print_line(&clean_json(&document));
             }
-            Format::Text => text().iter().for_each(|line| print_line(line)),
+            Format::Text => text().iter().for_each(|line| print_text(line)),
         }
     }
 
     /// Tells something that the caller should know but did not ask for.
     pub fn warn(self, text: &str) {
-        eprintln!("warning: {text}");
+        eprintln!("warning: {}", clean(text, LINES));
     }
+}
+
+/// Whether a terminal would act on `c` rather than show it: control characters (Unicode class Cc,
+/// with which escape sequences begin) and those that turn the direction of writing.
+fn acts(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// `text` with each character that a terminal would act on as its escape in Rust's form, all but
+/// those in `but`. Names, descriptions and messages come from others: shown as they are, they
+/// could hide lines, forge them, or drive the reader's terminal.
+pub fn clean<'a>(text: &'a str, but: &[char]) -> Cow<'a, str> {
+    if !text.chars().any(|c| acts(c) && !but.contains(&c)) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if acts(c) && !but.contains(&c) {
+            out.extend(c.escape_unicode());
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// The same for a JSON document, by JSON's own escapes: it stays the same document.
+fn clean_json(document: &str) -> String {
+    let mut out = String::with_capacity(document.len());
+    for c in document.chars() {
+        if acts(c) && c != '\n' {
+            // All of them are in the basic plane, so four digits do.
+            out.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// Characters of a text of several lines that are shown as they are.
+pub const LINES: &[char] = &['\n', '\t'];
+
+/// Prints a text for people, [`clean`].
+pub fn print_text(text: &str) {
+    print_line(&clean(text, LINES));
 }
 
 /// Prints a line. A reader that went away (`| head`) ends the program quietly, as SIGPIPE would.
@@ -73,8 +121,10 @@ pub fn print_line(line: &str) {
 
 /// Lines of a table: columns as wide as their widest cell, two blanks between them.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+    let rows: Vec<Vec<Cow<'_, str>>> =
+        rows.iter().map(|row| row.iter().map(|cell| clean(cell, &[])).collect()).collect();
     let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
@@ -85,7 +135,7 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> Vec<String> {
         padded.join("  ").trim_end().to_owned()
     };
     let mut lines = vec![line(&mut head.iter().copied())];
-    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
+    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(|cell| &**cell))));
     lines
 }
 
@@ -93,7 +143,9 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> Vec<String> {
 pub fn pairs(pairs: &[(&str, String)]) -> Vec<String> {
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0) + 1;
     let shown = pairs.iter().filter(|(_, value)| !value.is_empty());
-    shown.map(|(name, value)| format!("{:<width$} {value}", format!("{name}:"))).collect()
+    shown
+        .map(|(name, value)| format!("{:<width$} {}", format!("{name}:"), clean(value, &[])))
+        .collect()
 }
 
 /// `1,234,567`.
@@ -178,7 +230,7 @@ impl Progress {
             Some(bar) => {
                 bar.set_style(style("{spinner} {msg}"));
                 bar.println(self.line(phase));
-                bar.set_message(phase.to_owned());
+                bar.set_message(clean(phase, &[]).into_owned());
             }
             None => self.plain(phase),
         }
@@ -227,7 +279,7 @@ impl Progress {
     }
 
     fn line(&self, text: &str) -> String {
-        format!("{:>6.1} s  {text}", self.started.elapsed().as_secs_f64())
+        format!("{:>6.1} s  {}", self.started.elapsed().as_secs_f64(), clean(text, &[]))
     }
 
     fn plain(&self, text: &str) {
@@ -254,7 +306,7 @@ pub fn attended() -> bool {
 
 /// Asks a yes-or-no question; anything but `y` or `yes` is no.
 pub fn confirm(question: &str) -> bool {
-    eprint!("{question} [y/N] ");
+    eprint!("{} [y/N] ", clean(question, &[]));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).is_ok()
         && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
@@ -278,6 +330,20 @@ mod tests {
         let rows =
             vec![vec!["a".to_owned(), "xyz".to_owned()], vec!["bcd".to_owned(), String::new()]];
         assert_eq!(table(&["Name", "ID"], &rows), ["Name  ID", "a     xyz", "bcd"]);
+    }
+
+    #[test]
+    fn what_others_named_does_not_drive_the_terminal() {
+        let name = "\u{1b}[2Jred\u{7}\r\nx\u{9b}m\u{202e}ü";
+        let shown = "\\u{1b}[2Jred\\u{7}\\u{d}\\u{a}x\\u{9b}m\\u{202e}ü";
+        assert_eq!(clean(name, &[]), shown);
+        assert_eq!(clean("a\n\tb", LINES), "a\n\tb");
+        assert_eq!(table(&["Name"], &[vec![name.to_owned()]])[1], shown);
+        assert_eq!(pairs(&[("Name", name.to_owned())]), [format!("Name: {shown}")]);
+        let document = serde_json::to_string_pretty(&[name]).unwrap();
+        let safe = clean_json(&document);
+        assert!(!safe.chars().any(|c| acts(c) && c != '\n'), "{safe:?}");
+        assert_eq!(serde_json::from_str::<[String; 1]>(&safe).unwrap(), [name]);
     }
 
     #[test]

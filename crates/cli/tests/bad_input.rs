@@ -142,3 +142,11 @@ fn a_reader_that_goes_away_is_no_panic() {
     let out = child.wait_with_output().unwrap();
     assert!(!String::from_utf8_lossy(&out.stderr).contains("panicked"));
 }
+
+#[test]
+fn an_agents_settings_that_cannot_be_read_say_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = claviger(&format!("agent check --config {}", dir.path().display()), &[]);
+    assert_eq!(said.code, 3, "{}", said.err);
+    assert!(said.err.contains("directory"), "the cause is told: {}", said.err);
+}

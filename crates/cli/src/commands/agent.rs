@@ -44,8 +44,20 @@ fn load(path: &std::path::Path) -> Result<AgentConfig, Failure> {
         } else {
             exit::UNREACHABLE
         };
-        Failure::new(code, error, "agent.sample.toml in the sources explains each setting")
+        let hint = "agent.sample.toml in the sources explains each setting";
+        Failure::new(code, with_causes(&error), hint)
     })
+}
+
+/// An error with what caused it, in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(c) = cause {
+        text = format!("{text}: {c}");
+        cause = c.source();
+    }
+    text
 }
 
 fn start(config: AgentConfig) -> Done {
@@ -65,16 +77,10 @@ fn start(config: AgentConfig) -> Done {
         }
     };
     runtime.block_on(run_agent(config, stop)).map_err(|error| {
-        let mut text = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(c) = cause {
-            text = format!("{text}: {c}");
-            cause = c.source();
-        }
         let hint = match &error {
             AgentError::Socket(_) => "is another agent running on this node?",
             _ => "",
         };
-        Failure::new(exit::UNREACHABLE, text, hint)
+        Failure::new(exit::UNREACHABLE, with_causes(&error), hint)
     })
 }

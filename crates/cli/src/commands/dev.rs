@@ -1,6 +1,7 @@
 //! `claviger dev`
 
 use crate::exit::{Done, Failure};
+use crate::render::print_text;
 use clap::{Parser, Subcommand, ValueEnum};
 use claviger_dev::binaries::Minor;
 use claviger_dev::keep::Progress;
@@ -122,7 +123,7 @@ async fn start(args: Up) -> Done {
             if progress.ready && !shown {
                 shown = true;
                 summary(&dev, &args.dir.dir);
-                println!("Ctrl-C ends it.");
+                print_text("Ctrl-C ends it.");
             }
         });
         if kept.await.map_err(failure)?.is_some() {
@@ -155,11 +156,11 @@ async fn show(args: &Status) -> Done {
     if args.output == Output::Json {
         let text = serde_json::to_string_pretty(&parts)
             .map_err(|e| Failure::new(70, format!("cannot write JSON: {e}"), ""))?;
-        println!("{text}");
+        print_text(&text);
     } else {
         for part in &parts {
             let pid = part.pid.map(|pid| pid.to_string()).unwrap_or_default();
-            println!("{:<14} {:<10} {pid:<8} {}", part.part, part.state, part.note);
+            print_text(&format!("{:<14} {:<10} {pid:<8} {}", part.part, part.state, part.note));
         }
     }
     // A fenced API server is as it should be; one that is dead or not ready is not.
@@ -186,10 +187,10 @@ fn tell(progress: &Progress) {
 /// What somebody needs who wants to use the cluster.
 fn summary(dev: &Dev, dir: &Path) {
     for (name, url) in dev.urls() {
-        println!("{name:<14} {url}");
+        print_text(&format!("{name:<14} {url}"));
     }
-    println!("variables      . {}", dev.layout.env().display());
-    println!("end it         claviger dev down --dir {}", dir.display());
+    print_text(&format!("variables      . {}", dev.layout.env().display()));
+    print_text(&format!("end it         claviger dev down --dir {}", dir.display()));
 }
 
 /// Our own file, also after a new build has replaced it.

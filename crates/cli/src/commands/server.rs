@@ -1,6 +1,7 @@
 //! `claviger server`: the key service, IAM and the cluster service in one process.
 
 use crate::exit::{Done, Failure};
+use crate::render::print_text;
 use clap::Subcommand;
 use claviger_crypto::Key32;
 use claviger_custody::software::{self, KeyFileError, MASTER, RECOVERY, Software};
@@ -9,8 +10,9 @@ use claviger_server::backup::{self, BackupError};
 use claviger_server::first::{self, StartError};
 use claviger_server::{files, listen};
 use claviger_store::{Store, StoreError};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::DirBuilder;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -110,6 +112,7 @@ fn serve(args: Run) -> Done {
     for failed in claviger_crypto::harden::harden() {
         tracing::warn!("{failed}");
     }
+    raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         // Each may hold a database reader for a moment; requests wait for one beyond that.
@@ -138,6 +141,28 @@ fn serve(args: Run) -> Done {
     })
 }
 
+/// File descriptors besides those of connections: database readers, log, epoll.
+const OTHER_DESCRIPTORS: u64 = 256;
+
+/// Takes as many file descriptors as this user may have: the usual soft limit of 1024 is fewer
+/// than the connections that the server takes, and then agents would be refused for strangers.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = listen::CONNECTIONS as u64 + OTHER_DESCRIPTORS;
+    if limit.current.is_none_or(|now| now >= wanted) {
+        return;
+    }
+    let most = limit.maximum.map_or(wanted, |most| most.min(wanted));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(most), ..limit });
+    if raised.is_err() || most < wanted {
+        tracing::warn!(
+            wanted,
+            most,
+            "this user may not open as many files as the server takes connections; raise LimitNOFILE"
+        );
+    }
+}
+
 fn back_up(args: Backup) -> Done {
     let _ = claviger_crypto::harden::harden();
     let path = &args.recovery_key;
@@ -146,14 +171,17 @@ fn back_up(args: Backup) -> Done {
     } else {
         let key = Key32::generate();
         software::write_key(path, RECOVERY, &key).map_err(master)?;
-        println!("made a recovery key: {}", path.display());
-        println!("move it to another machine; without it the backup cannot be opened");
+        print_text(&format!("made a recovery key: {}", path.display()));
+        print_text("move it to another machine; without it the backup cannot be opened");
         key
     };
     let master_key = args.master_key.unwrap_or_else(|| args.data.join("master.key"));
     let now = SystemClock.now();
     let length = backup::make(&args.data, &master_key, &recovery, &args.to, now).map_err(failed)?;
-    println!("backup: {} ({length} bytes of database, read back and checked)", args.to.display());
+    print_text(&format!(
+        "backup: {} ({length} bytes of database, read back and checked)",
+        args.to.display()
+    ));
     Ok(())
 }
 
@@ -163,8 +191,8 @@ fn bring_back(args: Restore) -> Done {
     data_dir(&args.data)?;
     let master_key = args.master_key.unwrap_or_else(|| args.data.join("master.key"));
     backup::restore(&args.data, &master_key, &recovery, &args.from).map_err(failed)?;
-    println!("restored {} into {}", args.from.display(), args.data.display());
-    println!("start it with: claviger server run --data {}", args.data.display());
+    print_text(&format!("restored {} into {}", args.from.display(), args.data.display()));
+    print_text(&format!("start it with: claviger server run --data {}", args.data.display()));
     Ok(())
 }
 
@@ -250,8 +278,10 @@ fn from_descriptor(fd: &str) -> Result<Key32, Failure> {
 /// Hands the administrator's API key over, at the first start.
 fn tell(app: &App, args: &Run) -> Done {
     let fingerprint = app.authority.fingerprint();
-    println!("url: {}", app.settings.url);
-    println!("ca-sha256: {fingerprint}");
+    // Nobody needs to read this for the server to run.
+    let say = |text: String| drop(writeln!(std::io::stdout(), "{text}"));
+    say(format!("url: {}", app.settings.url));
+    say(format!("ca-sha256: {fingerprint}"));
     let Some(bootstrap) = first::bootstrap(app).map_err(start)? else { return Ok(()) };
     match &args.bootstrap {
         Some(path) => {
@@ -262,14 +292,21 @@ fn tell(app: &App, args: &Run) -> Done {
                 let error = format!("cannot write {}: {e}", path.display());
                 Failure::new(3, error, "give --bootstrap a path that this user may write")
             })?;
-            println!("bootstrap: {}", path.display());
+            say(format!("bootstrap: {}", path.display()));
         }
         None => {
             for instance in &bootstrap.instances {
-                println!("instance: {} {}", instance.id, instance.name);
+                say(format!("instance: {} {}", instance.id, instance.name));
             }
-            println!("api-key: {}", bootstrap.api_key);
-            println!("the API key is shown this once; keep it in a password store");
+            let shown = writeln!(
+                std::io::stdout(),
+                "api-key: {}\nthe API key is shown this once; keep it in a password store",
+                bootstrap.api_key
+            );
+            shown.map_err(|e| {
+                let error = format!("cannot print the administrator's API key: {e}");
+                Failure::new(3, error, "start it again with --bootstrap FILE")
+            })?;
         }
     }
     first::delivered(app).map_err(store)

@@ -207,7 +207,7 @@ struct Written {
 async fn config(args: Config, look: Look, link: &Link) -> Done {
     let text = link.clusters.kubeconfig(&args.which.cluster).await?;
     if args.to.as_os_str() == "-" {
-        crate::render::print_line(text.trim_end());
+        crate::render::print_text(text.trim_end());
         return Ok(());
     }
     files::write_secret(&args.to, text.as_bytes())?;
