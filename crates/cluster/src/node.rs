@@ -5,7 +5,7 @@ use crate::config::AgentConfig;
 use crate::contact::{Contact, Mark, Moment};
 use crate::control::kube::Kube;
 use crate::file::FileError;
-use crate::truth::Truth;
+use crate::truth::{Truth, keep_newer};
 use claviger_client::{AgentApi, KeyService};
 use claviger_domain::cluster::{Access, Cluster, Observation, Stage};
 use claviger_domain::id::ClusterId;
@@ -154,8 +154,11 @@ impl Node {
     /// on all the same: a full disk must not keep a suspended key from fencing the node.
     pub fn took(&self, mut state: State) -> Result<(), FileError> {
         let mut truth = lock(&self.truth);
-        let newest = self.latest().map(|l| (l.state.now, l.at.elapsed()));
+        let latest = self.latest();
+        let newest = latest.as_ref().map(|l| (l.state.now, l.at.elapsed()));
         let kept = truth.take(&mut state, newest);
+        let roots = latest.as_ref().map(|l| (&*l.state.roots, l.at.elapsed()));
+        keep_newer(&mut state.roots, roots);
         let counted = lock(&self.contact).made(Moment::now());
         self.latest.send_replace(Some(Arc::new(Latest { state, at: Instant::now() })));
         drop(truth);

@@ -6,7 +6,7 @@
 
 use crate::file::FileError;
 use crate::ring::{Kept, may_follow};
-use claviger_domain::cluster::Cluster;
+use claviger_domain::cluster::{Cluster, RootStatus};
 use claviger_domain::id::{ClusterId, UnixMs};
 use claviger_wire::agent::State;
 use std::path::PathBuf;
@@ -15,6 +15,19 @@ use std::time::Duration;
 /// How long an answer may be under way. One that the server dated before a newer one is late
 /// within this time; after it, the server's clock was set back.
 const CROSSING: Duration = Duration::from_secs(10);
+
+/// Keeps of each root key what the server said last, where an older answer comes late: two are
+/// under way at once when the loop commits, and the one that was read before a suspension must
+/// not hide it. `newest` is the newest word so far and how long ago it came. An event that is
+/// lower for longer than that is the word of a server that was restored.
+pub(crate) fn keep_newer(roots: &mut [RootStatus], newest: Option<(&[RootStatus], Duration)>) {
+    let Some((known, _)) = newest.filter(|(_, age)| *age < CROSSING) else { return };
+    for root in roots {
+        if let Some(newer) = known.iter().find(|k| k.root == root.root && k.event > root.event) {
+            *root = newer.clone();
+        }
+    }
+}
 
 /// The wrapped ring of the last believed word, in memory and on disk.
 #[derive(Debug)]
@@ -206,5 +219,31 @@ mod tests {
         let mut next = state(11, 2, 2000, Some(&first));
         assert!(truth.take(&mut next, Some((first.now, SOON))).is_err());
         assert_eq!(next.cluster, first.cluster);
+    }
+
+    #[test]
+    fn an_answer_that_comes_late_does_not_hide_a_suspension() {
+        use claviger_domain::key::KeyState;
+        let root = state(1, 1, 0, None).cluster.ring.keks[0].root;
+        let status = |state, event| RootStatus {
+            root: root.root,
+            name: "r".to_owned(),
+            state,
+            current: Some(root.version),
+            event,
+            expires: None,
+            restorable_until: None,
+        };
+        let known = [status(KeyState::Suspended, 7)];
+        let cases = [
+            ("read before, came after", 6, SOON, KeyState::Suspended),
+            ("enabled again", 8, SOON, KeyState::Active),
+            ("a server restored from a backup", 6, CROSSING, KeyState::Active),
+        ];
+        for (name, event, age, expected) in cases {
+            let mut roots = [status(KeyState::Active, event)];
+            keep_newer(&mut roots, Some((&known, age)));
+            assert_eq!(roots[0].state, expected, "{name}");
+        }
     }
 }
