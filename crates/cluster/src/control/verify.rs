@@ -24,6 +24,9 @@ pub enum VerifyError {
     /// etcd did not answer.
     #[error("etcd did not answer")]
     Etcd(#[from] EtcdError),
+    /// Encryption was never enabled; without this, a cluster without Secrets would be proven.
+    #[error("the cluster has no root key: encryption was never enabled")]
+    NotEnabled,
     /// Records that are not under the write key.
     #[error(
         "{stale} records are under an older key, {plaintext} are plaintext, {unknown} are unknown"
@@ -54,6 +57,9 @@ pub async fn prove(
     cluster: &Cluster,
     now: UnixMs,
 ) -> Result<Verified, VerifyError> {
+    if cluster.ring.write().is_none() {
+        return Err(VerifyError::NotEnabled);
+    }
     let census = Census::take(&node.etcd, &super::resources(), Keep::Counts, now).await?;
     let tally = census.tally(&cluster.id, &cluster.ring);
     let Tally { stale, plaintext, unknown, .. } = tally;
