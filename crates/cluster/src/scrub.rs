@@ -60,6 +60,8 @@ pub struct Scrub {
     pub member: Arc<dyn Supervisor>,
     /// What runs every API server that uses it.
     pub api_servers: Vec<Arc<dyn Supervisor>>,
+    /// The record of this node's fence. While it is there, no API server is started.
+    pub fence: PathBuf,
     /// etcd's `--data-dir`. Its log must lie within.
     pub data_dir: PathBuf,
     /// etcd's `--initial-cluster-token`; `etcd-cluster` unless it was set.
@@ -351,9 +353,13 @@ impl Scrub {
 
     fn start_api_servers(&self, journal: &Journal) -> Result<(), ScrubError> {
         for (server, args) in self.api_servers.iter().zip(&journal.api_servers) {
-            match args {
-                Some(args) => self.start(server, args)?,
-                None => release(server)?,
+            release(server)?;
+            // Looked for after the release: a fence that falls later finds no hold of ours, sets
+            // its own, and kills.
+            if let Some(args) = args
+                && !self.fence.exists()
+            {
+                self.start(server, args)?;
             }
         }
         Ok(())

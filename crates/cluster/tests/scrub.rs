@@ -122,6 +122,7 @@ impl Bed {
             etcd: self.etcd.clone(),
             member: shared(&self.units[0]),
             api_servers: self.units[1..].iter().map(shared).collect(),
+            fence: self.dir.path().join("fence.json"),
             data_dir: self.data_dir(),
             cluster_token: "its-own".to_owned(),
             etcdutl: program("etcdutl"),
@@ -224,6 +225,11 @@ async fn a_crash_at_any_step_is_carried_on_or_rolled_back() {
     assert!(matches!(broken.run(&quiet).await, Err(ScrubError::Restore(_))));
     assert_eq!(bed.connect().await.count(b"").await.unwrap().0, keys);
     assert!(server.observe().unwrap().process.is_some());
+    // A fence that fell during the scrub: its API server stays dead.
+    std::fs::write(bed.dir.path().join("fence.json"), "{}").unwrap();
+    bed.scrub().run(&quiet).await.unwrap();
+    let seen = server.observe().unwrap();
+    assert_eq!((seen.process, seen.held), (None, None));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

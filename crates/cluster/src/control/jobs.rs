@@ -153,6 +153,7 @@ pub fn scrub_of(node: &Node) -> Result<Scrub, String> {
         },
         member,
         api_servers,
+        fence: node.config.state("fence.json"),
         data_dir: data_dir.clone(),
         cluster_token: "etcd-cluster".to_owned(),
         etcdutl: etcdutl.clone(),
