@@ -14,7 +14,7 @@ use claviger_crypto::digest::equal;
 use claviger_crypto::kek::wrap_aad;
 use claviger_crypto::{Key32, SecretBytes};
 use claviger_domain::cluster::commit::Commit;
-use claviger_domain::cluster::plan::Step;
+use claviger_domain::cluster::plan::{Step, must_fence};
 use claviger_domain::cluster::ring::{Kek, Role};
 use claviger_domain::cluster::{OperationKind, Rewrite, TakeUp, Tally};
 use claviger_domain::id::{OperationId, Serial};
@@ -288,6 +288,13 @@ impl Steps {
                     Ok(newer) => state = newer,
                     Err(StepError::LeaseOver) => return Err(StepError::LeaseOver),
                     Err(_) => state = self.node.clients().api.state().await?,
+                }
+                // Another operation took this one's place, or the API server is fenced: each
+                // record would be tried in vain for seconds, and nothing else be done meanwhile.
+                let now = state.cluster.operation.as_ref().map(|op| op.id);
+                if now != operation || must_fence(&state.cluster, &state.roots).is_some() {
+                    tracing::info!("the rewrite is broken off");
+                    return Ok(state);
                 }
             }
         }
