@@ -1,6 +1,7 @@
 //! The next step of a cluster, in words for people.
 
 use claviger_domain::cluster::plan::{Facts, Step, Why, plan};
+use claviger_domain::cluster::ring::Role;
 use claviger_domain::cluster::{Cluster, RootStatus, Seen, Tally};
 use claviger_domain::id::{AgentName, UnixMs};
 use std::collections::BTreeMap;
@@ -36,8 +37,17 @@ pub fn next(
         (Step::Wait(Why::NoTally), _) => COUNTS.to_owned(),
         _ => of(&step),
     };
-    match &op.stuck {
+    let text = match &op.stuck {
         Some(reason) => format!("{text}; stopped: {reason}"),
+        None => text,
+    };
+    // A list of all Secrets fails on one that cannot be read, and an API server may not become
+    // ready for it: whatever is waited for, this is the likely cause.
+    match cluster.ring.keks.iter().find(|k| k.role == Role::Lost) {
+        Some(kek) => format!(
+            "{text}; Secrets under KEK {} cannot be read before root key {} is active again or they are gone: `claviger census` counts them",
+            kek.serial, kek.root.root.key
+        ),
         None => text,
     }
 }

@@ -399,7 +399,7 @@ fn history(history: &[Finished], now: UnixMs) -> Vec<String> {
         .map(|f| {
             let outcome = match &f.rejected {
                 None => "done".to_owned(),
-                Some(reason) => format!("rejected: {reason}"),
+                Some(reason) => format!("not done: {reason}"),
             };
             let seconds = f.ended.since(f.requested) / 1000;
             format!(

@@ -172,6 +172,8 @@ async fn it_goes_back_without_a_root_key_that_is_lost() {
     assert_eq!(cluster.ring.write().unwrap().root.root, first);
     assert_eq!(cluster.ring.get(Serial(2)).unwrap().role, Role::Lost);
     assert_eq!(sim.records.iter().filter(|r| **r == Some(Serial(3))).count(), 13);
+    let status: KmsStatus = world.admin("GET /v3/clusters/prod/kms", &Value::Null).await;
+    assert!(status.next.contains("KEK 2 cannot be read"), "{}", status.next);
 
     // It is enabled after all: what was unread is rewritten like the rest.
     world.change(second, EventKind::Enable);
