@@ -6,6 +6,7 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use axum::body::to_bytes;
 use axum::extract::Request;
+use axum::http::header;
 use claviger_domain::access::PlatformRole;
 use claviger_domain::id::UnixMs;
 use claviger_store::audit::Act;
@@ -14,6 +15,12 @@ use std::sync::Arc;
 
 /// Reads a JSON body of at most `max` bytes, whatever its content type.
 pub async fn json<T: DeserializeOwned>(request: Request, max: usize) -> Result<T, Fault> {
+    // Refused before the first byte is asked for: a client that waits for 100 Continue sends none.
+    let declared = request.headers().get(header::CONTENT_LENGTH);
+    let declared = declared.and_then(|len| len.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|len| len > max as u64) {
+        return Err(Fault::TooLarge(max));
+    }
     let body = to_bytes(request.into_body(), max);
     let bytes = match tokio::time::timeout(BODY_TIMEOUT, body).await {
         Err(_) => return Err(Fault::TooSlow),
@@ -102,4 +109,20 @@ pub async fn recorded<T: Send + 'static>(
         let _ = app.recorder.record(kept.failed(now, fault)).await;
     }
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use futures_util::stream;
+    use std::convert::Infallible;
+
+    #[tokio::test]
+    async fn a_body_declared_too_long_is_not_waited_for() {
+        let never = Body::from_stream(stream::pending::<Result<Vec<u8>, Infallible>>());
+        let request = Request::post("/").header(header::CONTENT_LENGTH, "101").body(never);
+        let refused = json::<serde_json::Value>(request.expect("a request"), 100).await;
+        assert!(matches!(refused, Err(Fault::TooLarge(100))));
+    }
 }
