@@ -150,3 +150,16 @@ fn an_agents_settings_that_cannot_be_read_say_why() {
     assert_eq!(said.code, 3, "{}", said.err);
     assert!(said.err.contains("directory"), "the cause is told: {}", said.err);
 }
+
+#[test]
+fn a_server_is_not_made_for_a_name_that_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data").display().to_string();
+    for name in ["https://x", "x:8443", "a..b", "ü", "-.x/y"] {
+        let line = format!("server run --data {data} --listen 127.0.0.1:0 --name={name}");
+        let said = claviger(&line, &[]);
+        assert_eq!(said.code, 2, "{name}: {}", said.err);
+        assert!(said.err.contains("DNS name"), "{name}: {}", said.err);
+    }
+    assert!(!Path::new(&data).exists());
+}

@@ -79,7 +79,7 @@ struct Run {
     listen: SocketAddr,
     /// A further name or address for which the server's certificate is good; the first one is
     /// the name that clients are told
-    #[arg(long = "name", value_name = "DNS")]
+    #[arg(long = "name", value_name = "DNS", value_parser = host)]
     names: Vec<String>,
     /// No waiting times after disable and rotate; for trying things out
     #[arg(long)]
@@ -219,6 +219,20 @@ fn data_dir(data: &Path) -> Result<&Path, Failure> {
         Failure::new(3, error, "give --data a directory that this user may write")
     })?;
     Ok(data)
+}
+
+/// A name or an address that a certificate can be good for: it is kept in the database and told
+/// to every client, so it is looked at before.
+fn host(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    let name = text.len() <= 253 && text.split('.').all(label);
+    if name || text.parse::<IpAddr>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    Err("expected a DNS name or an IP address, without port".to_owned())
 }
 
 fn settings(args: &Run, address: SocketAddr) -> Settings {
