@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 /// A service role on an instance of the key service. Additive from Reader to Manager;
-/// `KeyPurge` stands alone.
+/// `KeyPurge` and `KmipAdapterManager` stand alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ServiceRole {
     /// Metadata, versions, wrap, unwrap, rewrap; a service may register what uses a key.
@@ -17,6 +17,20 @@ pub enum ServiceRole {
     Manager,
     /// Purge only.
     KeyPurge,
+    /// KMIP adapters, and listing keys and rings, which choosing a root key needs.
+    KmipAdapterManager,
+}
+
+impl ServiceRole {
+    /// Every service role.
+    pub const ALL: [ServiceRole; 6] = [
+        ServiceRole::Reader,
+        ServiceRole::ReaderPlus,
+        ServiceRole::Writer,
+        ServiceRole::Manager,
+        ServiceRole::KeyPurge,
+        ServiceRole::KmipAdapterManager,
+    ];
 }
 
 /// A platform role on instances and clusters. Additive.
@@ -69,11 +83,47 @@ pub enum KeyOperation {
     WriteRegistration,
     /// Acknowledge a key event. Services only.
     AcknowledgeEvent,
+    /// Move a key to another ring.
+    PatchKey,
+    /// Be the first of the two who delete a key.
+    SetForDeletion,
+    /// Take that back.
+    UnsetForDeletion,
+    /// Tell the users of a key its state once more.
+    Sync,
+    /// Give a key an alias.
+    CreateAlias,
+    /// Take an alias away.
+    DeleteAlias,
+    /// List key rings.
+    ListRings,
+    /// Create a key ring.
+    CreateRing,
+    /// Delete a key ring.
+    DeleteRing,
+    /// Create a key with policies of its own instead of the instance's.
+    CreateWithPolicies,
+    /// Read a key's policies.
+    ReadPolicies,
+    /// Change a key's policies.
+    WritePolicies,
+    /// Read the instance's policies.
+    ReadInstancePolicies,
+    /// Change the instance's policies.
+    WriteInstancePolicies,
+    /// Read which private port serves the allowed addresses.
+    ReadAllowedIp,
+    /// Make an import token.
+    CreateImportToken,
+    /// Retrieve the import token.
+    ReadImportToken,
+    /// Manage KMIP adapters, their certificates and objects.
+    ManageKmip,
 }
 
 impl KeyOperation {
     /// Every operation.
-    pub const ALL: [KeyOperation; 17] = [
+    pub const ALL: [KeyOperation; 35] = [
         KeyOperation::List,
         KeyOperation::ReadMetadata,
         KeyOperation::ReadPayload,
@@ -91,6 +141,24 @@ impl KeyOperation {
         KeyOperation::ListRegistrations,
         KeyOperation::WriteRegistration,
         KeyOperation::AcknowledgeEvent,
+        KeyOperation::PatchKey,
+        KeyOperation::SetForDeletion,
+        KeyOperation::UnsetForDeletion,
+        KeyOperation::Sync,
+        KeyOperation::CreateAlias,
+        KeyOperation::DeleteAlias,
+        KeyOperation::ListRings,
+        KeyOperation::CreateRing,
+        KeyOperation::DeleteRing,
+        KeyOperation::CreateWithPolicies,
+        KeyOperation::ReadPolicies,
+        KeyOperation::WritePolicies,
+        KeyOperation::ReadInstancePolicies,
+        KeyOperation::WriteInstancePolicies,
+        KeyOperation::ReadAllowedIp,
+        KeyOperation::CreateImportToken,
+        KeyOperation::ReadImportToken,
+        KeyOperation::ManageKmip,
     ];
 }
 
@@ -99,13 +167,29 @@ pub fn role_allows(role: ServiceRole, operation: KeyOperation) -> bool {
     use KeyOperation::*;
     let least = match operation {
         Purge => return role == ServiceRole::KeyPurge,
+        List | ListRings | ManageKmip if role == ServiceRole::KmipAdapterManager => return true,
         List | ReadMetadata | Wrap | Unwrap | Rewrap | ListRegistrations | WriteRegistration
-        | AcknowledgeEvent => ServiceRole::Reader,
+        | AcknowledgeEvent | ListRings => ServiceRole::Reader,
         ReadPayload => ServiceRole::ReaderPlus,
-        Create | Import | Rotate => ServiceRole::Writer,
-        Disable | Enable | Delete | Restore => ServiceRole::Manager,
+        Create | Import | Rotate | SetForDeletion | UnsetForDeletion | Sync | CreateAlias
+        | CreateRing | CreateImportToken | ReadImportToken => ServiceRole::Writer,
+        Disable
+        | Enable
+        | Delete
+        | Restore
+        | PatchKey
+        | DeleteAlias
+        | DeleteRing
+        | CreateWithPolicies
+        | ReadPolicies
+        | WritePolicies
+        | ReadInstancePolicies
+        | WriteInstancePolicies
+        | ReadAllowedIp
+        | ManageKmip => ServiceRole::Manager,
     };
-    role != ServiceRole::KeyPurge && role >= least
+    let alone = matches!(role, ServiceRole::KeyPurge | ServiceRole::KmipAdapterManager);
+    !alone && role >= least
 }
 
 /// Whether only a service identity may do `operation`, whatever its role.
@@ -119,30 +203,47 @@ mod tests {
 
     #[test]
     fn every_role_against_every_operation() {
-        use ServiceRole::*;
-        // Columns: Reader, ReaderPlus, Writer, Manager, KeyPurge.
+        // Columns: Reader, ReaderPlus, Writer, Manager, KeyPurge, KmipAdapterManager.
         let rows = [
-            (KeyOperation::List, "yyyyn"),
-            (KeyOperation::ReadMetadata, "yyyyn"),
-            (KeyOperation::ReadPayload, "nyyyn"),
-            (KeyOperation::Wrap, "yyyyn"),
-            (KeyOperation::Unwrap, "yyyyn"),
-            (KeyOperation::Rewrap, "yyyyn"),
-            (KeyOperation::Create, "nnyyn"),
-            (KeyOperation::Import, "nnyyn"),
-            (KeyOperation::Rotate, "nnyyn"),
-            (KeyOperation::Disable, "nnnyn"),
-            (KeyOperation::Enable, "nnnyn"),
-            (KeyOperation::Delete, "nnnyn"),
-            (KeyOperation::Restore, "nnnyn"),
-            (KeyOperation::Purge, "nnnny"),
-            (KeyOperation::ListRegistrations, "yyyyn"),
-            (KeyOperation::WriteRegistration, "yyyyn"),
-            (KeyOperation::AcknowledgeEvent, "yyyyn"),
+            (KeyOperation::List, "yyyyny"),
+            (KeyOperation::ReadMetadata, "yyyynn"),
+            (KeyOperation::ReadPayload, "nyyynn"),
+            (KeyOperation::Wrap, "yyyynn"),
+            (KeyOperation::Unwrap, "yyyynn"),
+            (KeyOperation::Rewrap, "yyyynn"),
+            (KeyOperation::Create, "nnyynn"),
+            (KeyOperation::Import, "nnyynn"),
+            (KeyOperation::Rotate, "nnyynn"),
+            (KeyOperation::Disable, "nnnynn"),
+            (KeyOperation::Enable, "nnnynn"),
+            (KeyOperation::Delete, "nnnynn"),
+            (KeyOperation::Restore, "nnnynn"),
+            (KeyOperation::Purge, "nnnnyn"),
+            (KeyOperation::ListRegistrations, "yyyynn"),
+            (KeyOperation::WriteRegistration, "yyyynn"),
+            (KeyOperation::AcknowledgeEvent, "yyyynn"),
+            (KeyOperation::PatchKey, "nnnynn"),
+            (KeyOperation::SetForDeletion, "nnyynn"),
+            (KeyOperation::UnsetForDeletion, "nnyynn"),
+            (KeyOperation::Sync, "nnyynn"),
+            (KeyOperation::CreateAlias, "nnyynn"),
+            (KeyOperation::DeleteAlias, "nnnynn"),
+            (KeyOperation::ListRings, "yyyyny"),
+            (KeyOperation::CreateRing, "nnyynn"),
+            (KeyOperation::DeleteRing, "nnnynn"),
+            (KeyOperation::CreateWithPolicies, "nnnynn"),
+            (KeyOperation::ReadPolicies, "nnnynn"),
+            (KeyOperation::WritePolicies, "nnnynn"),
+            (KeyOperation::ReadInstancePolicies, "nnnynn"),
+            (KeyOperation::WriteInstancePolicies, "nnnynn"),
+            (KeyOperation::ReadAllowedIp, "nnnynn"),
+            (KeyOperation::CreateImportToken, "nnyynn"),
+            (KeyOperation::ReadImportToken, "nnyynn"),
+            (KeyOperation::ManageKmip, "nnnyny"),
         ];
         assert_eq!(rows.len(), KeyOperation::ALL.len());
         for (operation, cells) in rows {
-            let roles = [Reader, ReaderPlus, Writer, Manager, KeyPurge];
+            let roles = ServiceRole::ALL;
             for (role, cell) in roles.into_iter().zip(cells.chars()) {
                 assert_eq!(role_allows(role, operation), cell == 'y', "{role:?} {operation:?}");
             }

@@ -64,11 +64,29 @@ pub enum KeyAction {
     Restore,
     /// Add, change or replace a registration.
     Register,
+    /// Remove it for ever.
+    Purge,
+    /// Note that one of two persons wants it deleted.
+    SetForDeletion,
+    /// Take that back.
+    UnsetForDeletion,
+    /// Tell its users its state once more.
+    Sync,
+    /// Move it to another ring.
+    Patch,
+    /// Give it an alias, or take one away.
+    Alias,
+    /// Change its policies.
+    SetPolicy,
+    /// List what uses it.
+    ReadRegistrations,
+    /// Take a registration away.
+    Unregister,
 }
 
 impl KeyAction {
     /// Every action.
-    pub const ALL: [KeyAction; 10] = [
+    pub const ALL: [KeyAction; 19] = [
         KeyAction::Read,
         KeyAction::Wrap,
         KeyAction::Unwrap,
@@ -79,6 +97,15 @@ impl KeyAction {
         KeyAction::Delete,
         KeyAction::Restore,
         KeyAction::Register,
+        KeyAction::Purge,
+        KeyAction::SetForDeletion,
+        KeyAction::UnsetForDeletion,
+        KeyAction::Sync,
+        KeyAction::Patch,
+        KeyAction::Alias,
+        KeyAction::SetPolicy,
+        KeyAction::ReadRegistrations,
+        KeyAction::Unregister,
     ];
 }
 
@@ -98,16 +125,19 @@ pub fn verdict(state: KeyState, action: KeyAction) -> Verdict {
     use KeyAction::*;
     use KeyState::*;
     match (state, action) {
-        (_, Read) => Verdict::Allowed,
-        (Active, Restore | Enable) => Verdict::WrongState,
+        (_, Read | Sync | ReadRegistrations) => Verdict::Allowed,
+        (Destroyed, Restore | Purge) => Verdict::Allowed,
+        (Destroyed, Delete | SetForDeletion | UnsetForDeletion) => Verdict::Gone,
+        (Destroyed, _) | (_, Restore | Purge) => Verdict::WrongState,
+        (_, Delete | SetForDeletion | UnsetForDeletion | Patch | Alias | SetPolicy) => {
+            Verdict::Allowed
+        }
+        (Active, Enable) => Verdict::WrongState,
         (Active, _) => Verdict::Allowed,
-        (Suspended, Enable | Delete) => Verdict::Allowed,
+        (Suspended, Enable | Unregister) => Verdict::Allowed,
         (Suspended, _) => Verdict::WrongState,
-        (Deactivated, Unwrap | Rewrap | Rotate | Delete) => Verdict::Allowed,
+        (Deactivated, Unwrap | Rewrap | Rotate) => Verdict::Allowed,
         (Deactivated, _) => Verdict::WrongState,
-        (Destroyed, Restore) => Verdict::Allowed,
-        (Destroyed, Delete) => Verdict::Gone,
-        (Destroyed, _) => Verdict::WrongState,
     }
 }
 
@@ -160,6 +190,15 @@ mod tests {
             (KeyAction::Delete, "yyyg"),
             (KeyAction::Restore, "nnny"),
             (KeyAction::Register, "ynnn"),
+            (KeyAction::Purge, "nnny"),
+            (KeyAction::SetForDeletion, "yyyg"),
+            (KeyAction::UnsetForDeletion, "yyyg"),
+            (KeyAction::Sync, "yyyy"),
+            (KeyAction::Patch, "yyyn"),
+            (KeyAction::Alias, "yyyn"),
+            (KeyAction::SetPolicy, "yyyn"),
+            (KeyAction::ReadRegistrations, "yyyy"),
+            (KeyAction::Unregister, "yynn"),
         ];
         assert_eq!(rows.len(), KeyAction::ALL.len());
         for (action, cells) in rows {

@@ -111,7 +111,7 @@ pub fn grants_of(tx: &Tx<'_>, iam_id: &str) -> Result<Vec<Grant>, StoreError> {
             let known = PLATFORM.into_iter().find(|r| platform_name(*r) == role);
             Grant::Platform(known.ok_or_else(damaged)?)
         } else {
-            let known = SERVICE.into_iter().find(|r| service_name(*r) == role);
+            let known = ServiceRole::ALL.into_iter().find(|r| service_name(*r) == role);
             Grant::Service {
                 role: known.ok_or_else(damaged)?,
                 instance: opt_id(row.get(2)?)?,
@@ -193,13 +193,6 @@ fn read_principal(row: &rusqlite::Row<'_>) -> Result<Principal, rusqlite::Error>
     })
 }
 
-const SERVICE: [ServiceRole; 5] = [
-    ServiceRole::Reader,
-    ServiceRole::ReaderPlus,
-    ServiceRole::Writer,
-    ServiceRole::Manager,
-    ServiceRole::KeyPurge,
-];
 const PLATFORM: [PlatformRole; 4] = [
     PlatformRole::Viewer,
     PlatformRole::Operator,
@@ -214,6 +207,7 @@ fn service_name(role: ServiceRole) -> &'static str {
         ServiceRole::Writer => "Writer",
         ServiceRole::Manager => "Manager",
         ServiceRole::KeyPurge => "KeyPurge",
+        ServiceRole::KmipAdapterManager => "KmipAdapterManager",
     }
 }
 

@@ -4,8 +4,11 @@ use crate::StoreError;
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Every migration in order; the n-th brings schema n - 1 to n.
-const MIGRATIONS: &[&str] =
-    &[include_str!("../migrations/0001_keys.sql"), include_str!("../migrations/0002_clusters.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../migrations/0001_keys.sql"),
+    include_str!("../migrations/0002_clusters.sql"),
+    include_str!("../migrations/0003_key_service.sql"),
+];
 
 /// The newest schema that is known here.
 pub(crate) const KNOWN: i64 = MIGRATIONS.len() as i64;

@@ -93,6 +93,10 @@ pub struct Key {
     pub last_rotate_date: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub key_version: Option<KeyVersion>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub dual_auth_delete: Option<DualAuthDelete>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rotation: Option<Rotation>,
     pub deleted: bool,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub deletion_date: Option<String>,
@@ -120,6 +124,27 @@ pub struct Key {
 pub struct AlgorithmMetadata {
     pub bit_length: String,
     pub mode: String,
+}
+
+/// Whether two persons are needed to delete a key, and how far they are.
+#[derive(Debug, Clone, Serialize, Deserialize, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct DualAuthDelete {
+    pub enabled: bool,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub key_set_for_deletion: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub auth_expiration: Option<String>,
+}
+
+/// How often a key is rotated by itself.
+#[derive(Debug, Clone, Serialize, Deserialize, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Rotation {
+    pub enabled: bool,
+    /// Months of 30 days, 1 to 12.
+    pub interval_month: u8,
 }
 
 /// A key version, by id.
