@@ -16,12 +16,10 @@ use crate::spec;
 use claviger_domain::cluster::Process;
 use claviger_supervise::unit::ProcessUnit;
 use claviger_supervise::{SuperviseError, Supervisor, proc};
-use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -58,22 +56,7 @@ pub struct KeeperLock(#[allow(dead_code)] File);
 impl KeeperLock {
     /// Takes it; none while another keeper has it.
     pub fn take(layout: &Layout) -> Result<Option<Self>, DevError> {
-        let path = layout.keeper_lock();
-        let inner = || -> io::Result<Option<Self>> {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)?;
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => Ok(Some(Self(file))),
-                Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-                Err(e) => Err(e.into()),
-            }
-        };
-        inner().map_err(DevError::io("lock", &path))
+        Ok(files::try_lock(&layout.keeper_lock())?.map(Self))
     }
 }
 

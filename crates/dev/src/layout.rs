@@ -32,6 +32,9 @@ impl Layout {
     pub fn keeper_lock(&self) -> PathBuf {
         self.dir.join("keeper.lock")
     }
+    pub fn prepare_lock(&self) -> PathBuf {
+        self.dir.join("prepare.lock")
+    }
     pub fn env(&self) -> PathBuf {
         self.dir.join("env")
     }
