@@ -135,7 +135,7 @@ fn mended_by(reason: Option<&str>) -> &'static str {
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let code = match &error {
-            Error::Unreachable { .. } => exit::UNREACHABLE,
+            Error::Unreachable { .. } | Error::Busy { .. } => exit::UNREACHABLE,
             // What the command line names does not exist, or is not what it should be.
             Error::Refused { status: 400 | 404 | 413, .. } => exit::USAGE,
             Error::Refused { .. } | Error::Unauthorized { .. } => exit::NO,
@@ -168,6 +168,7 @@ mod tests {
         let what = "w".to_owned();
         for (error, code) in [
             (Error::Unreachable { url: "u".to_owned(), what: what.clone() }, 3),
+            (Error::Busy { url: "u".to_owned(), status: 503, what: what.clone() }, 3),
             (Error::Tls { url: "u".to_owned(), what: what.clone() }, 2),
             (refused(404), 2),
             (refused(409), 1),

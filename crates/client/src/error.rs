@@ -17,6 +17,17 @@ pub enum Error {
         /// What happened.
         what: String,
     },
+    /// It answers that it cannot do it now: nobody's fault for sure, or its operator's. Retry
+    /// later; says nothing about a key.
+    #[error("the server at {url} cannot do it now ({status}){what}")]
+    Busy {
+        /// Where it answers.
+        url: String,
+        /// HTTP status: 429, 502 to 504, 507.
+        status: u16,
+        /// What it says, with a colon before it; may be empty.
+        what: String,
+    },
     /// Somebody answered who could not prove to be our server, or who did not take our
     /// certificate. Retrying does not help.
     #[error("no trusted connection to {url}: {what}")]
@@ -78,13 +89,14 @@ impl Error {
 
     /// Whether the same call may succeed later without anybody doing anything.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Error::Unreachable { .. })
+        matches!(self, Error::Unreachable { .. } | Error::Busy { .. })
     }
 
     /// What to do now, in words; empty if the text says it all.
     pub fn hint(&self) -> &str {
         match self {
             Error::Unreachable { .. } => "is the server running? try again",
+            Error::Busy { .. } => "try again; if it stays so, the server's log says why",
             Error::Refused { hint, .. } => hint,
             Error::Unauthorized { .. } => "check the API key or certificate, and its roles",
             Error::Protocol { .. } => "compare the versions of both ends; report it as a bug",
@@ -117,12 +129,9 @@ impl Error {
     pub(crate) fn answer(url: &str, status: u16, body: &[u8]) -> Self {
         let reason = Reason::read(body);
         match (status, reason) {
-            (429 | 502..=504, reason) => {
-                let said = reason.map(|r| format!(": {}", r.message)).unwrap_or_default();
-                Error::Unreachable {
-                    url: url.to_owned(),
-                    what: format!("it answers {status}{said}"),
-                }
+            (429 | 502..=504 | 507, reason) => {
+                let what = reason.map(|r| format!(": {}", r.message)).unwrap_or_default();
+                Error::Busy { url: url.to_owned(), status, what }
             }
             (401, reason) => Error::Unauthorized {
                 message: reason.map_or_else(|| "the server answers 401".to_owned(), |r| r.message),
@@ -289,6 +298,10 @@ mod tests {
             "resources":[{"errorMsg":"Unauthorized: no access"}]}"#;
         let error = Error::answer("u", 401, no_reasons);
         assert_eq!(error.to_string(), "not authorized: Unauthorized: no access");
-        assert!(Error::answer("u", 503, b"").is_unreachable());
+        for status in [429, 502, 503, 504, 507] {
+            let busy = Error::answer("u", status, b"");
+            assert!(busy.is_unreachable(), "{status}");
+            assert_eq!(busy.to_string(), format!("the server at u cannot do it now ({status})"));
+        }
     }
 }

@@ -398,6 +398,7 @@ fn outcome(error: Error) -> UnwrapOutcome {
     match error {
         Error::Refused { .. } | Error::Unauthorized { .. } => UnwrapOutcome::Refused(error),
         Error::Unreachable { .. }
+        | Error::Busy { .. }
         | Error::Tls { .. }
         | Error::Protocol { .. }
         | Error::Local { .. } => UnwrapOutcome::Unknown(error),

@@ -171,9 +171,8 @@ impl From<claviger_store::StoreError> for KpError {
 }
 
 impl From<crate::record::NotRecorded> for KpError {
-    fn from(_: crate::record::NotRecorded) -> KpError {
-        let what = "The act could not be put on record, so it is not answered. Try again";
-        let error = KpError::new(StatusCode::SERVICE_UNAVAILABLE, "STORAGE_ERR", what);
+    fn from(e: crate::record::NotRecorded) -> KpError {
+        let error = KpError::new(StatusCode::SERVICE_UNAVAILABLE, "STORAGE_ERR", e.what());
         KpError { retry_after: Some(2), ..error }
     }
 }
