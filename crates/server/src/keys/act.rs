@@ -45,9 +45,13 @@ pub(crate) struct Act {
     pub(crate) action: &'static str,
     /// For people, when it fails: `Key could not be wrapped`.
     pub(crate) failed: &'static str,
-    /// The key as the caller named it; empty for the whole instance.
+    /// The key as the caller named it; empty for the whole instance; [`RING`] and its id for a
+    /// key ring.
     pub(crate) key: String,
 }
+
+/// What stands before the id of a key ring where else a key is named.
+pub(crate) const RING: &str = "key-ring:";
 
 /// What a change of state leads to.
 pub(crate) struct Changed<T> {
@@ -138,7 +142,10 @@ impl Act {
         if !self.key.is_empty() {
             target.pop();
             target.pop();
-            target = format!("{target}:key:{}", self.key);
+            target = match self.key.strip_prefix(RING) {
+                Some(ring) => format!("{target}:key-ring:{ring}"),
+                None => format!("{target}:key:{}", self.key),
+            };
         }
         audit::Act {
             at,
@@ -174,7 +181,8 @@ impl Act {
             return Err(KpError::unauthorized());
         }
         self.exists(tx)?;
-        match keys::find(tx, self.instance, &self.key)? {
+        let found = keys::find(tx, self.instance, &self.key)?;
+        match found.filter(|key| self.caller.ring.as_ref().is_none_or(|ring| *ring == key.ring)) {
             Some(key) => {
                 self.caller.permit(operation, self.instance, Some(key.root.key))?;
                 Ok(key)

@@ -5,7 +5,7 @@ use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{Act, Changed, Instance, answer, parse};
-use crate::keys::{reading, view};
+use crate::keys::{aliases, reading, rings, view};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
@@ -30,29 +30,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// Largest payload of a standard key, decoded.
 const PAYLOAD_MAX: usize = 7500;
-const ALIASES_MAX: usize = 5;
 const TAGS_MAX: usize = 30;
-
-/// Words that follow `/keys/` or a key in a path and so cannot be aliases.
-const NO_ALIAS: [&str; 17] = [
-    "allowed_ip",
-    "key",
-    "keys",
-    "metadata",
-    "policy",
-    "policies",
-    "registration",
-    "registrations",
-    "ring",
-    "rings",
-    "rotate",
-    "wrap",
-    "unwrap",
-    "rewrap",
-    "version",
-    "versions",
-    "restore",
-];
 
 /// Secret bytes out of a field's base64.
 pub(crate) fn secret(field: &str, text: &str) -> Result<SecretBytes, KpError> {
@@ -102,7 +80,8 @@ pub(crate) async fn create(
                     format!("The instance has {} keys, as many as it may", app.settings.keys_max);
                 return Err(KpError::conflict("KEY_QUOTA_ERR", what));
             }
-            let key = add(app, tx, act, wanted, now)?;
+            let ring = rings::of_new_key(tx, act)?;
+            let key = add(app, tx, act, wanted, ring, now)?;
             let mut out = view::key(app, tx, &key, now)?;
             if key.extractable && !minimal {
                 out.payload = reading::payload(app, tx, &key)?;
@@ -118,6 +97,7 @@ fn add(
     tx: &claviger_store::Tx<'_>,
     act: &Act,
     wanted: &Wanted,
+    ring: String,
     now: UnixMs,
 ) -> Result<Key, KpError> {
     let root = RootKey { instance: act.instance, key: KeyId::random() };
@@ -131,7 +111,7 @@ fn add(
         state: KeyState::Active,
         extractable: new.extractable,
         imported: wanted.material.is_some(),
-        ring: "default".to_owned(),
+        ring,
         created: now,
         created_by: act.caller.iam_id.clone(),
         updated: None,
@@ -165,13 +145,7 @@ fn add(
         keys::add_version(tx, &root, version, &sealed.map_err(custody)?.0, now)?;
     }
     for alias in &new.aliases {
-        keys::add_alias(tx, &root, alias).map_err(|e| match e.is_taken() {
-            true => KpError::conflict(
-                "KEY_ALIAS_NOT_UNIQUE_ERR",
-                format!("The alias {alias:?} is in use in this instance"),
-            ),
-            false => e.into(),
-        })?;
+        aliases::add(tx, act, &root, alias, now)?;
     }
     Ok(key)
 }
@@ -234,18 +208,11 @@ fn check(mut body: Envelope<NewKey>, now: UnixMs) -> Result<Wanted, KpError> {
     if let Some(description) = &new.description {
         length("description", description, 2, 240)?;
     }
-    if new.aliases.len() > ALIASES_MAX {
-        let what = format!("The field 'aliases' must be: at most {ALIASES_MAX} aliases");
+    if new.aliases.len() > aliases::PER_KEY_MAX {
+        let what = format!("The field 'aliases' must be: at most {}", aliases::PER_KEY_MAX);
         return Err(KpError::field("aliases", what));
     }
-    for alias in &new.aliases {
-        length("aliases", alias, 2, 90)?;
-        let sane = alias.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        if !sane || NO_ALIAS.contains(&alias.as_str()) || alias.parse::<KeyId>().is_ok() {
-            let what = "The field 'aliases' must be: letters, digits, '-' and '_', not a UUID and not a word of this API";
-            return Err(KpError::field("aliases", what));
-        }
-    }
+    new.aliases.iter().try_for_each(|alias| aliases::check("aliases", alias))?;
     if new.tags.len() > TAGS_MAX {
         return Err(KpError::field(
             "tags",

@@ -7,12 +7,14 @@
 mod acks;
 mod act;
 mod actions;
+mod aliases;
 mod changes;
 mod create;
 pub mod expiry;
 mod query;
 mod reading;
 mod registrations;
+mod rings;
 mod view;
 
 use crate::app::App;
@@ -43,6 +45,8 @@ pub fn routes() -> Router<Arc<App>> {
                 .delete(registrations::delete),
         )
         .route("/v3/instances/{instance}/keys/{key}/acknowledgements", get(acks::acknowledgements))
+        .merge(rings::routes())
+        .merge(aliases::routes())
 }
 
 #[cfg(test)]

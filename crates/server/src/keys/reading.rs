@@ -104,6 +104,7 @@ fn matches(tx: &Tx<'_>, act: &Act, query: &Query, now: UnixMs) -> Result<Vec<Key
     for key in keys::all(tx, act.instance)? {
         let seen = act.caller.permits(KeyOperation::List, act.instance, Some(key.root.key));
         if seen
+            && act.caller.ring.as_ref().is_none_or(|ring| *ring == key.ring)
             && states.contains(&key.state_at(now))
             && extractable.is_none_or(|wanted| key.extractable == wanted)
         {

@@ -1,5 +1,8 @@
 //! Key Protect v2: bodies of `/api/v2`. Names and shapes are the clients'.
 
+pub mod import;
+pub mod rings;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
