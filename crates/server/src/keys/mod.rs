@@ -11,6 +11,7 @@ mod aliases;
 mod changes;
 mod create;
 pub mod expiry;
+mod list;
 mod query;
 mod reading;
 mod registrations;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 /// Paths of the key service.
 pub fn routes() -> Router<Arc<App>> {
     Router::new()
-        .route("/api/v2/keys", get(reading::list).head(reading::count).post(create::create))
+        .route("/api/v2/keys", get(list::list).head(list::count).post(create::create))
         .route("/api/v2/keys/registrations", get(registrations::of_instance))
         .route(
             "/api/v2/keys/{id}",

@@ -34,6 +34,22 @@ pub struct Metadata {
     /// Number of matches, ignoring limit and offset; only with `totalCount=true`.
     #[serde(rename = "totalCount", skip_serializing_if = "Option::is_none", default)]
     pub total_count: Option<u64>,
+    /// How a search was understood; only in the answer to one.
+    #[serde(rename = "searchQuery", skip_serializing_if = "Option::is_none", default)]
+    pub search_query: Option<SearchQuery>,
+}
+
+/// How a search was understood.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct SearchQuery {
+    /// What was looked for, without prefixes.
+    pub query: String,
+    /// Where: `name`, `alias`.
+    pub scopes: Vec<String>,
+    /// Whether the keys that do not match were asked for.
+    pub not: bool,
+    /// Whether the whole name or alias had to match.
+    pub exact: bool,
 }
 
 /// The outer shape of nearly every body.
@@ -54,6 +70,7 @@ impl<T> Envelope<T> {
             collection_type: collection_type.to_owned(),
             collection_total: total,
             total_count: None,
+            search_query: None,
         };
         Self { metadata, resources }
     }

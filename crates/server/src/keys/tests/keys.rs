@@ -106,7 +106,7 @@ async fn lists_page_search_and_count() {
     assert!(names(&found).is_empty());
     let head = w.by(&w.manager, "HEAD /keys?state=", "").await.is(200);
     assert_eq!(head.headers["key-total"], "3");
-    for bad in ["limit=0", "state=4", "sort=colour", "extractable=maybe", "filter=state%3D1"] {
+    for bad in ["limit=0", "state=4", "sort=colour", "extractable=maybe", "filter=state%3D4"] {
         w.call(&format!("GET /keys?{bad}"), &Value::Null)
             .await
             .refused(400, "INVALID_QUERY_PARAM_ERR");

@@ -3,7 +3,9 @@
 mod access;
 mod keys;
 mod material;
+mod lists;
 mod registrations;
+mod rings;
 mod states;
 
 use crate::app::{App, ManualClock, Settings};
