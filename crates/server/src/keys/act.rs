@@ -38,6 +38,7 @@ impl<S: Sync> FromRequestParts<S> for Instance {
 }
 
 /// One operation under way.
+#[derive(Clone)]
 pub(crate) struct Act {
     pub(crate) caller: Caller,
     pub(crate) instance: InstanceId,
@@ -214,7 +215,7 @@ pub(crate) fn state_allows(key: &Key, action: KeyAction, now: UnixMs) -> Result<
             let what = "Key has already been deleted";
             Err(KpError::new(StatusCode::GONE, "KEY_DELETED_ERR", what))
         }
-        Verdict::WrongState if action == KeyAction::Register => {
+        Verdict::WrongState if matches!(action, KeyAction::Register | KeyAction::Unregister) => {
             let what = format!("The key is {state}; only an active key takes registrations");
             Err(KpError::new(StatusCode::UNPROCESSABLE_ENTITY, "KEY_INVALID_STATE_ERR", what))
         }

@@ -5,6 +5,7 @@ use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{Act, Changed, Instance, answer, parse};
+use crate::keys::import::{self, Arriving};
 use crate::keys::{aliases, reading, rings, view};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -20,7 +21,6 @@ use claviger_domain::key::{KeyState, RootKey, RootVersion};
 use claviger_store::keys::{self, Key};
 use claviger_wire::kp::{self, Envelope, NewKey};
 use std::sync::Arc;
-use zeroize::Zeroize;
 
 /// Base64 as clients send it: with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -34,10 +34,14 @@ const TAGS_MAX: usize = 30;
 
 /// Secret bytes out of a field's base64.
 pub(crate) fn secret(field: &str, text: &str) -> Result<SecretBytes, KpError> {
-    let bytes = BASE64.decode(text).map_err(|_| {
+    base64(field, text).map(SecretBytes::new)
+}
+
+/// Bytes out of a field's base64.
+pub(crate) fn base64(field: &str, text: &str) -> Result<Vec<u8>, KpError> {
+    BASE64.decode(text).map_err(|_| {
         KpError::field(field, format!("The field '{field}' must be: a base64 encoded string"))
-    })?;
-    Ok(SecretBytes::new(bytes))
+    })
 }
 
 /// A new key, checked.
@@ -66,6 +70,14 @@ pub(crate) async fn create(
         let body: Envelope<NewKey> = parse(text)?;
         check(body, app.clock.now())
     });
+    let wanted = match wanted {
+        Err(e) => Err(e),
+        Ok((wanted, arriving)) => import::arrived(&app, &act, arriving, |tx, act| {
+            act.on_instance(tx, KeyOperation::Import)
+        })
+        .await
+        .map(|material| Wanted { material, ..wanted }),
+    };
     let key = act
         .change(&app, move |app, tx, act, now| {
             // Imported or not is known only from a body that can be read.
@@ -176,7 +188,7 @@ pub(crate) fn custody(e: CustodyError) -> KpError {
     }
 }
 
-fn check(mut body: Envelope<NewKey>, now: UnixMs) -> Result<Wanted, KpError> {
+fn check(mut body: Envelope<NewKey>, now: UnixMs) -> Result<(Wanted, Option<Arriving>), KpError> {
     if body.metadata.collection_total != body.resources.len() as u64 {
         let what = format!(
             "collectionTotal is {}, but there are {} resources",
@@ -189,10 +201,6 @@ fn check(mut body: Envelope<NewKey>, now: UnixMs) -> Result<Wanted, KpError> {
     let (Some(mut new), true) = (body.resources.pop(), body.resources.is_empty()) else {
         return Err(KpError::body("The body must have exactly one key in 'resources'"));
     };
-    if new.encrypted_nonce.is_some() || new.iv.is_some() {
-        let what = "Import with an import token is not supported yet; import the plain payload";
-        return Err(KpError::field("encryptedNonce", what));
-    }
     let length = |field: &str, text: &str, least: usize, most: usize| {
         let len = text.chars().count();
         if (least..=most).contains(&len) {
@@ -240,21 +248,26 @@ fn check(mut body: Envelope<NewKey>, now: UnixMs) -> Result<Wanted, KpError> {
             Some(at)
         }
     };
-    let material = match new.payload.take() {
-        None => None,
-        Some(text) if text.is_empty() => None,
-        Some(mut text) => {
-            let material = secret("payload", &text);
-            text.zeroize();
-            let material = material?;
-            if new.extractable && !(1..=PAYLOAD_MAX).contains(&material.len()) {
-                let what = format!("The field 'payload' must be: 1 to {PAYLOAD_MAX} bytes");
-                return Err(KpError::field("payload", what));
-            }
-            Some(material)
+    let arriving = Arriving::read(
+        new.payload.take(),
+        new.encrypted_nonce.as_deref(),
+        new.iv.as_deref(),
+        new.encryption_algorithm.as_deref(),
+    )?;
+    match &arriving {
+        Some(Arriving::Sealed { .. }) if new.extractable => {
+            let what = "The field 'encryptedNonce' must be: absent for a standard key; only root keys are imported with a token";
+            return Err(KpError::field("encryptedNonce", what));
         }
-    };
-    Ok(Wanted { new, material, expires })
+        Some(Arriving::Plain(plain))
+            if new.extractable && !(1..=PAYLOAD_MAX).contains(&plain.len()) =>
+        {
+            let what = format!("The field 'payload' must be: 1 to {PAYLOAD_MAX} bytes");
+            return Err(KpError::field("payload", what));
+        }
+        _ => {}
+    }
+    Ok((Wanted { new, material: None, expires }, arriving))
 }
 
 /// How much of a changed key the caller wants to see.

@@ -11,6 +11,7 @@ mod aliases;
 mod changes;
 mod create;
 pub mod expiry;
+mod import;
 mod list;
 mod query;
 mod reading;
@@ -48,6 +49,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v3/instances/{instance}/keys/{key}/acknowledgements", get(acks::acknowledgements))
         .merge(rings::routes())
         .merge(aliases::routes())
+        .merge(import::routes())
 }
 
 #[cfg(test)]

@@ -205,6 +205,9 @@ pub struct NewKey {
     /// Only with an import token.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub iv: Option<String>,
+    /// Only with an import token: `RSAES_OAEP_SHA_256` if absent, or `RSAES_OAEP_SHA_1`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub encryption_algorithm: Option<String>,
 }
 
 /// `wrap`: without a plaintext the service makes 32 random bytes and answers them too.
@@ -250,11 +253,21 @@ pub struct ActionAnswer {
 
 /// `rotate`: a payload for imported keys only.
 #[derive(Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct RotateRequest {
     /// Base64.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub payload: Option<String>,
+    /// Only with an import token.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub encrypted_nonce: Option<String>,
+    /// Only with an import token.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub iv: Option<String>,
+    /// Only with an import token.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub encryption_algorithm: Option<String>,
 }
 
 /// A registration: which resource uses which key version.

@@ -1,9 +1,10 @@
 //! Every endpoint of the key service, in process: what works, and what is refused and how.
 
 mod access;
+mod import;
 mod keys;
-mod material;
 mod lists;
+mod material;
 mod registrations;
 mod rings;
 mod states;
