@@ -10,6 +10,7 @@ mod actions;
 mod aliases;
 mod changes;
 mod create;
+mod event_ack;
 pub mod expiry;
 mod import;
 mod list;
@@ -50,6 +51,7 @@ pub fn routes() -> Router<Arc<App>> {
         .merge(rings::routes())
         .merge(aliases::routes())
         .merge(import::routes())
+        .merge(event_ack::routes())
 }
 
 #[cfg(test)]

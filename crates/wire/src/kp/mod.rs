@@ -1,5 +1,6 @@
 //! Key Protect v2: bodies of `/api/v2`. Names and shapes are the clients'.
 
+pub mod ack;
 pub mod import;
 pub mod rings;
 
@@ -277,6 +278,8 @@ pub struct RotateRequest {
 pub struct Registration {
     #[serde(default)]
     pub key_id: Uuid,
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub key_name: String,
     #[serde(default)]
     pub resource_crn: String,
     #[serde(default)]
@@ -293,6 +296,9 @@ pub struct Registration {
     pub prevent_key_deletion: bool,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub key_version: Option<KeyVersion>,
+    /// Shown to services only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub registration_metadata: Option<String>,
 }
 
 /// A registration to write; POST needs `prevent_key_deletion`, PATCH only what changes.
@@ -306,6 +312,9 @@ pub struct RegistrationInput {
     pub prevent_key_deletion: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub key_version_id: Option<Uuid>,
+    /// Whatever the service notes for itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub registration_metadata: Option<String>,
 }
 
 /// Who acted on the last event of a key: `GET /v3/instances/{i}/keys/{k}/acknowledgements`.

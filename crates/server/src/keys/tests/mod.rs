@@ -8,6 +8,7 @@ mod material;
 mod registrations;
 mod rings;
 mod states;
+mod users;
 
 use crate::app::{App, ManualClock, Settings};
 use crate::iam::token::Issue;
