@@ -10,6 +10,7 @@ pub mod audit;
 pub mod clusters;
 pub mod events;
 pub mod iam;
+pub mod instances;
 pub mod keys;
 pub mod meta;
 pub mod registrations;

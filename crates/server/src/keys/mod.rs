@@ -10,7 +10,7 @@ mod actions;
 mod changes;
 mod create;
 pub mod expiry;
-mod query;
+pub(crate) mod query;
 mod reading;
 mod registrations;
 mod view;
