@@ -12,6 +12,7 @@ pub mod events;
 pub mod iam;
 pub mod instances;
 pub mod keys;
+pub mod kmip;
 pub mod meta;
 pub mod registrations;
 

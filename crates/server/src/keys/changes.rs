@@ -7,7 +7,7 @@ use crate::http::error::KpError;
 use crate::keys::act::{Act, Changed, Instance, answer, parse, root_only, state_allows};
 use crate::keys::create::{Prefer, custody, prefers, secret};
 use crate::keys::query::Query;
-use crate::keys::view;
+use crate::keys::{kmip, view};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -210,7 +210,7 @@ fn unused(tx: &Tx<'_>, key: &Key, force: bool) -> Result<(), KpError> {
         );
         return Err(KpError::conflict("PROTECTED_RESOURCE_ERR", what));
     }
-    Ok(())
+    kmip::unattached(tx, key)
 }
 
 /// `POST /keys/{id}/restore`.

@@ -10,6 +10,7 @@ mod actions;
 mod changes;
 mod create;
 pub mod expiry;
+mod kmip;
 pub(crate) mod query;
 mod reading;
 mod registrations;
@@ -43,6 +44,7 @@ pub fn routes() -> Router<Arc<App>> {
                 .delete(registrations::delete),
         )
         .route("/v3/instances/{instance}/keys/{key}/acknowledgements", get(acks::acknowledgements))
+        .merge(kmip::routes())
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Key Protect v2: bodies of `/api/v2`. Names and shapes are the clients'.
 
+pub mod kmip;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
