@@ -3,6 +3,7 @@
 use claviger_wire::iam::TokenError;
 use claviger_wire::kp;
 use claviger_wire::ks::ServiceError;
+use claviger_wire::rc::ResourceError;
 use std::error::Error as _;
 use thiserror::Error;
 
@@ -158,7 +159,7 @@ const KEY_DELETED: &str = "KEY_DELETED_ERR";
 /// Longest text of a server that is passed on.
 const MESSAGE_MAX: usize = 1000;
 
-/// What an error body says, whichever of the three shapes it has.
+/// What an error body says, whichever of the four shapes it has.
 struct Reason {
     code: String,
     message: String,
@@ -179,6 +180,9 @@ impl Reason {
         }
         if let Ok(error) = serde_json::from_slice::<ServiceError>(body) {
             return Some(Reason::new(error.code, &error.description, &error.recovery_cli));
+        }
+        if let Ok(error) = serde_json::from_slice::<ResourceError>(body) {
+            return Some(Reason::new(error.error_code, &error.message, ""));
         }
         let error = serde_json::from_slice::<TokenError>(body).ok()?;
         Some(Reason::new(error.error_code, &error.error_message, ""))
@@ -287,13 +291,15 @@ mod tests {
     }
 
     #[test]
-    fn all_three_error_shapes_are_read() {
+    fn all_error_shapes_are_read() {
         let ks = br#"{"incidentID":"1","code":"E4092","description":"used before","type":"x",
             "recoveryCLI":"create a new key"}"#;
         let error = Error::answer("u", 409, ks);
         assert_eq!((error.reason(), error.hint()), (Some("E4092"), "create a new key"));
         let iam = br#"{"errorCode":"BXNIM0415E","errorMessage":"no such key"}"#;
         assert_eq!(Error::answer("u", 400, iam).reason(), Some("BXNIM0415E"));
+        let rc = br#"{"error_code":"RC-NotFound","message":"no","status_code":404,"transaction_id":"1"}"#;
+        assert_eq!(Error::answer("u", 404, rc).reason(), Some("RC-NotFound"));
         let no_reasons = br#"{"metadata":{"collectionType":"e","collectionTotal":1},
             "resources":[{"errorMsg":"Unauthorized: no access"}]}"#;
         let error = Error::answer("u", 401, no_reasons);

@@ -8,7 +8,7 @@ use crate::keys::act::{Act, Changed, Instance, answer, parse, root_only, state_a
 use crate::keys::create::{Prefer, custody, prefers};
 use crate::keys::import::{self, Arriving};
 use crate::keys::query::Query;
-use crate::keys::view;
+use crate::keys::{kmip, view};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -231,7 +231,7 @@ fn unused(tx: &Tx<'_>, key: &Key, force: bool) -> Result<(), KpError> {
         );
         return Err(KpError::conflict("PROTECTED_RESOURCE_ERR", what));
     }
-    Ok(())
+    kmip::unattached(tx, key)
 }
 
 /// `POST /keys/{id}/restore`.

@@ -13,8 +13,9 @@ mod create;
 mod event_ack;
 pub mod expiry;
 mod import;
+mod kmip;
 mod list;
-mod query;
+pub(crate) mod query;
 mod reading;
 mod registrations;
 mod rings;
@@ -52,6 +53,7 @@ pub fn routes() -> Router<Arc<App>> {
         .merge(aliases::routes())
         .merge(import::routes())
         .merge(event_ack::routes())
+        .merge(kmip::routes())
 }
 
 #[cfg(test)]

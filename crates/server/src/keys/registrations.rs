@@ -19,6 +19,8 @@ use claviger_store::{StoreError, Tx};
 use claviger_wire::kp::{self, Envelope, KeyVersion, REGISTRATION_TYPE, RegistrationInput};
 use std::sync::Arc;
 
+/// How the CRNs of this server's clusters begin.
+const CLUSTER: &str = "crn:v1:claviger:";
 /// Segments of a CRN up to the service instance: what a service may call its own.
 const OWN: usize = 8;
 /// Registrations of one key; a bound on what deletion has to look at.
@@ -47,8 +49,17 @@ fn writable(tx: &Tx<'_>, act: &Act, crn: &str) -> Result<Key, KpError> {
         );
         return Err(KpError::field("urlEncodedResourceCRN", what));
     }
-    let own = act.caller.crn.as_deref().map(|own| own.split(':').take(OWN));
-    if !own.is_some_and(|own| own.eq(crn.split(':').take(OWN))) {
+    let own = match act.caller.crn.as_deref() {
+        Some(own) => own.split(':').take(OWN).eq(crn.split(':').take(OWN)),
+        // A service ID has no CRN of its own: it registers what is no cluster of this server, and
+        // touches only what it registered itself.
+        None => {
+            !crn.starts_with(CLUSTER)
+                && store::get(tx, &key.root, crn)?
+                    .is_none_or(|before| before.created_by == act.caller.iam_id)
+        }
+    };
+    if !own {
         let what = "The resource belongs to another service";
         return Err(KpError::new(StatusCode::FORBIDDEN, "RESOURCE_OWNER_ERR", what));
     }

@@ -2,6 +2,7 @@
 
 pub mod ack;
 pub mod import;
+pub mod kmip;
 pub mod rings;
 
 use serde::{Deserialize, Serialize};
