@@ -41,6 +41,8 @@ const RETRIEVALS: (i64, i64, i64) = (1, 1, 500);
 
 /// Key pairs are made one at a time: each takes a core for seconds, and others need the cores.
 static MAKING: Semaphore = Semaphore::const_new(1);
+/// How long a request waits for its turn: a few key pairs.
+const TURN: Duration = Duration::from_secs(20);
 
 pub(crate) fn routes() -> Router<Arc<App>> {
     Router::new().route("/api/v2/import_token", get(retrieve).post(create))
@@ -69,7 +71,7 @@ async fn create(
     let made = match allowed.await {
         Err(e) => Err(e),
         Ok(()) if wanted.is_err() => Err(KpError::body("")),
-        Ok(()) => Ok(make(&app).await),
+        Ok(()) => make(&app).await,
     };
     let token = act
         .change(&app, move |app, tx, act, now| {
@@ -110,8 +112,13 @@ fn wanted(body: &Body) -> Result<(i64, u32), KpError> {
     Ok((life_s, u32::try_from(retrievals).expect("at most 500")))
 }
 
-async fn make(app: &Arc<App>) -> Made {
-    let turn = MAKING.acquire().await.expect("never closed");
+async fn make(app: &Arc<App>) -> Result<Made, KpError> {
+    let turn = tokio::time::timeout(TURN, MAKING.acquire()).await.map_err(|_| {
+        let what = "The server is busy with other import tokens. Try again";
+        let error = KpError::new(StatusCode::SERVICE_UNAVAILABLE, "IMPORT_TOKEN_BUSY_ERR", what);
+        KpError { retry_after: Some(5), ..error }
+    })?;
+    let turn = turn.expect("never closed");
     let made = app
         .blocking(|_| {
             let key = TransportKey::generate();
@@ -120,7 +127,7 @@ async fn make(app: &Arc<App>) -> Made {
         })
         .await;
     drop(turn);
-    made
+    Ok(made)
 }
 
 /// Whether `allowed` says so now, ahead of the transaction that asks again.
