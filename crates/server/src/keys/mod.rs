@@ -48,4 +48,6 @@ pub fn routes() -> Router<Arc<App>> {
 }
 
 #[cfg(test)]
+mod service_tests;
+#[cfg(test)]
 mod tests;
