@@ -10,6 +10,7 @@ use crate::error::DevError;
 use crate::files;
 use crate::layout::Layout;
 use crate::parts::{Dev, Part};
+use crate::people;
 use crate::probe::Probe;
 use crate::registration;
 use crate::spec;
@@ -159,6 +160,12 @@ impl<'a> Keeper<'a> {
         {
             tracing::warn!(error = %e, "the cluster is not registered yet; trying again");
         }
+        if !people::done(self.dev)?
+            && self.is_ready(Part::Server)
+            && let Err(e) = people::let_in(self.dev).await
+        {
+            tracing::warn!(error = %e, "not everybody has an API key yet; trying again");
+        }
         if !self.rights && self.is_ready(Part::ApiServer(1)) {
             match self.probe.apply_rights(self.dev).await {
                 Ok(()) => self.rights = true,
@@ -267,6 +274,7 @@ impl<'a> Keeper<'a> {
         let waiting = self.watches.iter().filter(|w| !w.ready);
         let notes: Vec<String> = waiting.map(|w| format!("{}: {}", w.part, w.note)).collect();
         let ready = self.watches.iter().all(|w| w.ready || w.held)
+            && people::done(self.dev)?
             && (self.rights || self.dev.binaries.is_none() || !self.is_ready(Part::ApiServer(1)));
         let failing = self.watches.iter().find(|w| !w.held && w.deaths >= HOPELESS).map(|w| {
             let words = last_words(&self.dev.layout.log(&w.part.to_string()));

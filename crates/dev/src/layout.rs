@@ -74,6 +74,9 @@ impl Layout {
     pub fn server_ca(&self) -> PathBuf {
         self.dir.join("server-ca.pem")
     }
+    pub fn people(&self) -> PathBuf {
+        self.dir.join("people.json")
+    }
     pub fn registration(&self) -> PathBuf {
         self.dir.join("cluster.json")
     }

@@ -138,7 +138,7 @@ impl Dev {
     pub fn listens(&self, part: Part) -> Vec<u16> {
         match part {
             Part::Etcd => vec![self.ports.etcd, self.ports.etcd_peer],
-            Part::Server => vec![self.ports.server],
+            Part::Server => vec![self.ports.server, self.ports.server_public],
             Part::Agent(_) => Vec::new(),
             Part::ApiServer(n) => vec![self.apiserver_port(n)],
         }
@@ -160,14 +160,22 @@ impl Dev {
         format!("https://127.0.0.1:{}", self.ports.etcd)
     }
 
-    /// URL of the key server.
+    /// URL of the key server's private listener.
     pub fn server_url(&self) -> String {
         format!("https://127.0.0.1:{}", self.ports.server)
     }
 
+    /// URL of its public one.
+    pub fn server_public_url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.ports.server_public)
+    }
+
     /// What people connect to, with names for it.
     pub fn urls(&self) -> Vec<(String, String)> {
-        let mut urls = vec![("key server".to_owned(), self.server_url())];
+        let mut urls = vec![
+            ("key server".to_owned(), self.server_url()),
+            ("  public".to_owned(), self.server_public_url()),
+        ];
         if self.binaries.is_some() {
             urls.push(("etcd".to_owned(), self.etcd_url()));
             for number in 1..=self.spec.apiservers {
@@ -218,6 +226,7 @@ impl Dev {
             "run".to_owned(),
             format!("--data={}", self.layout.server_data().display()),
             format!("--listen=127.0.0.1:{}", self.ports.server),
+            format!("--public-listen=127.0.0.1:{}", self.ports.server_public),
             format!("--bootstrap={}", self.layout.bootstrap().display()),
         ];
         if !self.spec.only_key_service {

@@ -1,21 +1,12 @@
 //! By which listener a request came.
 
-use axum::extract::FromRequestParts;
-use axum::http::request::Parts;
-use std::convert::Infallible;
-
-/// The listener; the accept loop puts it into each request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The network that a listener serves. The accept loop puts it into the request; its absence
+/// means the private one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Network {
-    /// The private one; also what is assumed where nobody said.
+    /// The operator's own.
+    #[default]
     Private,
-    /// The public one.
+    /// Whoever can reach it.
     Public,
-}
-
-impl<S: Sync> FromRequestParts<S> for Network {
-    type Rejection = Infallible;
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(parts.extensions.get().copied().unwrap_or(Network::Private))
-    }
 }

@@ -57,4 +57,6 @@ pub fn routes() -> Router<Arc<App>> {
 }
 
 #[cfg(test)]
+mod service_tests;
+#[cfg(test)]
 mod tests;
