@@ -141,6 +141,9 @@ fn add(
         deleted_by: None,
         acted: None,
         current: (!new.extractable).then_some(version),
+        set_by: None,
+        set_at: None,
+        synced: None,
     };
     if new.extractable {
         let made;

@@ -1,5 +1,7 @@
 //! Key Protect v2: bodies of `/api/v2`. Names and shapes are the clients'.
 
+pub mod policies;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -185,6 +187,12 @@ pub struct NewKey {
     /// Only with an import token.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub iv: Option<String>,
+    /// Only `keys_with_policy_overrides` heeds it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rotation: Option<policies::RotationInput>,
+    /// Only `keys_with_policy_overrides` heeds it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub dual_auth_delete: Option<policies::DualAuthDeleteInput>,
 }
 
 /// `wrap`: without a plaintext the service makes 32 random bytes and answers them too.
