@@ -3,6 +3,7 @@
 pub mod auth;
 pub mod body;
 pub mod error;
+pub mod network;
 
 use crate::app::App;
 use axum::Router;
