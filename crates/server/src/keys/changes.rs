@@ -7,7 +7,7 @@ use crate::http::error::KpError;
 use crate::keys::act::{Act, Changed, Instance, answer, parse, root_only, state_allows};
 use crate::keys::create::{Prefer, custody, prefers, secret};
 use crate::keys::query::Query;
-use crate::keys::view;
+use crate::keys::{dual, view};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -40,7 +40,7 @@ fn event(
 }
 
 /// Every version of a key, to be forgotten by the custodian.
-fn all_versions(tx: &Tx<'_>, key: &Key) -> Result<Vec<RootVersion>, KpError> {
+pub(crate) fn all_versions(tx: &Tx<'_>, key: &Key) -> Result<Vec<RootVersion>, KpError> {
     let versions = keys::versions(tx, &key.root)?;
     Ok(versions.into_iter().map(|v| RootVersion { root: key.root, version: v.id }).collect())
 }
@@ -87,21 +87,32 @@ pub(crate) async fn rotate(app: Arc<App>, act: Act, body: Body) -> Result<Respon
         let code = "KEY_ROTATION_NOT_PERMITTED";
         let what = "The key was rotated a short time ago";
         not_before(key.rotated, app.settings.rotate_after, now, code, what)?;
-        let version = RootVersion { root: key.root, version: KeyVersionId::random() };
-        let sealed = match given {
-            Some(material) => app.custodian.import(&version, material),
-            None => app.custodian.generate(&version),
-        };
-        keys::add_version(tx, &key.root, version.version, &sealed.map_err(custody)?.0, now)?;
-        key.current = Some(version.version);
-        key.rotated = Some(now);
-        key.updated = Some(now);
-        keys::update(tx, &key)?;
-        let event = event(tx, &key, EventKind::Rotate, now)?;
+        let event = new_version(app, tx, &mut key, given.as_ref(), now)?;
         Ok(Changed { value: (), event, forget: Vec::new() })
     })
     .await?;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Makes a new version of a root key current: of the given material, or generated.
+pub(crate) fn new_version(
+    app: &App,
+    tx: &Tx<'_>,
+    key: &mut Key,
+    given: Option<&SecretBytes>,
+    now: UnixMs,
+) -> Result<Option<KeyEvent>, KpError> {
+    let version = RootVersion { root: key.root, version: KeyVersionId::random() };
+    let sealed = match given {
+        Some(material) => app.custodian.import(&version, material),
+        None => app.custodian.generate(&version),
+    };
+    keys::add_version(tx, &key.root, version.version, &sealed.map_err(custody)?.0, now)?;
+    key.current = Some(version.version);
+    key.rotated = Some(now);
+    key.updated = Some(now);
+    keys::update(tx, key)?;
+    event(tx, key, EventKind::Rotate, now)
 }
 
 fn payload(body: &Body) -> Result<Option<SecretBytes>, KpError> {
@@ -163,6 +174,7 @@ pub(crate) async fn delete(
         .change(&app, move |app, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::Delete)?;
             state_allows(&key, KeyAction::Delete, now)?;
+            dual::authorised(tx, act, &key, now)?;
             let force = query.flag("force")?.unwrap_or(false);
             unused(tx, &key, force)?;
             registrations::remove_all(tx, &key.root)?;
@@ -250,6 +262,9 @@ pub(crate) async fn restore_key(
             key.state = KeyState::Active;
             key.deleted = None;
             key.deleted_by = None;
+            // To delete it again takes two again.
+            key.set_by = None;
+            key.set_at = None;
             key.updated = Some(now);
             keys::update(tx, &key)?;
             let event = event(tx, &key, EventKind::Restore, now)?;

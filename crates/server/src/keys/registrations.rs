@@ -221,9 +221,12 @@ pub(crate) async fn delete(
     Path((id, crn)): Path<(String, String)>,
 ) -> Result<Response, KpError> {
     let act = Act { action: "kms.registrations.delete", ..act(caller, instance, id) };
-    act.change(&app, move |_, tx, act, _| {
+    act.change(&app, move |_, tx, act, now| {
         let key = writable(tx, act, &crn)?;
-        if store::remove(tx, &key.root, &crn)? { Ok(Changed::just(())) } else { Err(none()) }
+        store::get(tx, &key.root, &crn)?.ok_or_else(none)?;
+        state_allows(&key, KeyAction::Unregister, now)?;
+        store::remove(tx, &key.root, &crn)?;
+        Ok(Changed::just(()))
     })
     .await?;
     Ok(StatusCode::NO_CONTENT.into_response())
@@ -244,9 +247,10 @@ pub(crate) async fn of_key(
 ) -> Result<Response, KpError> {
     let act = Act { action: "kms.registrations.list", ..act(caller, instance, id) };
     let envelope = act
-        .look(&app, move |_, tx, act, _| {
+        .look(&app, move |_, tx, act, now| {
             let key = act.key(tx, KeyOperation::ListRegistrations)?;
             root_only(&key)?;
+            state_allows(&key, KeyAction::ReadRegistrations, now)?;
             page(tx, act, &query, store::of_key(tx, &key.root)?)
         })
         .await?;

@@ -1,8 +1,11 @@
 //! Every endpoint of the key service, in process: what works, and what is refused and how.
 
 mod access;
+mod clock;
+mod dual;
 mod keys;
 mod material;
+mod policies;
 mod registrations;
 mod states;
 
