@@ -1,6 +1,6 @@
 //! The Unix socket: who may connect, and how it comes and goes.
 
-use crate::proto::key_management_service_server::KeyManagementServiceServer;
+use crate::server::KmsServer;
 use crate::service::Plugin;
 use std::fs::{DirBuilder, File, Permissions};
 use std::future::Future;
@@ -170,18 +170,18 @@ impl Listener {
         plugin: Plugin,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
-        let service = KeyManagementServiceServer::new(plugin)
-            .max_decoding_message_size(MESSAGE_MAX)
-            .max_encoding_message_size(MESSAGE_MAX);
         let (sender, receiver) = mpsc::channel(1);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let server = Server::builder()
             .timeout(CALL_TIMEOUT)
             .max_concurrent_streams(CALLS_MAX)
-            .add_service(service)
-            .serve_with_incoming_shutdown(ReceiverStream::new(receiver), async {
-                let _ = stopped.await;
-            });
+            .serve_with_incoming_shutdown(
+                KmsServer::new(plugin),
+                ReceiverStream::new(receiver),
+                async {
+                    let _ = stopped.await;
+                },
+            );
         tokio::pin!(server, shutdown);
         {
             let accepting = accept(&self.listener, self.file.uid, sender);
