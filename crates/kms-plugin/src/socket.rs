@@ -289,6 +289,10 @@ impl AsyncRead for Connection {
     }
 }
 
+/// Does not say that it can write several buffers at once, although it can. h2 would then keep
+/// the data of each answer above 256 bytes, as those of Encrypt are, in a buffer of its own and
+/// write answer by answer; so it copies up to 1 KiB each and writes the answers of many calls, and
+/// data and trailers of one, together.
 impl AsyncWrite for Connection {
     fn poll_write(
         mut self: Pin<&mut Self>,
@@ -302,15 +306,5 @@ impl AsyncWrite for Connection {
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 }
