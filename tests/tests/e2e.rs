@@ -11,7 +11,9 @@ use claviger_tests::load::{self, MARKER};
 use claviger_tests::raw;
 use claviger_tests::traffic::Traffic;
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A Secret that is looked at in etcd.
@@ -254,7 +256,13 @@ fn the_guard_outlives_its_starter() {
     flow.enable("root", "restart");
     let args =
         ["ks", "kms", "verify", "-c", &flow.cluster, "--by-disabling", "--for", "60s", "--yes"];
-    let mut verify = flow.lab.operator(&args).unwrap().spawn().unwrap();
+    let mut verify = flow.lab.operator(&args).unwrap().stderr(Stdio::piped()).spawn().unwrap();
+    // It is halted in the middle: by itself it is done within seconds, and nobody sees it.
+    let said = BufReader::new(verify.stderr.take().unwrap());
+    let disabled = said.lines().map_while(Result::ok).any(|line| line.contains("is fenced"));
+    assert!(disabled, "it ended before it waited for the fence");
+    let halted = Command::new("kill").args(["-STOP", &verify.id().to_string()]).status().unwrap();
+    assert!(halted.success());
     within(MINUTE, "disabled", || flow.cluster_get()["state"] == "warning");
     verify.kill().unwrap();
     verify.wait().unwrap();
