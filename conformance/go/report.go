@@ -57,11 +57,10 @@ func (r *report) settle(name string, work func() error, right *refusal) {
 		r.write(name, "works", "")
 	case err == nil:
 		r.write(name, "fails", "answered; a refusal was right: "+right.why)
-	case right != nil && status(err) == right.status && strings.Contains(err.Error(), right.words):
+	case right != nil && right.is(err):
 		r.write(name, "works", "refused, as it should be: "+right.why)
 	default:
-		said := strings.Join(strings.Fields(err.Error()), " ")
-		r.write(name, "fails", said[:min(len(said), 300)])
+		r.write(name, "fails", gist(err))
 	}
 }
 
@@ -75,12 +74,28 @@ func attempt(work func() error) (err error) {
 	return work()
 }
 
-func status(err error) int {
+// is tells whether err is the refusal that was meant; "there is no such path" never is.
+func (r *refusal) is(err error) bool {
 	var answer *kp.Error
-	if errors.As(err, &answer) {
-		return answer.StatusCode
+	return errors.As(err, &answer) && answer.StatusCode == r.status &&
+		strings.Contains(err.Error(), r.words) && !strings.Contains(err.Error(), "PATH_NOT_FOUND_ERR")
+}
+
+// gist is the status with the reasons' codes and messages, or what else went wrong.
+func gist(err error) string {
+	var answer *kp.Error
+	if !errors.As(err, &answer) {
+		said := strings.Join(strings.Fields(err.Error()), " ")
+		return said[:min(len(said), 300)]
 	}
-	return 0
+	said := fmt.Sprint(answer.StatusCode)
+	if len(answer.Reasons) == 0 {
+		return said + " " + answer.Message
+	}
+	for _, reason := range answer.Reasons {
+		said += " " + reason.Code + ": " + reason.Message
+	}
+	return said
 }
 
 // missing notes the client's calls that were never made.

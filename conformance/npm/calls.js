@@ -38,7 +38,7 @@ async function call(name, work, refused) {
     if (refused && error.status === refused[0] && said.includes(refused[1])) {
       write(name, 'works', `refused, as it should be: ${refused[2]}`);
     } else {
-      write(name, 'fails', `${error.status || ''} ${said}`.replace(/\s+/g, ' ').trim().slice(0, 300));
+      write(name, 'fails', `${error.status || ''} ${gist(said)}`.trim().slice(0, 300));
     }
     return undefined;
   }
@@ -48,6 +48,16 @@ async function call(name, work, refused) {
     write(name, 'works', '');
   }
   return answer;
+}
+
+// The reason's code and message in an error of the key service; else the text itself.
+function gist(said) {
+  try {
+    const error = JSON.parse(said).resources[0];
+    return (error.reasons || []).map((r) => `${r.code}: ${r.message}`).join('; ') || error.errorMsg;
+  } catch (_) {
+    return said.replace(/\s+/g, ' ');
+  }
 }
 
 function equal(is, should) {
