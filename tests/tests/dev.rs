@@ -4,6 +4,7 @@
 
 use claviger_tests::lab::Env;
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -193,4 +194,78 @@ fn a_terminated_keeper_ends_the_cluster_by_itself() {
     assert!(status.success());
     assert!(keeper.wait().unwrap().success());
     place.assert_nothing_left(&traces);
+}
+
+/// A filesystem of this many KiB that ends with the test; needs the right to mount.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn new(kib: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={kib}k,mode=0700");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(dir.path())
+            .status()
+            .unwrap();
+        assert!(mounted.success(), "mounting a tmpfs needs root");
+        Self(dir)
+    }
+
+    /// Leaves no room at all.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.path().join("filler");
+        let mut file = std::fs::File::create(&path).unwrap();
+        let block = [0u8; 1024];
+        while file.write_all(&block).is_ok() {}
+        path
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+#[ignore = "needs root; cargo xtask test runs it"]
+fn on_a_full_disk_nothing_is_lost_and_with_room_it_goes_on() {
+    let disk = Small::new(6 * 1024);
+    let program = std::env::var_os("CLAVIGER_BIN").expect("start this through cargo xtask");
+    let dir = disk.0.path().join("service");
+    let dev = |verb: &str, args: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(["dev", verb, "--dir"]).arg(&dir).args(args).stdin(Stdio::null());
+        command.output().unwrap()
+    };
+    let key = |args: &str| {
+        let script = format!(". '{}'; exec '{}' key {args}", dir.join("env").display(), {
+            Path::new(&program).display()
+        });
+        Command::new("sh").args(["-c", &script]).output().unwrap()
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+
+    let up = dev("up", &["--only", "key-service", "--detach"]);
+    assert!(up.status.success(), "{}", text(&up.stderr));
+    let made = key("create before");
+    assert!(made.status.success(), "{}", text(&made.stderr));
+
+    let filler = disk.fill();
+    for number in 1..=3 {
+        let refused = key(&format!("create full-{number}"));
+        assert_eq!(refused.status.code(), Some(3), "{}", text(&refused.stdout));
+        let said = text(&refused.stderr);
+        assert!(said.contains("cannot write to its disk"), "{said}");
+        assert!(said.contains("make room"), "{said}");
+    }
+
+    std::fs::remove_file(filler).unwrap();
+    eventually("the server answers again", || key("create after").status.success());
+    let names = text(&key("ls").stdout);
+    assert!(names.contains("before") && names.contains("after"), "{names}");
+    assert!(!names.contains("full-"), "what was refused was not done: {names}");
+    let down = dev("down", &["--purge"]);
+    assert!(down.status.success(), "{}", text(&down.stderr));
 }

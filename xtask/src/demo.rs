@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: builds what the demo needs and starts it. The demo itself is a program of
 //! the crate `tests`, so that this one stays small and quick to build.
 
-use crate::sh::{self, Done, cargo};
+use crate::sh::{self, Done};
 use crate::testbed;
 use std::process::Command;
 
@@ -13,10 +13,6 @@ pub fn run(args: &[String]) -> Done {
         minor.map(|rest| rest.iter().take(2).cloned().collect()).unwrap_or_default();
     testbed::run(&minor)?;
     let claviger = sh::build_claviger()?;
-    sh::run(
-        "building the demo",
-        cargo().args(["build", "--locked", "-p", "claviger-tests", "--bin", "claviger-demo"]),
-    )?;
     let demo = sh::beside_us("claviger-demo")?;
     let status = Command::new(&demo)
         .args(args)

@@ -94,10 +94,12 @@ pub fn need_basics() -> Done {
     Ok(())
 }
 
-/// Builds the binary `claviger` and returns its path. One profile for demo, tests and torture,
-/// so that they share what is built.
+/// Builds `claviger` and the programs that work with it on a real cluster, and returns the path
+/// of the first. One command for all of them: cargo joins the features of what it builds
+/// together, and would build the dependencies again for each package alone.
 pub fn build_claviger() -> Result<PathBuf, String> {
-    run("building claviger", cargo().args(["build", "--locked", "-p", "claviger-cli"]))?;
+    let packages = ["build", "--locked", "-p", "claviger-cli", "-p", "claviger-tests", "--bins"];
+    run("building claviger", cargo().args(packages))?;
     beside_us("claviger")
 }
 

@@ -9,6 +9,7 @@ use std::time::Instant;
 /// Test threads of the unit tests: many start processes and wait for disks, so a machine of
 /// few cores is not helped by more.
 const THREADS: usize = 4;
+const ONE: &str = "--test-threads=1";
 
 /// What was counted so far.
 #[derive(Default, Debug, PartialEq, Eq)]
@@ -37,12 +38,14 @@ pub fn run(args: &[String]) -> Done {
         &mut count,
     )?;
     if !quick {
-        let claviger = sh::build_claviger()?;
+        // The tests above have built every program too. The same set of packages here, or cargo
+        // would build the dependencies again with other features.
+        let claviger = sh::beside_us("claviger")?;
         let claviger = claviger.to_string_lossy();
         // One at a time: each starts a whole cluster.
         whole &= cargo_test(
             "end-to-end tests on real API servers and etcd",
-            &["-p", "claviger-tests", "--", "--ignored", "--test-threads=1"],
+            &["--workspace", "--test", "dev", "--test", "e2e", "--", "--ignored", ONE],
             &[("CLAVIGER_BIN", &claviger)],
             &mut count,
         )?;
@@ -78,8 +81,7 @@ fn conformance(count: &mut Count) -> Result<bool, String> {
 
 /// Ten seeds of kill -9 at random moments; the hundred of `cargo xtask torture` take an hour.
 fn torture(count: &mut Count) -> Result<bool, String> {
-    let program = torture::build()?;
-    let mut command = Command::new(program);
+    let mut command = Command::new(sh::beside_us(torture::PROGRAM)?);
     // No new seed begins after twelve minutes, so that a slow machine still gets an answer.
     command.args(["--runs", "10", "--minutes", "12"]);
     let claviger = sh::beside_us("claviger")?;

@@ -2,7 +2,7 @@
 
 use crate::exit::{self, Done, Failure};
 use crate::files;
-use claviger_client::{ClusterService, Config, Error, KeyService};
+use claviger_client::{Admin, ClusterService, Config, Error, KeyService};
 use claviger_crypto::SecretBytes;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -52,6 +52,8 @@ pub struct Link {
     pub keys: KeyService,
     /// Clusters.
     pub clusters: ClusterService,
+    /// Instances.
+    pub admin: Admin,
     environment: Vec<(&'static str, OsString)>,
 }
 
@@ -114,7 +116,8 @@ impl Connection {
         };
         let keys = KeyService::connect(&config)?;
         let clusters = ClusterService::connect(&config)?;
-        Ok(Link { keys, clusters, environment })
+        let admin = Admin::connect(&config)?;
+        Ok(Link { keys, clusters, admin, environment })
     }
 }
 
@@ -128,6 +131,7 @@ fn mended_by(reason: Option<&str>) -> &'static str {
         Some("PROTECTED_RESOURCE_ERR" | "PREV_KEY_DEL_ERR") => {
             "see who uses it: claviger key get; move those clusters to another key first"
         }
+        Some("RC-ServiceBrokerErrorResponse") => "see its keys: claviger key ls, claviger key get",
         _ => "",
     }
 }
@@ -135,7 +139,7 @@ fn mended_by(reason: Option<&str>) -> &'static str {
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let code = match &error {
-            Error::Unreachable { .. } => exit::UNREACHABLE,
+            Error::Unreachable { .. } | Error::Busy { .. } => exit::UNREACHABLE,
             // What the command line names does not exist, or is not what it should be.
             Error::Refused { status: 400 | 404 | 413, .. } => exit::USAGE,
             Error::Refused { .. } | Error::Unauthorized { .. } => exit::NO,
@@ -168,6 +172,7 @@ mod tests {
         let what = "w".to_owned();
         for (error, code) in [
             (Error::Unreachable { url: "u".to_owned(), what: what.clone() }, 3),
+            (Error::Busy { url: "u".to_owned(), status: 503, what: what.clone() }, 3),
             (Error::Tls { url: "u".to_owned(), what: what.clone() }, 2),
             (refused(404), 2),
             (refused(409), 1),

@@ -28,6 +28,8 @@ enum Command {
     Agent(commands::agent::Args),
     /// Clusters and their encryption
     Ks(commands::ks::Args),
+    /// Instances of the key service
+    Instance(commands::instance::Args),
     /// Root keys
     Key(commands::key::Args),
     /// Count etcd's records by the key that opens them
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Server(args) => commands::server::run(args),
         Command::Agent(args) => commands::agent::run(args),
         Command::Ks(args) => commands::ks::run(args),
+        Command::Instance(args) => commands::instance::run(args),
         Command::Key(args) => commands::key::run(args),
         Command::Census(args) => commands::census::run(args),
         Command::Dev(args) => commands::dev::run(args),
@@ -66,7 +69,7 @@ mod tests {
         let mut now = String::new();
         let mut root = Cli::command().term_width(100);
         root.build();
-        for noun in ["ks", "key", "completions"] {
+        for noun in ["ks", "instance", "key", "completions"] {
             record(root.find_subcommand(noun).unwrap(), &mut now);
         }
         if std::env::var_os("CLAVIGER_SNAPSHOTS").is_some_and(|v| v == "write") {
@@ -105,6 +108,9 @@ mod tests {
         assert!(parse(&format!("{enable} --take-up never")).is_err());
         assert!(parse("claviger ks kms verify -c shop --for 60s").is_err(), "needs --by-disabling");
         assert!(parse("claviger ks kms verify -c shop --by-disabling --for 2h").is_err());
+        assert!(parse("claviger instance create tenant --region eu-de --output json").is_ok());
+        assert!(parse("claviger instance delete tenant --yes").is_ok());
+        assert!(parse("claviger server run --data d --public-name keys").is_err(), "no listener");
         assert!(parse("claviger key import k --material - --output json").is_ok());
         assert!(parse("claviger key import k").is_err(), "material never comes by an argument");
     }

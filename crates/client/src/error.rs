@@ -3,6 +3,7 @@
 use claviger_wire::iam::TokenError;
 use claviger_wire::kp;
 use claviger_wire::ks::ServiceError;
+use claviger_wire::rc::ResourceError;
 use std::error::Error as _;
 use thiserror::Error;
 
@@ -15,6 +16,17 @@ pub enum Error {
         /// Where it was looked for.
         url: String,
         /// What happened.
+        what: String,
+    },
+    /// It answers that it cannot do it now: nobody's fault for sure, or its operator's. Retry
+    /// later; says nothing about a key.
+    #[error("the server at {url} cannot do it now ({status}){what}")]
+    Busy {
+        /// Where it answers.
+        url: String,
+        /// HTTP status: 429, 502 to 504, 507.
+        status: u16,
+        /// What it says, with a colon before it; may be empty.
         what: String,
     },
     /// Somebody answered who could not prove to be our server, or who did not take our
@@ -78,13 +90,14 @@ impl Error {
 
     /// Whether the same call may succeed later without anybody doing anything.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Error::Unreachable { .. })
+        matches!(self, Error::Unreachable { .. } | Error::Busy { .. })
     }
 
     /// What to do now, in words; empty if the text says it all.
     pub fn hint(&self) -> &str {
         match self {
             Error::Unreachable { .. } => "is the server running? try again",
+            Error::Busy { .. } => "try again; if it stays so, the server's log says why",
             Error::Refused { hint, .. } => hint,
             Error::Unauthorized { .. } => "check the API key or certificate, and its roles",
             Error::Protocol { .. } => "compare the versions of both ends; report it as a bug",
@@ -117,12 +130,9 @@ impl Error {
     pub(crate) fn answer(url: &str, status: u16, body: &[u8]) -> Self {
         let reason = Reason::read(body);
         match (status, reason) {
-            (429 | 502..=504, reason) => {
-                let said = reason.map(|r| format!(": {}", r.message)).unwrap_or_default();
-                Error::Unreachable {
-                    url: url.to_owned(),
-                    what: format!("it answers {status}{said}"),
-                }
+            (429 | 502..=504 | 507, reason) => {
+                let what = reason.map(|r| format!(": {}", r.message)).unwrap_or_default();
+                Error::Busy { url: url.to_owned(), status, what }
             }
             (401, reason) => Error::Unauthorized {
                 message: reason.map_or_else(|| "the server answers 401".to_owned(), |r| r.message),
@@ -149,7 +159,7 @@ const KEY_DELETED: &str = "KEY_DELETED_ERR";
 /// Longest text of a server that is passed on.
 const MESSAGE_MAX: usize = 1000;
 
-/// What an error body says, whichever of the three shapes it has.
+/// What an error body says, whichever of the four shapes it has.
 struct Reason {
     code: String,
     message: String,
@@ -170,6 +180,9 @@ impl Reason {
         }
         if let Ok(error) = serde_json::from_slice::<ServiceError>(body) {
             return Some(Reason::new(error.code, &error.description, &error.recovery_cli));
+        }
+        if let Ok(error) = serde_json::from_slice::<ResourceError>(body) {
+            return Some(Reason::new(error.error_code, &error.message, ""));
         }
         let error = serde_json::from_slice::<TokenError>(body).ok()?;
         Some(Reason::new(error.error_code, &error.error_message, ""))
@@ -278,17 +291,23 @@ mod tests {
     }
 
     #[test]
-    fn all_three_error_shapes_are_read() {
+    fn all_error_shapes_are_read() {
         let ks = br#"{"incidentID":"1","code":"E4092","description":"used before","type":"x",
             "recoveryCLI":"create a new key"}"#;
         let error = Error::answer("u", 409, ks);
         assert_eq!((error.reason(), error.hint()), (Some("E4092"), "create a new key"));
         let iam = br#"{"errorCode":"BXNIM0415E","errorMessage":"no such key"}"#;
         assert_eq!(Error::answer("u", 400, iam).reason(), Some("BXNIM0415E"));
+        let rc = br#"{"error_code":"RC-NotFound","message":"no","status_code":404,"transaction_id":"1"}"#;
+        assert_eq!(Error::answer("u", 404, rc).reason(), Some("RC-NotFound"));
         let no_reasons = br#"{"metadata":{"collectionType":"e","collectionTotal":1},
             "resources":[{"errorMsg":"Unauthorized: no access"}]}"#;
         let error = Error::answer("u", 401, no_reasons);
         assert_eq!(error.to_string(), "not authorized: Unauthorized: no access");
-        assert!(Error::answer("u", 503, b"").is_unreachable());
+        for status in [429, 502, 503, 504, 507] {
+            let busy = Error::answer("u", status, b"");
+            assert!(busy.is_unreachable(), "{status}");
+            assert_eq!(busy.to_string(), format!("the server at u cannot do it now ({status})"));
+        }
     }
 }

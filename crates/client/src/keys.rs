@@ -246,7 +246,8 @@ impl KeyService {
         key: KeyId,
         material: Option<&SecretBytes>,
     ) -> Result<(), Error> {
-        let mut body = RotateRequest { payload: material.map(|m| STANDARD.encode(m.expose())) };
+        let payload = material.map(|m| STANDARD.encode(m.expose()));
+        let mut body = RotateRequest { payload, ..RotateRequest::default() };
         let call = Call::post(path(key, "/actions/rotate")).json(&body);
         body.payload.zeroize();
         self.send(instance, call?).await.map(|_| ())
@@ -398,6 +399,7 @@ fn outcome(error: Error) -> UnwrapOutcome {
     match error {
         Error::Refused { .. } | Error::Unauthorized { .. } => UnwrapOutcome::Refused(error),
         Error::Unreachable { .. }
+        | Error::Busy { .. }
         | Error::Tls { .. }
         | Error::Protocol { .. }
         | Error::Local { .. } => UnwrapOutcome::Unknown(error),

@@ -7,6 +7,7 @@
 //!
 //! What an [`Error`] is decides whether a cluster is fenced: see [`UnwrapOutcome`].
 
+mod admin;
 mod agent;
 mod clusters;
 mod config;
@@ -15,6 +16,7 @@ mod http;
 mod keys;
 mod token;
 
+pub use admin::Admin;
 pub use agent::{AgentApi, NudgeStream};
 pub use clusters::ClusterService;
 pub use config::{Config, NodeConfig};

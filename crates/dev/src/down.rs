@@ -30,7 +30,7 @@ const ORDER: [(&str, Duration); 5] = [
 ];
 
 /// Everything that a cluster writes into its directory.
-const ENTRIES: [&str; 12] = [
+const ENTRIES: [&str; 13] = [
     "units",
     "logs",
     "pki",
@@ -42,6 +42,7 @@ const ENTRIES: [&str; 12] = [
     "cluster.json",
     "ports.json",
     "keeper.lock",
+    "prepare.lock",
     "dev.json",
 ];
 

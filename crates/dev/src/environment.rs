@@ -4,6 +4,7 @@ use crate::error::DevError;
 use crate::files;
 use crate::layout;
 use crate::parts::{Dev, Part};
+use crate::people;
 use crate::registration;
 use std::collections::BTreeMap;
 
@@ -50,6 +51,7 @@ pub fn variables(
     }
     list.extend([
         ("CLAVIGER_URL", dev.server_url()),
+        ("CLAVIGER_PUBLIC_URL", dev.server_public_url()),
         ("CLAVIGER_IAM_URL", dev.server_url()),
         ("CLAVIGER_CA_FILE", dev.layout.server_ca().display().to_string()),
         ("CLAVIGER_PID", all(&|part| *part == Part::Server)),
@@ -60,6 +62,7 @@ pub fn variables(
         let ids = bootstrap.instances.iter().map(|instance| instance.id.clone());
         list.extend(names.into_iter().zip(ids));
     }
+    list.extend(people::api_keys(dev)?);
     if dev.binaries.is_some() {
         list.push(("CLAVIGER_CLUSTER", dev.spec.name.clone()));
         let agents = all(&|part| matches!(part, Part::Agent(_)));
@@ -76,6 +79,51 @@ fn quoted(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Other tools read these names.
+    #[test]
+    fn the_names_of_a_key_service_alone() {
+        let home = tempfile::tempdir().unwrap();
+        let dev = Dev::prepare(&crate::Options {
+            dir: home.path().join("d"),
+            kubernetes: None,
+            apiservers: None,
+            bare: false,
+            only_key_service: true,
+            program: "/bin/true".into(),
+        })
+        .unwrap();
+        let bootstrap = serde_json::json!({
+            "ca": "", "api_key": "k", "instances": [{ "id": "1" }, { "id": "2" }],
+        });
+        files::write_json(&dev.layout.bootstrap(), &bootstrap).unwrap();
+        let people: BTreeMap<&str, &str> =
+            people::wanted().into_iter().map(|(name, _)| (name, "k")).collect();
+        assert!(!people::done(&dev).unwrap());
+        files::write_json(&dev.layout.people(), &people).unwrap();
+        assert!(people::done(&dev).unwrap());
+        let names: Vec<_> =
+            variables(&dev, &BTreeMap::new()).unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(
+            names,
+            [
+                "CLAVIGER_URL",
+                "CLAVIGER_PUBLIC_URL",
+                "CLAVIGER_IAM_URL",
+                "CLAVIGER_CA_FILE",
+                "CLAVIGER_PID",
+                "CLAVIGER_API_KEY",
+                "CLAVIGER_INSTANCE_ID",
+                "CLAVIGER_INSTANCE_ID_2",
+                "CLAVIGER_API_KEY_2",
+                "CLAVIGER_SERVICE_API_KEY",
+                "CLAVIGER_READER_API_KEY",
+                "CLAVIGER_PURGE_API_KEY",
+                "CLAVIGER_SUITE_API_KEY",
+            ]
+        );
+        let _ = std::fs::remove_dir_all(&dev.spec.sockets);
+    }
 
     #[test]
     fn values_survive_the_shell() {

@@ -1,12 +1,14 @@
 //! Files of the cluster's directory: whole or not there, readable by their owner alone.
 
 use crate::error::DevError;
+use rustix::fs::FlockOperation;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Creates a directory of mode 0700, with its parents.
 pub fn make_dir(path: &Path) -> Result<(), DevError> {
@@ -48,6 +50,41 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), DevError> {
         File::open(dir)?.sync_all()
     };
     inner().map_err(DevError::io("write", path))
+}
+
+/// Takes the lock (flock) of a file, which falls when the file is dropped or its holder dies;
+/// none while somebody else has it.
+pub fn try_lock(path: &Path) -> Result<Option<File>, DevError> {
+    let inner = || -> io::Result<Option<File>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    };
+    inner().map_err(DevError::io("lock", path))
+}
+
+/// Takes the lock of a file as soon as it is free; gives up after `limit`.
+pub fn lock(path: &Path, limit: Duration) -> Result<File, DevError> {
+    let until = Instant::now() + limit;
+    loop {
+        if let Some(file) = try_lock(path)? {
+            return Ok(file);
+        }
+        if Instant::now() >= until {
+            let busy = io::Error::new(io::ErrorKind::WouldBlock, "another process holds it");
+            return Err(DevError::io("lock", path)(busy));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Writes only what differs, so that a watcher of the file is not woken for nothing.

@@ -10,18 +10,17 @@ use crate::error::DevError;
 use crate::files;
 use crate::layout::Layout;
 use crate::parts::{Dev, Part};
+use crate::people;
 use crate::probe::Probe;
 use crate::registration;
 use crate::spec;
 use claviger_domain::cluster::Process;
 use claviger_supervise::unit::ProcessUnit;
 use claviger_supervise::{SuperviseError, Supervisor, proc};
-use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -58,22 +57,7 @@ pub struct KeeperLock(#[allow(dead_code)] File);
 impl KeeperLock {
     /// Takes it; none while another keeper has it.
     pub fn take(layout: &Layout) -> Result<Option<Self>, DevError> {
-        let path = layout.keeper_lock();
-        let inner = || -> io::Result<Option<Self>> {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)?;
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => Ok(Some(Self(file))),
-                Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-                Err(e) => Err(e.into()),
-            }
-        };
-        inner().map_err(DevError::io("lock", &path))
+        Ok(files::try_lock(&layout.keeper_lock())?.map(Self))
     }
 }
 
@@ -175,6 +159,12 @@ impl<'a> Keeper<'a> {
             && let Err(e) = registration::register(self.dev).await
         {
             tracing::warn!(error = %e, "the cluster is not registered yet; trying again");
+        }
+        if !people::done(self.dev)?
+            && self.is_ready(Part::Server)
+            && let Err(e) = people::let_in(self.dev).await
+        {
+            tracing::warn!(error = %e, "not everybody has an API key yet; trying again");
         }
         if !self.rights && self.is_ready(Part::ApiServer(1)) {
             match self.probe.apply_rights(self.dev).await {
@@ -284,6 +274,7 @@ impl<'a> Keeper<'a> {
         let waiting = self.watches.iter().filter(|w| !w.ready);
         let notes: Vec<String> = waiting.map(|w| format!("{}: {}", w.part, w.note)).collect();
         let ready = self.watches.iter().all(|w| w.ready || w.held)
+            && people::done(self.dev)?
             && (self.rights || self.dev.binaries.is_none() || !self.is_ready(Part::ApiServer(1)));
         let failing = self.watches.iter().find(|w| !w.held && w.deaths >= HOPELESS).map(|w| {
             let words = last_words(&self.dev.layout.log(&w.part.to_string()));

@@ -32,6 +32,9 @@ impl Layout {
     pub fn keeper_lock(&self) -> PathBuf {
         self.dir.join("keeper.lock")
     }
+    pub fn prepare_lock(&self) -> PathBuf {
+        self.dir.join("prepare.lock")
+    }
     pub fn env(&self) -> PathBuf {
         self.dir.join("env")
     }
@@ -70,6 +73,9 @@ impl Layout {
     }
     pub fn server_ca(&self) -> PathBuf {
         self.dir.join("server-ca.pem")
+    }
+    pub fn people(&self) -> PathBuf {
+        self.dir.join("people.json")
     }
     pub fn registration(&self) -> PathBuf {
         self.dir.join("cluster.json")

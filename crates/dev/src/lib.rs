@@ -13,6 +13,7 @@ mod files;
 pub mod keep;
 pub mod layout;
 mod parts;
+mod people;
 mod pki;
 pub mod probe;
 pub mod registration;

@@ -10,6 +10,7 @@ use claviger_supervise::unit::{Command, ProcessUnit};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// One program of the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +51,10 @@ pub struct Dev {
     pub program: PathBuf,
 }
 
+/// How long to wait for another process that prepares the same cluster: certificates for three
+/// API servers take a second, on a machine whose disk is busy ten.
+const PREPARE_WAIT: Duration = Duration::from_secs(60);
+
 /// What an API server without `--bare` is given: a file that encrypts nothing yet, so that it
 /// has the flags and can take a change up by itself.
 const IDENTITY_ONLY: &str = "\
@@ -64,10 +69,13 @@ resources:
 
 impl Dev {
     /// Writes everything that the cluster needs before its first program starts; does nothing
-    /// again to what is there. Starts nothing.
+    /// again to what is there. Starts nothing. One at a time: who looks at a cluster that is
+    /// being made must not make a second set of certificates.
     pub fn prepare(options: &Options) -> Result<Self, DevError> {
         let layout = Layout::new(&options.dir)?;
         refuse_foreign(&layout)?;
+        files::make_dir(&layout.dir)?;
+        let _alone = files::lock(&layout.prepare_lock(), PREPARE_WAIT)?;
         let binaries = if options.only_key_service {
             None
         } else {
@@ -130,7 +138,7 @@ impl Dev {
     pub fn listens(&self, part: Part) -> Vec<u16> {
         match part {
             Part::Etcd => vec![self.ports.etcd, self.ports.etcd_peer],
-            Part::Server => vec![self.ports.server],
+            Part::Server => vec![self.ports.server, self.ports.server_public],
             Part::Agent(_) => Vec::new(),
             Part::ApiServer(n) => vec![self.apiserver_port(n)],
         }
@@ -152,14 +160,22 @@ impl Dev {
         format!("https://127.0.0.1:{}", self.ports.etcd)
     }
 
-    /// URL of the key server.
+    /// URL of the key server's private listener.
     pub fn server_url(&self) -> String {
         format!("https://127.0.0.1:{}", self.ports.server)
     }
 
+    /// URL of its public one.
+    pub fn server_public_url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.ports.server_public)
+    }
+
     /// What people connect to, with names for it.
     pub fn urls(&self) -> Vec<(String, String)> {
-        let mut urls = vec![("key server".to_owned(), self.server_url())];
+        let mut urls = vec![
+            ("key server".to_owned(), self.server_url()),
+            ("  public".to_owned(), self.server_public_url()),
+        ];
         if self.binaries.is_some() {
             urls.push(("etcd".to_owned(), self.etcd_url()));
             for number in 1..=self.spec.apiservers {
@@ -210,6 +226,7 @@ impl Dev {
             "run".to_owned(),
             format!("--data={}", self.layout.server_data().display()),
             format!("--listen=127.0.0.1:{}", self.ports.server),
+            format!("--public-listen=127.0.0.1:{}", self.ports.server_public),
             format!("--bootstrap={}", self.layout.bootstrap().display()),
         ];
         if !self.spec.only_key_service {
@@ -346,7 +363,7 @@ pub(crate) fn no_cluster(layout: &Layout) -> DevError {
 
 /// Keeps a cluster from being made among somebody's files.
 fn refuse_foreign(layout: &Layout) -> Result<(), DevError> {
-    if layout.spec().is_file() {
+    if layout.spec().is_file() || layout.prepare_lock().is_file() {
         return Ok(());
     }
     let entries = match std::fs::read_dir(&layout.dir) {
@@ -360,4 +377,32 @@ fn refuse_foreign(layout: &Layout) -> Result<(), DevError> {
         format!("{} is not empty and holds no cluster", layout.dir.display()),
         "choose a new directory with --dir",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_prepares_at_once_prepares_the_same_cluster() {
+        let root = tempfile::tempdir().expect("a directory");
+        let prepare = || {
+            Dev::prepare(&Options {
+                dir: root.path().join("cluster"),
+                kubernetes: None,
+                apiservers: None,
+                bare: false,
+                only_key_service: true,
+                program: "/bin/true".into(),
+            })
+            .expect("prepared")
+        };
+        let made: Vec<Dev> = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..8).map(|_| scope.spawn(prepare)).collect();
+            all.into_iter().map(|one| one.join().expect("no panic")).collect()
+        });
+        let first = (made[0].ports.server, made[0].spec.sockets.clone());
+        assert!(made.iter().all(|dev| (dev.ports.server, dev.spec.sockets.clone()) == first));
+        let _ = std::fs::remove_dir_all(&first.1);
+    }
 }

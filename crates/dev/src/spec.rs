@@ -59,8 +59,11 @@ pub struct Ports {
     pub etcd: u16,
     /// etcd for its peers, of which it has none.
     pub etcd_peer: u16,
-    /// The key server.
+    /// The key server's private listener.
     pub server: u16,
+    /// Its public one; 0 in a directory that was made before there was one.
+    #[serde(default)]
+    pub server_public: u16,
     /// The API servers, in order.
     pub apiservers: Vec<u16>,
 }
@@ -128,7 +131,11 @@ impl Spec {
 impl Ports {
     /// Reads the ports of a directory, or chooses free ones.
     pub fn settle(spec: &Spec, layout: &Layout) -> Result<Self, DevError> {
-        if let Some(ports) = files::read_json(&layout.ports())? {
+        if let Some(mut ports) = files::read_json::<Self>(&layout.ports())? {
+            if ports.server_public == 0 {
+                ports.server_public = choose(&mut Vec::new())?;
+                files::write_json(&layout.ports(), &ports)?;
+            }
             return Ok(ports);
         }
         // All stay taken until all are chosen, so that none comes twice.
@@ -138,6 +145,7 @@ impl Ports {
             etcd: free()?,
             etcd_peer: free()?,
             server: free()?,
+            server_public: free()?,
             apiservers: (0..spec.apiservers).map(|_| free()).collect::<Result<_, _>>()?,
         };
         files::write_json(&layout.ports(), &ports)?;

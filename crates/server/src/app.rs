@@ -59,6 +59,8 @@ pub struct Settings {
     pub names: Vec<String>,
     /// Base URL by which agents and clients reach the server; no slash at the end.
     pub url: String,
+    /// The same of the public listener; none if there is none.
+    pub public_url: Option<String>,
     /// How long after a disable or delete the key cannot be enabled or restored.
     pub enable_after: Duration,
     /// How long after a rotation the key cannot be rotated again.
@@ -76,6 +78,7 @@ impl Default for Settings {
         Self {
             names: Vec::new(),
             url: "https://localhost".to_owned(),
+            public_url: None,
             enable_after: Duration::from_secs(30),
             rotate_after: Duration::from_secs(3600),
             restore_within: Duration::from_secs(30 * 86_400),
@@ -237,6 +240,15 @@ impl App {
         match tokio::task::spawn_blocking(move || work(&app)).await {
             Ok(done) => done,
             Err(e) => std::panic::resume_unwind(e.into_panic()),
+        }
+    }
+
+    /// Base URL of the public listener or of the private one, which stands for both where there
+    /// is no public one.
+    pub fn url(&self, public: bool) -> &str {
+        match &self.settings.public_url {
+            Some(url) if public => url,
+            _ => &self.settings.url,
         }
     }
 

@@ -124,6 +124,9 @@ pub struct Bootstrap {
     pub region: String,
     /// Base URL of the server.
     pub url: String,
+    /// Base URL of its public listener, if it has one.
+    #[serde(default)]
+    pub public_url: Option<String>,
     /// PEM of the authority.
     pub ca: String,
     /// SHA-256 of the authority's certificate.
@@ -181,6 +184,7 @@ pub fn bootstrap(app: &App) -> Result<Option<Bootstrap>, StartError> {
         account: app.account.id.clone(),
         region: app.account.region.clone(),
         url: app.settings.url.clone(),
+        public_url: app.settings.public_url.clone(),
         ca: app.authority.pem(),
         ca_sha256: app.authority.fingerprint(),
         instances,

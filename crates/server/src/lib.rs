@@ -15,3 +15,7 @@ pub mod keys;
 pub mod listen;
 mod pulse;
 pub mod record;
+pub mod resources;
+
+#[cfg(test)]
+mod testing;

@@ -3,8 +3,9 @@
 use crate::app::App;
 use crate::first::StartError;
 use crate::http::auth::Node;
+use crate::http::network::Network;
 use crate::pulse::{Over, Patience, Pulse};
-use axum::Router;
+use axum::{Extension, Router};
 use claviger_crypto::digest::{hex, sha256};
 use claviger_domain::id::UnixMs;
 use claviger_store::{StoreError, meta};
@@ -108,14 +109,42 @@ fn not_after(der: &[u8]) -> Option<UnixMs> {
     Some(UnixMs(certificate.validity().not_after.timestamp() * 1000))
 }
 
+/// Where the server listens. Both have one certificate and answer the same paths; a request
+/// carries by which it came.
+pub struct Listeners {
+    /// The private one.
+    pub private: TcpListener,
+    /// The public one, if there is one.
+    pub public: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// The next connection of either.
+    async fn accept(&self) -> std::io::Result<(TcpStream, SocketAddr, Network)> {
+        let public = async {
+            match &self.public {
+                Some(public) => public.accept().await,
+                None => std::future::pending().await,
+            }
+        };
+        let (network, accepted) = tokio::select! {
+            accepted = self.private.accept() => (Network::Private, accepted),
+            accepted = public => (Network::Public, accepted),
+        };
+        accepted.map(|(stream, peer)| (stream, peer, network))
+    }
+}
+
 /// Serves until `stop` resolves, then lets what is under way end, for at most [`DRAIN`].
 pub async fn serve(
     app: Arc<App>,
     tls: ServerConfig,
-    listener: TcpListener,
+    listeners: Listeners,
     stop: impl Future<Output = ()>,
 ) {
-    let router = crate::http::router(app.clone());
+    let private = crate::http::router(app.clone());
+    let public = private.clone().layer(Extension(Network::Public));
+    let private = private.layer(Extension(Network::Private));
     let mut acceptor = TlsAcceptor::from(Arc::new(tls));
     let mut daily = tokio::time::interval(LOOK_AT_CERTIFICATE);
     let room = Arc::new(Semaphore::new(CONNECTIONS));
@@ -139,14 +168,18 @@ pub async fn serve(
                 }
                 continue;
             }
-            accepted = async { (permit.await, listener.accept().await) } => accepted,
+            accepted = async { (permit.await, listeners.accept().await) } => accepted,
         };
         // Ended connections are forgotten here, so the set does not grow.
         while connections.try_join_next().is_some() {}
         match accepted {
-            (Ok(permit), Ok((stream, peer))) => {
+            (Ok(permit), Ok((stream, peer, network))) => {
                 refused = false;
-                let (acceptor, router, closed) = (acceptor.clone(), router.clone(), closed.clone());
+                let router = match network {
+                    Network::Private => private.clone(),
+                    Network::Public => public.clone(),
+                };
+                let (acceptor, closed) = (acceptor.clone(), closed.clone());
                 let strangers = strangers.clone();
                 connections.spawn(async move {
                     if let Err(e) = connection(stream, acceptor, router, strangers, closed).await {
@@ -166,7 +199,7 @@ pub async fn serve(
             (Err(_), _) => break,
         }
     }
-    drop(listener);
+    drop(listeners);
     closing.send_replace(true);
     app.hub.close();
     let drained = async { while connections.join_next().await.is_some() {} };

@@ -5,6 +5,7 @@
 
 use claviger_store::audit::{self, Act};
 use claviger_store::{Store, StoreError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use tokio::sync::oneshot;
 
@@ -16,7 +17,7 @@ const BATCH: usize = 512;
 
 struct Waiting {
     act: Act,
-    done: oneshot::Sender<bool>,
+    done: oneshot::Sender<Result<(), NotRecorded>>,
 }
 
 /// Puts acts on record.
@@ -25,16 +26,41 @@ pub struct Recorder {
 }
 
 /// An act could not be put on record, so it must not be answered as done.
-#[derive(Debug, thiserror::Error)]
-#[error("the audit record could not be written")]
-pub struct NotRecorded;
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotRecorded {
+    /// The disk takes nothing: an operator has to make room.
+    #[error("the audit record could not be written: the disk is full or not writable")]
+    Disk,
+    /// Too many wait, or the database did not take it.
+    #[error("the audit record could not be written")]
+    Failed,
+}
+
+impl NotRecorded {
+    /// What a caller is told.
+    pub(crate) fn what(self) -> &'static str {
+        match self {
+            NotRecorded::Disk => {
+                "The server cannot write to its disk, so nothing is answered that could not be put on record. Tell its operator to make room, then try again"
+            }
+            NotRecorded::Failed => {
+                "The act could not be put on record, so it is not answered. Try again"
+            }
+        }
+    }
+}
 
 impl Recorder {
     pub(crate) fn start(store: Store) -> Recorder {
         let (queue, waiting) = sync_channel(QUEUE);
         // Ends when the last sender is dropped.
-        let spawned =
-            std::thread::Builder::new().name("audit".into()).spawn(move || run(&store, &waiting));
+        let spawned = std::thread::Builder::new().name("audit".into()).spawn(move || {
+            // A panic loses its batch, whose callers are told so; without the thread, nothing
+            // would be answered any more.
+            while catch_unwind(AssertUnwindSafe(|| run(&store, &waiting))).is_err() {
+                tracing::error!("the writer of audit records had to start anew");
+            }
+        });
         spawned.expect("the system gives one more thread at start");
         Recorder { queue }
     }
@@ -44,12 +70,11 @@ impl Recorder {
         let (done, answer) = oneshot::channel();
         match self.queue.try_send(Waiting { act, done }) {
             Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return Err(NotRecorded),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                return Err(NotRecorded::Failed);
+            }
         }
-        match answer.await {
-            Ok(true) => Ok(()),
-            _ => Err(NotRecorded),
-        }
+        answer.await.unwrap_or(Err(NotRecorded::Failed))
     }
 }
 
@@ -63,13 +88,13 @@ fn run(store: &Store, waiting: &Receiver<Waiting>) {
         }
         let written = store
             .tx("audit", |tx| batch.iter().try_for_each(|waiting| audit::add(tx, &waiting.act)));
-        if let Err(e) = &written {
-            let e: &StoreError = e;
+        let written = written.map_err(|e: StoreError| {
             tracing::error!(records = batch.len(), error = %e, "audit records not written");
-        }
+            if e.is_disk() { NotRecorded::Disk } else { NotRecorded::Failed }
+        });
         for waiting in batch {
             // Whoever asked has gone away; the record stands all the same.
-            let _ = waiting.done.send(written.is_ok());
+            let _ = waiting.done.send(written);
         }
     }
 }

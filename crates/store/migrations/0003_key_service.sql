@@ -100,6 +100,9 @@ CREATE TABLE kmip_certificates (
 -- The person that a service stands for.
 ALTER TABLE principals ADD COLUMN owner TEXT REFERENCES principals (iam_id);
 
+-- What a service notes for itself about its use of a key; shown to services only.
+ALTER TABLE registrations ADD COLUMN metadata TEXT;
+
 -- What a user of a key did after an event, when it says so by `event_ack`.
 CREATE TABLE event_answers (
     instance   TEXT NOT NULL,

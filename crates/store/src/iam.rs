@@ -52,6 +52,19 @@ pub fn principal(tx: &Tx<'_>, iam_id: &str) -> Result<Option<Principal>, StoreEr
     Ok(row)
 }
 
+/// Says for which person a service stands.
+pub fn set_owner(tx: &Tx<'_>, iam_id: &str, owner: &str) -> Result<(), StoreError> {
+    let sql = "UPDATE principals SET owner = ?2 WHERE iam_id = ?1";
+    tx.prepare_cached(sql)?.execute([iam_id, owner])?;
+    Ok(())
+}
+
+/// Number of principals.
+pub fn count_principals(tx: &Tx<'_>) -> Result<u64, StoreError> {
+    let mut query = tx.prepare_cached("SELECT count(*) FROM principals")?;
+    Ok(query.query_row([], |row| row.get::<_, i64>(0))? as u64)
+}
+
 /// Adds an API key by its MAC.
 pub fn add_api_key(
     tx: &Tx<'_>,

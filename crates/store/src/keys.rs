@@ -278,11 +278,25 @@ pub fn material(
 }
 
 /// Gives a key an alias. [`StoreError::is_taken`] if the instance has it already.
-pub fn add_alias(tx: &Tx<'_>, root: &RootKey, alias: &str) -> Result<(), StoreError> {
-    let sql = "INSERT INTO aliases (instance, alias, key) VALUES (?1, ?2, ?3)";
-    let row = params![root.instance.to_string(), alias, root.key.to_string()];
-    tx.prepare_cached(sql)?.execute(row)?;
+pub fn add_alias(
+    tx: &Tx<'_>,
+    root: &RootKey,
+    alias: &str,
+    created: UnixMs,
+    created_by: &str,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO aliases (instance, alias, key, created, created_by)
+        VALUES (?1, ?2, ?3, ?4, ?5)";
+    let (instance, key) = (root.instance.to_string(), root.key.to_string());
+    tx.prepare_cached(sql)?.execute(params![instance, alias, key, created.0, created_by])?;
     Ok(())
+}
+
+/// Takes an alias from a key; whether the key had it.
+pub fn remove_alias(tx: &Tx<'_>, root: &RootKey, alias: &str) -> Result<bool, StoreError> {
+    let sql = "DELETE FROM aliases WHERE instance = ?1 AND key = ?2 AND alias = ?3";
+    let row = params![root.instance.to_string(), root.key.to_string(), alias];
+    Ok(tx.prepare_cached(sql)?.execute(row)? > 0)
 }
 
 /// The aliases of a key, sorted.

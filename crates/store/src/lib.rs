@@ -6,13 +6,18 @@
 
 mod migrate;
 
+pub mod answers;
 pub mod audit;
 pub mod clusters;
 pub mod events;
 pub mod iam;
+pub mod import_tokens;
+pub mod instances;
 pub mod keys;
+pub mod kmip;
 pub mod meta;
 pub mod registrations;
+pub mod rings;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use std::fs::{File, OpenOptions};

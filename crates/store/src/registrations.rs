@@ -27,16 +27,19 @@ pub struct Registration {
     pub updated: Option<UnixMs>,
     /// By whom.
     pub updated_by: Option<String>,
+    /// Whatever the service notes for itself.
+    pub metadata: Option<String>,
 }
 
 const COLUMNS: &str =
-    "instance, key, crn, description, prevent, version, created, created_by, updated, updated_by";
+    "instance, key, crn, description, prevent, version, created, created_by, updated, updated_by,
+     metadata";
 
 /// Adds or replaces a registration.
 pub fn put(tx: &Tx<'_>, r: &Registration) -> Result<(), StoreError> {
     let sql = "INSERT OR REPLACE INTO registrations (instance, key, crn, description, prevent,
-        version, created, created_by, updated, updated_by)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+        version, created, created_by, updated, updated_by, metadata)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
     tx.prepare_cached(sql)?.execute(params![
         r.root.instance.to_string(),
         r.root.key.to_string(),
@@ -48,13 +51,19 @@ pub fn put(tx: &Tx<'_>, r: &Registration) -> Result<(), StoreError> {
         r.created_by,
         r.updated.map(|t| t.0),
         r.updated_by,
+        r.metadata,
     ])?;
     Ok(())
 }
 
 /// One registration.
 pub fn get(tx: &Tx<'_>, root: &RootKey, crn: &str) -> Result<Option<Registration>, StoreError> {
-    Ok(of_key(tx, root)?.into_iter().find(|r| r.crn == crn))
+    let sql = format!(
+        "SELECT {COLUMNS} FROM registrations WHERE instance = ?1 AND key = ?2 AND crn = ?3"
+    );
+    let mut query = tx.prepare_cached(&sql)?;
+    let row = params![root.instance.to_string(), root.key.to_string(), crn];
+    Ok(collect(query.query(row)?)?.pop())
 }
 
 /// The registrations of a key, by CRN.
@@ -106,5 +115,6 @@ fn read(row: &Row<'_>) -> Result<Registration, StoreError> {
         created_by: row.get(7)?,
         updated: row.get::<_, Option<i64>>(8)?.map(UnixMs),
         updated_by: row.get(9)?,
+        metadata: row.get(10)?,
     })
 }

@@ -14,6 +14,9 @@ pub fn init() {
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // A line that cannot be written is lost. To complain about it on standard error, which is
+        // where it went, panics: a full disk below the log would end the thread that logs.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     let json = std::env::var("CLAVIGER_LOG_FORMAT").is_ok_and(|format| format == "json");
     // Fails only if logging was started before.

@@ -1,5 +1,7 @@
 //! The token endpoint: `POST /identity/token` and `POST /oidc/token`, form-encoded.
 
+use claviger_domain::access::{PlatformRole, ServiceRole};
+use claviger_domain::id::{InstanceId, KeyId};
 use serde::{Deserialize, Serialize};
 
 /// Grant type of an API key (field `apikey`).
@@ -45,4 +47,48 @@ pub struct ErrorContext {
     /// The correlation id.
     #[serde(rename = "requestId")]
     pub request_id: String,
+}
+
+/// Someone or something to be let in: `POST /v3/principals`.
+#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct NewPrincipal {
+    /// For people.
+    pub name: String,
+    /// A service ID, not a person.
+    #[serde(default)]
+    pub service: bool,
+    /// For a person; may be empty.
+    #[serde(default)]
+    pub email: String,
+    /// IAM id of the person that a service ID stands for; the caller if none is given.
+    #[serde(default)]
+    pub owner: Option<String>,
+    /// Service roles.
+    #[serde(default)]
+    pub roles: Vec<RoleOn>,
+    /// Platform roles.
+    #[serde(default)]
+    pub platform: Vec<PlatformRole>,
+}
+
+/// A service role and where it counts: on all instances if none is named, on all keys if none is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct RoleOn {
+    pub role: ServiceRole,
+    #[serde(default)]
+    pub instance: Option<InstanceId>,
+    #[serde(default)]
+    pub key: Option<KeyId>,
+}
+
+/// Who was let in. The API key is shown this once.
+#[derive(Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct MadePrincipal {
+    pub iam_id: String,
+    pub name: String,
+    pub apikey: String,
 }

@@ -134,8 +134,11 @@ pub struct KmsView {
     pub instance_id: Option<InstanceId>,
     #[serde(rename = "crkID")]
     pub crk_id: Option<KeyId>,
-    /// `private` or `public`; both lead to one listener today.
+    /// `private` or `public`: by which of its names agents reach the key service.
     pub endpoint: String,
+    /// Where that name leads: the private listener if there is no public one.
+    #[serde(default)]
+    pub endpoint_url: String,
     /// The step in progress, in words; empty at rest.
     pub phase: String,
     pub write_key_id: Option<String>,

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod census;
 pub mod completions;
 pub mod dev;
+pub mod instance;
 pub mod key;
 pub mod ks;
 pub mod server;

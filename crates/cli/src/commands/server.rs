@@ -7,8 +7,9 @@ use claviger_crypto::Key32;
 use claviger_custody::software::{self, KeyFileError, MASTER, RECOVERY, Software};
 use claviger_server::app::{App, Clock, Settings, SystemClock};
 use claviger_server::backup::{self, BackupError};
+use claviger_server::files;
 use claviger_server::first::{self, StartError};
-use claviger_server::{files, listen};
+use claviger_server::listen::{self, Listeners};
 use claviger_store::{Store, StoreError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::DirBuilder;
@@ -17,6 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio::net::TcpListener;
 use zeroize::Zeroizing;
 
 /// Arguments of `claviger server`.
@@ -74,13 +76,33 @@ struct Run {
     /// Directory of the database; made if it is not there
     #[arg(long)]
     data: PathBuf,
-    /// Address and port to listen on; port 0 picks a free one
-    #[arg(long, default_value = "127.0.0.1:8443")]
+    /// Address and port of the private listener; port 0 picks a free one
+    #[arg(long, env = "CLAVIGER_SERVER_LISTEN", default_value = "127.0.0.1:8443")]
     listen: SocketAddr,
     /// A further name or address for which the server's certificate is good; the first one is
     /// the name that clients are told
-    #[arg(long = "name", value_name = "DNS", value_parser = host)]
+    #[arg(
+        long = "name",
+        env = "CLAVIGER_SERVER_NAME",
+        value_name = "DNS",
+        value_delimiter = ',',
+        value_parser = host
+    )]
     names: Vec<String>,
+    /// Address and port of a public listener; none if not given. Instances whose policy
+    /// allowedNetwork is private-only are refused there
+    #[arg(long, env = "CLAVIGER_SERVER_PUBLIC_LISTEN", value_name = "ADDRESS")]
+    public_listen: Option<SocketAddr>,
+    /// A name or address of the public listener, like --name
+    #[arg(
+        long = "public-name",
+        env = "CLAVIGER_SERVER_PUBLIC_NAME",
+        value_name = "DNS",
+        value_delimiter = ',',
+        value_parser = host,
+        requires = "public_listen"
+    )]
+    public_names: Vec<String>,
     /// No waiting times after disable and rotate; for trying things out
     #[arg(long)]
     no_waits: bool,
@@ -120,9 +142,15 @@ fn serve(args: Run) -> Done {
         .build()
         .map_err(|e| Failure::new(3, format!("the system gives no threads: {e}"), ""))?;
     runtime.block_on(async {
-        let listener = tokio::net::TcpListener::bind(args.listen).await.map_err(|e| bind(&args, e))?;
-        let address = listener.local_addr().map_err(|e| bind(&args, e))?;
-        let settings = settings(&args, address);
+        let (private, address) = listener("--listen", args.listen).await?;
+        let (public, public_address) = match args.public_listen {
+            Some(asked) => {
+                let (public, address) = listener("--public-listen", asked).await?;
+                (Some(public), Some(address))
+            }
+            None => (None, None),
+        };
+        let settings = settings(&args, address, public_address);
         let custodian = Arc::new(Software::new(&master));
         drop(master);
         let store = Store::open(&database).map_err(store)?;
@@ -130,7 +158,10 @@ fn serve(args: Run) -> Done {
         let tls = listen::tls(&app).map_err(start)?;
         tell(&app, &args)?;
         tracing::info!(%address, url = app.settings.url, ca_sha256 = app.authority.fingerprint(), "listening");
-        listen::serve(app, tls, listener, async {
+        if let (Some(address), Some(url)) = (public_address, &app.settings.public_url) {
+            tracing::info!(%address, url, "listening publicly");
+        }
+        listen::serve(app, tls, Listeners { private, public }, async {
             match claviger_telemetry::asked_to_stop().await {
                 Ok(signal) => tracing::info!(signal, "stopping"),
                 Err(e) => tracing::error!(error = %e, "signals cannot be received; stopping"),
@@ -235,27 +266,34 @@ fn host(text: &str) -> Result<String, String> {
     Err("expected a DNS name or an IP address, without port".to_owned())
 }
 
-fn settings(args: &Run, address: SocketAddr) -> Settings {
-    let host = match (args.names.first(), address.ip()) {
+fn settings(args: &Run, address: SocketAddr, public: Option<SocketAddr>) -> Settings {
+    let mut names = args.names.clone();
+    names.extend(args.public_names.iter().cloned());
+    for ip in [Some(address), public].into_iter().flatten().map(|address| address.ip()) {
+        if !ip.is_unspecified() && !ip.is_loopback() {
+            names.push(ip.to_string());
+        }
+    }
+    let settings = Settings {
+        names,
+        url: url(&args.names, address),
+        public_url: public.map(|address| url(&args.public_names, address)),
+        ..Settings::default()
+    };
+    if args.no_waits { settings.without_waits() } else { settings }
+}
+
+/// The base URL of a listener: by its first name if it has one.
+fn url(names: &[String], address: SocketAddr) -> String {
+    let host = match (names.first(), address.ip()) {
         (Some(name), _) => name.clone(),
         (None, ip) if ip.is_unspecified() => "localhost".to_owned(),
         (None, ip) => ip.to_string(),
     };
-    let host = if host.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) {
-        format!("[{host}]")
-    } else {
-        host
-    };
-    let mut names = args.names.clone();
-    if !address.ip().is_unspecified() && !address.ip().is_loopback() {
-        names.push(address.ip().to_string());
+    if host.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) {
+        return format!("https://[{host}]:{}", address.port());
     }
-    let settings = Settings {
-        names,
-        url: format!("https://{host}:{}", address.port()),
-        ..Settings::default()
-    };
-    if args.no_waits { settings.without_waits() } else { settings }
+    format!("https://{host}:{}", address.port())
 }
 
 fn master_key(args: &Run, fresh: bool) -> Result<Key32, Failure> {
@@ -295,6 +333,9 @@ fn tell(app: &App, args: &Run) -> Done {
     // Nobody needs to read this for the server to run.
     let say = |text: String| drop(writeln!(std::io::stdout(), "{text}"));
     say(format!("url: {}", app.settings.url));
+    if let Some(url) = &app.settings.public_url {
+        say(format!("public-url: {url}"));
+    }
     say(format!("ca-sha256: {fingerprint}"));
     let Some(bootstrap) = first::bootstrap(app).map_err(start)? else { return Ok(()) };
     match &args.bootstrap {
@@ -326,17 +367,26 @@ fn tell(app: &App, args: &Run) -> Done {
     first::delivered(app).map_err(store)
 }
 
-fn bind(args: &Run, e: std::io::Error) -> Failure {
+/// Listens, and says where.
+async fn listener(flag: &str, asked: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
+    let bound = TcpListener::bind(asked).await.and_then(|listener| {
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    });
+    bound.map_err(|e| bind(flag, asked, e))
+}
+
+fn bind(flag: &str, asked: SocketAddr, e: std::io::Error) -> Failure {
     let (error, hint) = match e.kind() {
         ErrorKind::AddrInUse => (
-            format!("another program listens on {}", args.listen),
-            "stop it, or give another --listen address; port 0 picks a free one",
+            format!("another program listens on {asked}"),
+            format!("stop it, or give another {flag} address; port 0 picks a free one"),
         ),
         ErrorKind::PermissionDenied => (
-            format!("this user may not listen on {}", args.listen),
-            "ports below 1024 need CAP_NET_BIND_SERVICE; give another --listen address",
+            format!("this user may not listen on {asked}"),
+            format!("ports below 1024 need CAP_NET_BIND_SERVICE; give another {flag} address"),
         ),
-        _ => (format!("cannot listen on {}: {e}", args.listen), "give another --listen address"),
+        _ => (format!("cannot listen on {asked}: {e}"), format!("give another {flag} address")),
     };
     Failure::new(3, error, hint)
 }

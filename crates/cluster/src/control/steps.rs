@@ -199,6 +199,7 @@ impl Steps {
             description: Some(format!("Secrets of cluster {}", state.cluster.name)),
             prevent_key_deletion: Some(true),
             key_version_id: version.map(|v| v.version.0),
+            registration_metadata: None,
         };
         let keys = &self.node.clients().keys;
         keys.ensure_registration(root.instance, root.key, &state.crn, &input).await?;

@@ -101,7 +101,8 @@ pub async fn state(State(app): Shared, node: Node) -> Result<Json<wire::State>, 
         app.store.read("agent state", |tx| {
             admitted(tx, &node, now)?;
             let whole = Whole::of(tx, row_of(tx, &node.cluster)?, now)?;
-            Ok::<_, Fault>(state_of(tx, &whole, &app.settings.url, now)?)
+            let url = app.url(whole.row.cluster.public_endpoint);
+            Ok::<_, Fault>(state_of(tx, &whole, url, now)?)
         })
     };
     Ok(Json(app.blocking(read).await?))
@@ -175,7 +176,7 @@ pub async fn commit(
         let whole = commits::commit(tx, &node.cluster, &node.agent, &asked, now)?;
         let action = audit_name(&asked.commit);
         audit::add(tx, &doing(app, node, action, correlation.clone()).done(now))?;
-        Ok(state_of(tx, &whole, &app.settings.url, now)?)
+        Ok(state_of(tx, &whole, app.url(whole.row.cluster.public_endpoint), now)?)
     });
     let state = state.await?;
     app.hub.cluster_changed(cluster);

@@ -266,6 +266,10 @@ pub async fn join_token(
     Ok((StatusCode::CREATED, Json(made.await?)))
 }
 
+/// What is told to whoever asks for an endpoint that is not there.
+const NO_PUBLIC: &str = "the key server has no public listener, so agents reach it by the private \
+                         one; give it one: `claviger server run --public-listen`";
+
 async fn open(
     app: &Arc<App>,
     caller: Caller,
@@ -279,7 +283,10 @@ async fn open(
         app.store.tx("open operation", |tx| {
             let whole = whole(tx, &name, now)?;
             let (id, target) = (whole.row.cluster.id.clone(), whole.row.crn.clone());
-            let outcome = operations::open(tx, whole, &wanted, &caller.iam_id, now)?;
+            let mut outcome = operations::open(tx, whole, &wanted, &caller.iam_id, now)?;
+            if wanted.public_endpoint && app.settings.public_url.is_none() {
+                outcome.opened.warnings.push(NO_PUBLIC.to_owned());
+            }
             audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
             Ok::<_, Fault>((id, outcome))
         })

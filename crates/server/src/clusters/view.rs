@@ -76,12 +76,12 @@ pub fn view(app: &App, whole: &Whole, now: UnixMs) -> ClusterView {
             master_state: shown.master_state.to_owned(),
         },
         features: Features { key_protect_enabled: shown.enabled, pull_secret_applied: false },
-        kms: kms(whole, now),
+        kms: kms(app, whole, now),
     }
 }
 
 /// How the cluster uses the key service; none before it ever did.
-fn kms(whole: &Whole, now: UnixMs) -> Option<KmsView> {
+fn kms(app: &App, whole: &Whole, now: UnixMs) -> Option<KmsView> {
     let cluster = &whole.row.cluster;
     let write = cluster.ring.write();
     let operation = cluster.operation.as_ref();
@@ -95,6 +95,7 @@ fn kms(whole: &Whole, now: UnixMs) -> Option<KmsView> {
         instance_id: Some(root.instance),
         crk_id: Some(root.key),
         endpoint: if cluster.public_endpoint { "public" } else { "private" }.to_owned(),
+        endpoint_url: app.url(cluster.public_endpoint).to_owned(),
         phase,
         write_key_id: write.map(|kek| kek.key_id(&cluster.id)),
         rewrite: operation.and_then(|op| op.rewrite),
@@ -119,7 +120,7 @@ pub fn status(app: &App, tx: &Tx<'_>, whole: &Whole, now: UnixMs) -> Result<KmsS
     });
     Ok(KmsStatus {
         view: view(app, whole, now),
-        state: state_of(tx, whole, &app.settings.url, now)?,
+        state: state_of(tx, whole, app.url(cluster.public_endpoint), now)?,
         next: words::next(cluster, &whole.seen, &whole.roots, now),
         features: rows.collect(),
         agents: agents(tx, whole)?,

@@ -11,6 +11,7 @@ use claviger_domain::access::{
 };
 use claviger_domain::id::{AgentName, ClusterId, InstanceId, KeyId, UnixMs};
 use claviger_store::iam::{self, Grant};
+use claviger_wire::kp::rings::RING_HEADER;
 use std::sync::Arc;
 
 /// Whoever holds a token.
@@ -28,6 +29,8 @@ pub struct Caller {
     pub grants: Vec<Grant>,
     /// The request's correlation id.
     pub correlation: String,
+    /// The key ring that the request names: the only one in which it finds keys.
+    pub ring: Option<String>,
 }
 
 impl Caller {
@@ -98,9 +101,11 @@ impl FromRequestParts<Arc<App>> for Caller {
             }
             Err(_) => return Err(form.unauthorized()),
         };
+        let ring = parts.headers.get(RING_HEADER).map(|v| String::from_utf8_lossy(v.as_bytes()));
+        let ring = ring.map(|ring| ring.trim().to_owned()).filter(|ring| !ring.is_empty());
         let found = app.blocking(move |app| find(app, &iam_id, correlation)).await;
         match found {
-            Ok(Some(caller)) => Ok(caller),
+            Ok(Some(caller)) => Ok(Caller { ring, ..caller }),
             Ok(None) => Err(form.unauthorized()),
             Err(e) => Err(form.answer(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -139,12 +144,20 @@ fn find(
                 cluster: Some(cluster),
                 grants,
                 correlation,
+                ring: None,
             }));
         }
         let Some(principal) = iam::principal(tx, &iam_id)? else { return Ok(None) };
         let grants = iam::grants_of(tx, &iam_id)?;
-        let (service, crn, cluster) = (principal.service, None, None);
-        Ok(Some(Caller { iam_id: principal.iam_id, service, crn, cluster, grants, correlation }))
+        Ok(Some(Caller {
+            iam_id: principal.iam_id,
+            service: principal.service,
+            crn: None,
+            cluster: None,
+            grants,
+            correlation,
+            ring: None,
+        }))
     })
 }
 

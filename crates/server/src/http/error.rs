@@ -4,6 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use claviger_wire::kp::{self, Envelope, ErrorBody, Reason, Target};
 use claviger_wire::ks::ServiceError;
+use claviger_wire::rc::ResourceError;
 use uuid::Uuid;
 
 /// The shape of an error body.
@@ -11,6 +12,8 @@ use uuid::Uuid;
 pub enum Form {
     /// Key Protect's envelope, for `/api/v2`.
     KeyProtect,
+    /// The Resource Controller's object.
+    Resource,
     /// The cluster service's object, for everything else.
     Service,
 }
@@ -18,7 +21,13 @@ pub enum Form {
 impl Form {
     /// The shape that clients of this path read.
     pub fn of(path: &str) -> Form {
-        if path.starts_with("/api/v2") { Form::KeyProtect } else { Form::Service }
+        if path.starts_with("/api/v2") {
+            Form::KeyProtect
+        } else if path.starts_with("/v2/resource_") {
+            Form::Resource
+        } else {
+            Form::Service
+        }
     }
 
     /// An error answer without a failed operation to name: unknown paths, bodies too long.
@@ -31,6 +40,7 @@ impl Form {
     ) -> Response {
         match self {
             Form::KeyProtect => KpError::new(status, code, what).into_response(),
+            Form::Resource => resource(status, code, what, &Uuid::new_v4().to_string()),
             Form::Service => service(status, code, what, recovery.unwrap_or_default()),
         }
     }
@@ -40,6 +50,12 @@ impl Form {
     pub fn unauthorized(self) -> Response {
         match self {
             Form::KeyProtect => KpError::unauthorized().into_response(),
+            Form::Resource => resource(
+                StatusCode::UNAUTHORIZED,
+                "RC-IamErrorResponse",
+                "Unauthorized: the token is missing, expired or does not allow this.",
+                &Uuid::new_v4().to_string(),
+            ),
             Form::Service => service(
                 StatusCode::UNAUTHORIZED,
                 "E0001",
@@ -48,6 +64,17 @@ impl Form {
             ),
         }
     }
+}
+
+/// An error answer of the Resource Controller.
+pub fn resource(status: StatusCode, code: &str, what: &str, transaction: &str) -> Response {
+    let body = ResourceError {
+        error_code: code.to_owned(),
+        message: what.to_owned(),
+        status_code: status.as_u16(),
+        transaction_id: transaction.to_owned(),
+    };
+    (status, axum::Json(body)).into_response()
 }
 
 /// An error answer of the cluster service.
@@ -171,9 +198,8 @@ impl From<claviger_store::StoreError> for KpError {
 }
 
 impl From<crate::record::NotRecorded> for KpError {
-    fn from(_: crate::record::NotRecorded) -> KpError {
-        let what = "The act could not be put on record, so it is not answered. Try again";
-        let error = KpError::new(StatusCode::SERVICE_UNAVAILABLE, "STORAGE_ERR", what);
+    fn from(e: crate::record::NotRecorded) -> KpError {
+        let error = KpError::new(StatusCode::SERVICE_UNAVAILABLE, "STORAGE_ERR", e.what());
         KpError { retry_after: Some(2), ..error }
     }
 }

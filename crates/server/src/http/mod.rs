@@ -1,8 +1,10 @@
 //! Paths, and what every request goes through.
 
+pub(crate) mod admin;
 pub mod auth;
 pub mod body;
 pub mod error;
+pub mod network;
 
 use crate::app::App;
 use axum::Router;
@@ -23,6 +25,7 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(crate::keys::routes())
         .merge(crate::iam::routes())
         .merge(crate::clusters::routes())
+        .merge(crate::resources::routes())
         .route("/healthz", axum::routing::get(health))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)

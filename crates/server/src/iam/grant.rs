@@ -56,10 +56,10 @@ pub(crate) async fn token(
     let recorded = app.recorder.record(act).await;
     let found = match recorded {
         Ok(()) => found,
-        Err(_) => Err(Refused {
+        Err(e) => Err(Refused {
             status: StatusCode::SERVICE_UNAVAILABLE,
             code: "BXNIM0999E",
-            message: "The act could not be put on record. Try again.",
+            message: e.what(),
         }),
     };
     match found {

@@ -1,6 +1,7 @@
 //! Tokens: who calls. What they may do is looked up for each request.
 
 mod grant;
+mod principals;
 pub mod token;
 
 use crate::app::App;
@@ -13,4 +14,5 @@ pub fn routes() -> Router<Arc<App>> {
     Router::new()
         .route("/identity/token", post(grant::token))
         .route("/oidc/token", post(grant::token))
+        .route("/v3/principals", post(principals::create))
 }

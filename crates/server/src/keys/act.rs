@@ -38,6 +38,7 @@ impl<S: Sync> FromRequestParts<S> for Instance {
 }
 
 /// One operation under way.
+#[derive(Clone)]
 pub(crate) struct Act {
     pub(crate) caller: Caller,
     pub(crate) instance: InstanceId,
@@ -45,9 +46,13 @@ pub(crate) struct Act {
     pub(crate) action: &'static str,
     /// For people, when it fails: `Key could not be wrapped`.
     pub(crate) failed: &'static str,
-    /// The key as the caller named it; empty for the whole instance.
+    /// The key as the caller named it; empty for the whole instance; [`RING`] and its id for a
+    /// key ring.
     pub(crate) key: String,
 }
+
+/// What stands before the id of a key ring where else a key is named.
+pub(crate) const RING: &str = "key-ring:";
 
 /// What a change of state leads to.
 pub(crate) struct Changed<T> {
@@ -138,7 +143,10 @@ impl Act {
         if !self.key.is_empty() {
             target.pop();
             target.pop();
-            target = format!("{target}:key:{}", self.key);
+            target = match self.key.strip_prefix(RING) {
+                Some(ring) => format!("{target}:key-ring:{ring}"),
+                None => format!("{target}:key:{}", self.key),
+            };
         }
         audit::Act {
             at,
@@ -174,7 +182,8 @@ impl Act {
             return Err(KpError::unauthorized());
         }
         self.exists(tx)?;
-        match keys::find(tx, self.instance, &self.key)? {
+        let found = keys::find(tx, self.instance, &self.key)?;
+        match found.filter(|key| self.caller.ring.as_ref().is_none_or(|ring| *ring == key.ring)) {
             Some(key) => {
                 self.caller.permit(operation, self.instance, Some(key.root.key))?;
                 Ok(key)
@@ -206,7 +215,7 @@ pub(crate) fn state_allows(key: &Key, action: KeyAction, now: UnixMs) -> Result<
             let what = "Key has already been deleted";
             Err(KpError::new(StatusCode::GONE, "KEY_DELETED_ERR", what))
         }
-        Verdict::WrongState if action == KeyAction::Register => {
+        Verdict::WrongState if matches!(action, KeyAction::Register | KeyAction::Unregister) => {
             let what = format!("The key is {state}; only an active key takes registrations");
             Err(KpError::new(StatusCode::UNPROCESSABLE_ENTITY, "KEY_INVALID_STATE_ERR", what))
         }

@@ -6,10 +6,10 @@ use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{Act, Instance, answer, parse, root_only, state_allows};
 use crate::keys::changes;
-use crate::keys::create::{custody, secret};
+use crate::keys::create::{custody, prefers, secret};
 use crate::keys::query::Query;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -36,9 +36,10 @@ pub(crate) async fn act(
     caller: Caller,
     Instance(instance): Instance,
     Path((id, action)): Path<(String, String)>,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, KpError> {
-    dispatch(app, caller, instance, id, &action, body).await
+    dispatch(app, caller, instance, id, &action, &headers, body).await
 }
 
 /// `POST /keys/{id}?action={action}`: deprecated, and all that some clients know.
@@ -48,6 +49,7 @@ pub(crate) async fn old_form(
     Instance(instance): Instance,
     Path(id): Path<String>,
     query: Query,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, KpError> {
     let Some(action) = query.get("action") else {
@@ -55,9 +57,10 @@ pub(crate) async fn old_form(
         return Err(KpError::query("action", what));
     };
     if action == "restore" {
+        // Some send the whole key along, with its material. It is here already.
         return changes::restore_key(app, caller, instance, id).await;
     }
-    dispatch(app, caller, instance, id, action, body).await
+    dispatch(app, caller, instance, id, action, &headers, body).await
 }
 
 async fn dispatch(
@@ -66,6 +69,7 @@ async fn dispatch(
     instance: claviger_domain::id::InstanceId,
     id: String,
     action: &str,
+    headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, KpError> {
     let act = |action, failed| Act { caller, instance, action, failed, key: id };
@@ -78,7 +82,8 @@ async fn dispatch(
             rewrap(app, act("kms.secrets.rewrap", "Key could not be rewrapped"), body).await
         }
         "rotate" => {
-            changes::rotate(app, act("kms.secrets.rotate", "Key could not be rotated"), body).await
+            let act = act("kms.secrets.rotate", "Key could not be rotated");
+            changes::rotate(app, act, prefers(headers), body).await
         }
         "disable" => {
             changes::disable(app, act("kms.secrets.disable", "Key could not be disabled")).await

@@ -5,13 +5,13 @@ use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{Act, Changed, Instance, answer, parse, root_only, state_allows};
-use crate::keys::create::{Prefer, custody, prefers, secret};
+use crate::keys::create::{Prefer, custody, prefers};
+use crate::keys::import::{self, Arriving};
 use crate::keys::query::Query;
-use crate::keys::view;
+use crate::keys::{kmip, view};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use claviger_crypto::SecretBytes;
 use claviger_domain::access::KeyOperation;
 use claviger_domain::id::{InstanceId, KeyVersionId, UnixMs};
 use claviger_domain::key::{KeyAction, KeyState, RootVersion};
@@ -21,7 +21,6 @@ use claviger_store::{Tx, registrations};
 use claviger_wire::kp::{self, RotateRequest};
 use std::sync::Arc;
 use std::time::Duration;
-use zeroize::Zeroize;
 
 /// Registered resources that an error names; more only makes it unreadable.
 const NAMED: usize = 10;
@@ -65,54 +64,71 @@ fn not_before(
     ))
 }
 
-pub(crate) async fn rotate(app: Arc<App>, act: Act, body: Body) -> Result<Response, KpError> {
-    let given = payload(&body);
+/// Makes a new version current. Answers the key only to who says that he prefers it.
+pub(crate) async fn rotate(
+    app: Arc<App>,
+    act: Act,
+    prefer: Option<Prefer>,
+    body: Body,
+) -> Result<Response, KpError> {
+    let given = arriving(&body);
     drop(body);
-    act.change(&app, move |app, tx, act, now| {
-        let mut key = act.key(tx, KeyOperation::Rotate)?;
-        root_only(&key)?;
-        let given = given.as_ref().map_err(Clone::clone)?;
-        state_allows(&key, KeyAction::Rotate, now)?;
-        match (key.imported, given.is_some()) {
-            (true, false) => {
-                let what = "An imported key is rotated with new key material in 'payload'";
-                return Err(KpError::new(StatusCode::BAD_REQUEST, "KEY_PAYLOAD_REQ_ERR", what));
-            }
-            (false, true) => {
-                let what = "The query_param 'payload' must be: provided only if key is imported";
-                return Err(KpError::query("payload", what));
-            }
-            _ => {}
+    let given = match given {
+        Err(e) => Err(e),
+        Ok(arriving) => {
+            import::arrived(&app, &act, arriving, |tx, act| {
+                act.key(tx, KeyOperation::Rotate).and_then(|key| root_only(&key))
+            })
+            .await
         }
-        let code = "KEY_ROTATION_NOT_PERMITTED";
-        let what = "The key was rotated a short time ago";
-        not_before(key.rotated, app.settings.rotate_after, now, code, what)?;
-        let version = RootVersion { root: key.root, version: KeyVersionId::random() };
-        let sealed = match given {
-            Some(material) => app.custodian.import(&version, material),
-            None => app.custodian.generate(&version),
-        };
-        keys::add_version(tx, &key.root, version.version, &sealed.map_err(custody)?.0, now)?;
-        key.current = Some(version.version);
-        key.rotated = Some(now);
-        key.updated = Some(now);
-        keys::update(tx, &key)?;
-        let event = event(tx, &key, EventKind::Rotate, now)?;
-        Ok(Changed { value: (), event, forget: Vec::new() })
-    })
-    .await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    };
+    let key = act
+        .change(&app, move |app, tx, act, now| {
+            let mut key = act.key(tx, KeyOperation::Rotate)?;
+            root_only(&key)?;
+            let given = given.as_ref().map_err(Clone::clone)?;
+            state_allows(&key, KeyAction::Rotate, now)?;
+            match (key.imported, given.is_some()) {
+                (true, false) => {
+                    let what = "An imported key is rotated with new key material in 'payload'";
+                    return Err(KpError::new(StatusCode::BAD_REQUEST, "KEY_PAYLOAD_REQ_ERR", what));
+                }
+                (false, true) => {
+                    let what =
+                        "The query_param 'payload' must be: provided only if key is imported";
+                    return Err(KpError::query("payload", what));
+                }
+                _ => {}
+            }
+            let code = "KEY_ROTATION_NOT_PERMITTED";
+            let what = "The key was rotated a short time ago";
+            not_before(key.rotated, app.settings.rotate_after, now, code, what)?;
+            let version = RootVersion { root: key.root, version: KeyVersionId::random() };
+            let sealed = match given {
+                Some(material) => app.custodian.import(&version, material),
+                None => app.custodian.generate(&version),
+            };
+            keys::add_version(tx, &key.root, version.version, &sealed.map_err(custody)?.0, now)?;
+            key.current = Some(version.version);
+            key.rotated = Some(now);
+            key.updated = Some(now);
+            keys::update(tx, &key)?;
+            let event = event(tx, &key, EventKind::Rotate, now)?;
+            let value = view::key(app, tx, &key, now)?;
+            Ok(Changed { value, event, forget: Vec::new() })
+        })
+        .await?;
+    Ok(represented(key, prefer))
 }
 
-fn payload(body: &Body) -> Result<Option<SecretBytes>, KpError> {
+fn arriving(body: &Body) -> Result<Option<Arriving>, KpError> {
     let request: RotateRequest = body.text().map(parse).transpose()?.unwrap_or_default();
-    let Some(mut text) = request.payload else { return Ok(None) };
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let material = secret("payload", &text);
-    text.zeroize();
-    material.map(Some)
+    Arriving::read(
+        request.payload,
+        request.encrypted_nonce.as_deref(),
+        request.iv.as_deref(),
+        request.encryption_algorithm.as_deref(),
+    )
 }
 
 pub(crate) async fn disable(app: Arc<App>, act: Act) -> Result<Response, KpError> {
@@ -177,11 +193,16 @@ pub(crate) async fn delete(
             Ok(Changed { value, event, forget: all_versions(tx, &key)? })
         })
         .await?;
-    match prefers(&headers) {
+    Ok(represented(key, prefers(&headers)))
+}
+
+/// The key if the caller prefers to see it, else nothing.
+fn represented(key: kp::Key, prefer: Option<Prefer>) -> Response {
+    match prefer {
         Some(Prefer::Representation) => {
-            Ok(answer(StatusCode::OK, kp::KEY_TYPE, &kp::Envelope::of(kp::KEY_TYPE, vec![key])))
+            answer(StatusCode::OK, kp::KEY_TYPE, &kp::Envelope::of(kp::KEY_TYPE, vec![key]))
         }
-        _ => Ok(StatusCode::NO_CONTENT.into_response()),
+        _ => StatusCode::NO_CONTENT.into_response(),
     }
 }
 
@@ -210,7 +231,7 @@ fn unused(tx: &Tx<'_>, key: &Key, force: bool) -> Result<(), KpError> {
         );
         return Err(KpError::conflict("PROTECTED_RESOURCE_ERR", what));
     }
-    Ok(())
+    kmip::unattached(tx, key)
 }
 
 /// `POST /keys/{id}/restore`.

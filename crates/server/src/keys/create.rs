@@ -5,7 +5,8 @@ use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{Act, Changed, Instance, answer, parse};
-use crate::keys::{reading, view};
+use crate::keys::import::{self, Arriving};
+use crate::keys::{aliases, reading, rings, view};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
@@ -20,7 +21,6 @@ use claviger_domain::key::{KeyState, RootKey, RootVersion};
 use claviger_store::keys::{self, Key};
 use claviger_wire::kp::{self, Envelope, NewKey};
 use std::sync::Arc;
-use zeroize::Zeroize;
 
 /// Base64 as clients send it: with or without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -30,36 +30,18 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// Largest payload of a standard key, decoded.
 const PAYLOAD_MAX: usize = 7500;
-const ALIASES_MAX: usize = 5;
 const TAGS_MAX: usize = 30;
-
-/// Words that follow `/keys/` or a key in a path and so cannot be aliases.
-const NO_ALIAS: [&str; 17] = [
-    "allowed_ip",
-    "key",
-    "keys",
-    "metadata",
-    "policy",
-    "policies",
-    "registration",
-    "registrations",
-    "ring",
-    "rings",
-    "rotate",
-    "wrap",
-    "unwrap",
-    "rewrap",
-    "version",
-    "versions",
-    "restore",
-];
 
 /// Secret bytes out of a field's base64.
 pub(crate) fn secret(field: &str, text: &str) -> Result<SecretBytes, KpError> {
-    let bytes = BASE64.decode(text).map_err(|_| {
+    base64(field, text).map(SecretBytes::new)
+}
+
+/// Bytes out of a field's base64.
+pub(crate) fn base64(field: &str, text: &str) -> Result<Vec<u8>, KpError> {
+    BASE64.decode(text).map_err(|_| {
         KpError::field(field, format!("The field '{field}' must be: a base64 encoded string"))
-    })?;
-    Ok(SecretBytes::new(bytes))
+    })
 }
 
 /// A new key, checked.
@@ -88,6 +70,14 @@ pub(crate) async fn create(
         let body: Envelope<NewKey> = parse(text)?;
         check(body, app.clock.now())
     });
+    let wanted = match wanted {
+        Err(e) => Err(e),
+        Ok((wanted, arriving)) => import::arrived(&app, &act, arriving, |tx, act| {
+            act.on_instance(tx, KeyOperation::Import)
+        })
+        .await
+        .map(|material| Wanted { material, ..wanted }),
+    };
     let key = act
         .change(&app, move |app, tx, act, now| {
             // Imported or not is known only from a body that can be read.
@@ -102,7 +92,8 @@ pub(crate) async fn create(
                     format!("The instance has {} keys, as many as it may", app.settings.keys_max);
                 return Err(KpError::conflict("KEY_QUOTA_ERR", what));
             }
-            let key = add(app, tx, act, wanted, now)?;
+            let ring = rings::of_new_key(tx, act)?;
+            let key = add(app, tx, act, wanted, ring, now)?;
             let mut out = view::key(app, tx, &key, now)?;
             if key.extractable && !minimal {
                 out.payload = reading::payload(app, tx, &key)?;
@@ -118,6 +109,7 @@ fn add(
     tx: &claviger_store::Tx<'_>,
     act: &Act,
     wanted: &Wanted,
+    ring: String,
     now: UnixMs,
 ) -> Result<Key, KpError> {
     let root = RootKey { instance: act.instance, key: KeyId::random() };
@@ -131,7 +123,7 @@ fn add(
         state: KeyState::Active,
         extractable: new.extractable,
         imported: wanted.material.is_some(),
-        ring: "default".to_owned(),
+        ring,
         created: now,
         created_by: act.caller.iam_id.clone(),
         updated: None,
@@ -165,13 +157,7 @@ fn add(
         keys::add_version(tx, &root, version, &sealed.map_err(custody)?.0, now)?;
     }
     for alias in &new.aliases {
-        keys::add_alias(tx, &root, alias).map_err(|e| match e.is_taken() {
-            true => KpError::conflict(
-                "KEY_ALIAS_NOT_UNIQUE_ERR",
-                format!("The alias {alias:?} is in use in this instance"),
-            ),
-            false => e.into(),
-        })?;
+        aliases::add(tx, act, &root, alias, now)?;
     }
     Ok(key)
 }
@@ -202,7 +188,7 @@ pub(crate) fn custody(e: CustodyError) -> KpError {
     }
 }
 
-fn check(mut body: Envelope<NewKey>, now: UnixMs) -> Result<Wanted, KpError> {
+fn check(mut body: Envelope<NewKey>, now: UnixMs) -> Result<(Wanted, Option<Arriving>), KpError> {
     if body.metadata.collection_total != body.resources.len() as u64 {
         let what = format!(
             "collectionTotal is {}, but there are {} resources",
@@ -215,10 +201,6 @@ fn check(mut body: Envelope<NewKey>, now: UnixMs) -> Result<Wanted, KpError> {
     let (Some(mut new), true) = (body.resources.pop(), body.resources.is_empty()) else {
         return Err(KpError::body("The body must have exactly one key in 'resources'"));
     };
-    if new.encrypted_nonce.is_some() || new.iv.is_some() {
-        let what = "Import with an import token is not supported yet; import the plain payload";
-        return Err(KpError::field("encryptedNonce", what));
-    }
     let length = |field: &str, text: &str, least: usize, most: usize| {
         let len = text.chars().count();
         if (least..=most).contains(&len) {
@@ -234,18 +216,11 @@ fn check(mut body: Envelope<NewKey>, now: UnixMs) -> Result<Wanted, KpError> {
     if let Some(description) = &new.description {
         length("description", description, 2, 240)?;
     }
-    if new.aliases.len() > ALIASES_MAX {
-        let what = format!("The field 'aliases' must be: at most {ALIASES_MAX} aliases");
+    if new.aliases.len() > aliases::PER_KEY_MAX {
+        let what = format!("The field 'aliases' must be: at most {}", aliases::PER_KEY_MAX);
         return Err(KpError::field("aliases", what));
     }
-    for alias in &new.aliases {
-        length("aliases", alias, 2, 90)?;
-        let sane = alias.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        if !sane || NO_ALIAS.contains(&alias.as_str()) || alias.parse::<KeyId>().is_ok() {
-            let what = "The field 'aliases' must be: letters, digits, '-' and '_', not a UUID and not a word of this API";
-            return Err(KpError::field("aliases", what));
-        }
-    }
+    new.aliases.iter().try_for_each(|alias| aliases::check("aliases", alias))?;
     if new.tags.len() > TAGS_MAX {
         return Err(KpError::field(
             "tags",
@@ -273,21 +248,26 @@ fn check(mut body: Envelope<NewKey>, now: UnixMs) -> Result<Wanted, KpError> {
             Some(at)
         }
     };
-    let material = match new.payload.take() {
-        None => None,
-        Some(text) if text.is_empty() => None,
-        Some(mut text) => {
-            let material = secret("payload", &text);
-            text.zeroize();
-            let material = material?;
-            if new.extractable && !(1..=PAYLOAD_MAX).contains(&material.len()) {
-                let what = format!("The field 'payload' must be: 1 to {PAYLOAD_MAX} bytes");
-                return Err(KpError::field("payload", what));
-            }
-            Some(material)
+    let arriving = Arriving::read(
+        new.payload.take(),
+        new.encrypted_nonce.as_deref(),
+        new.iv.as_deref(),
+        new.encryption_algorithm.as_deref(),
+    )?;
+    match &arriving {
+        Some(Arriving::Sealed { .. }) if new.extractable => {
+            let what = "The field 'encryptedNonce' must be: absent for a standard key; only root keys are imported with a token";
+            return Err(KpError::field("encryptedNonce", what));
         }
-    };
-    Ok(Wanted { new, material, expires })
+        Some(Arriving::Plain(plain))
+            if new.extractable && !(1..=PAYLOAD_MAX).contains(&plain.len()) =>
+        {
+            let what = format!("The field 'payload' must be: 1 to {PAYLOAD_MAX} bytes");
+            return Err(KpError::field("payload", what));
+        }
+        _ => {}
+    }
+    Ok((Wanted { new, material: None, expires }, arriving))
 }
 
 /// How much of a changed key the caller wants to see.

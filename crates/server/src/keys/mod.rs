@@ -7,12 +7,18 @@
 mod acks;
 mod act;
 mod actions;
+mod aliases;
 mod changes;
 mod create;
+mod event_ack;
 pub mod expiry;
-mod query;
+mod import;
+mod kmip;
+mod list;
+pub(crate) mod query;
 mod reading;
 mod registrations;
+mod rings;
 mod view;
 
 use crate::app::App;
@@ -23,7 +29,7 @@ use std::sync::Arc;
 /// Paths of the key service.
 pub fn routes() -> Router<Arc<App>> {
     Router::new()
-        .route("/api/v2/keys", get(reading::list).head(reading::count).post(create::create))
+        .route("/api/v2/keys", get(list::list).head(list::count).post(create::create))
         .route("/api/v2/keys/registrations", get(registrations::of_instance))
         .route(
             "/api/v2/keys/{id}",
@@ -43,7 +49,14 @@ pub fn routes() -> Router<Arc<App>> {
                 .delete(registrations::delete),
         )
         .route("/v3/instances/{instance}/keys/{key}/acknowledgements", get(acks::acknowledgements))
+        .merge(rings::routes())
+        .merge(aliases::routes())
+        .merge(import::routes())
+        .merge(event_ack::routes())
+        .merge(kmip::routes())
 }
 
+#[cfg(test)]
+mod service_tests;
 #[cfg(test)]
 mod tests;

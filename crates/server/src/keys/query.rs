@@ -71,7 +71,17 @@ impl Query {
 
     /// Cuts `limit` and `offset` out of all matches; with their number if the caller wants it.
     pub(crate) fn page<T>(&self, all: Vec<T>) -> Result<(Vec<T>, Option<u64>), KpError> {
-        let limit = self.number("limit", 1, LIMIT_MAX)?.unwrap_or(200);
+        self.page_within(all, 200, LIMIT_MAX)
+    }
+
+    /// The same for a list with another usual and another largest page.
+    pub(crate) fn page_within<T>(
+        &self,
+        all: Vec<T>,
+        usual: usize,
+        most: usize,
+    ) -> Result<(Vec<T>, Option<u64>), KpError> {
+        let limit = self.number("limit", 1, most)?.unwrap_or(usual);
         let offset = self.number("offset", 0, usize::MAX)?.unwrap_or(0);
         let total = all.len() as u64;
         let total = self.flag("totalCount")?.unwrap_or(false).then_some(total);

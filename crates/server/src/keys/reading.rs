@@ -1,4 +1,4 @@
-//! What only looks: list, count, metadata, payload of standard keys, versions.
+//! What only looks at one key: metadata, payload of standard keys, versions.
 
 use crate::app::App;
 use crate::http::auth::Caller;
@@ -7,229 +7,16 @@ use crate::keys::act::{Act, Instance, answer, root_only};
 use crate::keys::query::Query;
 use crate::keys::view;
 use axum::extract::{Path, State};
-use axum::http::{HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use claviger_domain::access::KeyOperation;
-use claviger_domain::id::UnixMs;
 use claviger_domain::key::KeyState;
 use claviger_store::Tx;
 use claviger_store::keys::{self, Key};
 use claviger_wire::kp;
 use std::sync::Arc;
-
-/// `GET /keys`.
-pub(crate) async fn list(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Instance(instance): Instance,
-    query: Query,
-) -> Result<Response, KpError> {
-    let act = Act {
-        caller,
-        instance,
-        action: "kms.secrets.list",
-        failed: "Keys could not be listed",
-        key: String::new(),
-    };
-    let envelope = act
-        .look(&app, move |app, tx, act, now| {
-            let mut found = matches(tx, act, &query, now)?;
-            sort(&mut found, &query, now)?;
-            let (page, total) = query.page(found)?;
-            let page = page
-                .iter()
-                .map(|key| view::key(app, tx, key, now))
-                .collect::<Result<Vec<_>, _>>()?;
-            let mut envelope = kp::Envelope::of(kp::KEY_TYPE, page);
-            envelope.metadata.total_count = total;
-            Ok(envelope)
-        })
-        .await?;
-    Ok(answer(StatusCode::OK, kp::KEY_TYPE, &envelope))
-}
-
-/// `HEAD /keys`: the number of keys in the header `Key-Total`.
-pub(crate) async fn count(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Instance(instance): Instance,
-    query: Query,
-) -> Result<Response, KpError> {
-    let act = Act {
-        caller,
-        instance,
-        action: "kms.secrets.head",
-        failed: "Keys could not be counted",
-        key: String::new(),
-    };
-    let total =
-        act.look(&app, move |_, tx, act, now| Ok(matches(tx, act, &query, now)?.len())).await?;
-    let mut response = StatusCode::OK.into_response();
-    response.headers_mut().insert("key-total", HeaderValue::from(total));
-    Ok(response)
-}
-
-/// The keys that the query asks for and the caller may see.
-fn matches(tx: &Tx<'_>, act: &Act, query: &Query, now: UnixMs) -> Result<Vec<Key>, KpError> {
-    if !act.caller.sees(act.instance) {
-        return Err(KpError::unauthorized());
-    }
-    act.exists(tx)?;
-    if query.get("filter").is_some() {
-        let what = "The query_param 'filter' must be: absent; this server does not filter yet";
-        return Err(KpError::query("filter", what));
-    }
-    let mut states = Vec::new();
-    for text in query.list("state") {
-        match text.parse::<u8>() {
-            // No key is ever in state 0, pre-activation.
-            Ok(0) => {}
-            Ok(number) if KeyState::from_number(number).is_some() => {
-                states.extend(KeyState::from_number(number));
-            }
-            _ => {
-                let what = "The query_param 'state' must be: numbers out of 0, 1, 2, 3, 5";
-                return Err(KpError::query("state", what));
-            }
-        }
-    }
-    if query.list("state").is_empty() {
-        states = vec![KeyState::Active, KeyState::Suspended, KeyState::Deactivated];
-    }
-    let extractable = query.flag("extractable")?;
-    let search = query.get("search").map(Search::parse);
-    let mut out = Vec::new();
-    for key in keys::all(tx, act.instance)? {
-        let seen = act.caller.permits(KeyOperation::List, act.instance, Some(key.root.key));
-        if seen
-            && states.contains(&key.state_at(now))
-            && extractable.is_none_or(|wanted| key.extractable == wanted)
-        {
-            let hit = match &search {
-                None => true,
-                Some(search) => search.hits(&key, &keys::aliases(tx, &key.root)?),
-            };
-            if hit {
-                out.push(key);
-            }
-        }
-    }
-    Ok(out)
-}
-
-/// A search text: prefixes in any order, then what to look for.
-struct Search {
-    not: bool,
-    exact: bool,
-    name: bool,
-    alias: bool,
-    text: String,
-}
-
-impl Search {
-    fn parse(text: &str) -> Search {
-        let mut s =
-            Search { not: false, exact: false, name: false, alias: false, text: String::new() };
-        // A client appends a comma to every search text.
-        let mut rest = text.strip_suffix(',').unwrap_or(text);
-        loop {
-            rest = match rest.split_once(':') {
-                Some(("not", rest)) => {
-                    s.not = true;
-                    rest
-                }
-                Some(("exact", rest)) => {
-                    s.exact = true;
-                    rest
-                }
-                Some(("name", rest)) => {
-                    s.name = true;
-                    rest
-                }
-                Some(("alias", rest)) => {
-                    s.alias = true;
-                    rest
-                }
-                Some(("escape", rest)) => {
-                    s.text = rest.to_lowercase();
-                    break;
-                }
-                _ => {
-                    s.text = rest.to_lowercase();
-                    break;
-                }
-            };
-        }
-        if !s.name && !s.alias {
-            (s.name, s.alias) = (true, true);
-        }
-        s
-    }
-
-    fn hits(&self, key: &Key, aliases: &[String]) -> bool {
-        let fits = |text: &str| {
-            let text = text.to_lowercase();
-            if self.exact { text == self.text } else { text.contains(&self.text) }
-        };
-        let hit = self.text == key.root.key.to_string()
-            || (self.name && fits(&key.name))
-            || (self.alias && aliases.iter().any(|alias| fits(alias)));
-        hit != self.not
-    }
-}
-
-/// Sorts by the query's `sort`: property names, `-` before one for descending; by id at last.
-fn sort(found: &mut [Key], query: &Query, now: UnixMs) -> Result<(), KpError> {
-    const KNOWN: [&str; 9] = [
-        "id",
-        "state",
-        "extractable",
-        "imported",
-        "creationDate",
-        "lastUpdateDate",
-        "lastRotateDate",
-        "deletionDate",
-        "expirationDate",
-    ];
-    let by: Vec<(&str, bool)> = query
-        .list("sort")
-        .into_iter()
-        .map(|name| name.strip_prefix('-').map_or((name, false), |name| (name, true)))
-        .collect();
-    if by.iter().any(|(name, _)| !KNOWN.contains(name)) {
-        let what = format!("The query_param 'sort' must be: out of {}", KNOWN.join(", "));
-        return Err(KpError::query("sort", what));
-    }
-    let value = |key: &Key, name: &str| -> i64 {
-        let date = |at: Option<UnixMs>| at.map_or(i64::MIN, |at| at.0);
-        match name {
-            "state" => key.state_at(now) as i64,
-            "extractable" => i64::from(key.extractable),
-            "imported" => i64::from(key.imported),
-            "creationDate" => key.created.0,
-            "lastUpdateDate" => date(key.updated),
-            "lastRotateDate" => date(key.rotated),
-            "deletionDate" => date(key.deleted),
-            _ => date(key.expires),
-        }
-    };
-    found.sort_by(|a, b| {
-        for (name, descending) in &by {
-            let order = match *name {
-                "id" => a.root.key.cmp(&b.root.key),
-                name => value(a, name).cmp(&value(b, name)),
-            };
-            let order = if *descending { order.reverse() } else { order };
-            if order.is_ne() {
-                return order;
-            }
-        }
-        a.root.key.cmp(&b.root.key)
-    });
-    Ok(())
-}
 
 /// `GET /keys/{id}`: with the payload of a standard key.
 pub(crate) async fn with_payload(
@@ -332,19 +119,4 @@ pub(crate) async fn versions(
         })
         .await?;
     Ok(answer(StatusCode::OK, kp::VERSION_TYPE, &envelope))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Search;
-
-    #[test]
-    fn search_prefixes_in_any_order() {
-        let s = Search::parse("exact:not:alias:escape:name:x,");
-        assert!(s.not && s.exact && s.alias && !s.name);
-        assert_eq!(s.text, "name:x");
-        let s = Search::parse("foo,");
-        assert!(s.name && s.alias && !s.not && !s.exact);
-        assert_eq!(s.text, "foo");
-    }
 }

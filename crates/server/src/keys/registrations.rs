@@ -19,11 +19,15 @@ use claviger_store::{StoreError, Tx};
 use claviger_wire::kp::{self, Envelope, KeyVersion, REGISTRATION_TYPE, RegistrationInput};
 use std::sync::Arc;
 
+/// How the CRNs of this server's clusters begin.
+const CLUSTER: &str = "crn:v1:claviger:";
 /// Segments of a CRN up to the service instance: what a service may call its own.
 const OWN: usize = 8;
 /// Registrations of one key; a bound on what deletion has to look at.
 const PER_KEY_MAX: usize = 1000;
 const CRN_MAX: usize = 512;
+const CRN_QUERY: &str = "urlEncodedResourceCRNQuery";
+const METADATA_MAX: usize = 4096;
 
 fn act(caller: Caller, instance: claviger_domain::id::InstanceId, key: String) -> Act {
     let action = "kms.registrations.default";
@@ -45,8 +49,17 @@ fn writable(tx: &Tx<'_>, act: &Act, crn: &str) -> Result<Key, KpError> {
         );
         return Err(KpError::field("urlEncodedResourceCRN", what));
     }
-    let own = act.caller.crn.as_deref().map(|own| own.split(':').take(OWN));
-    if !own.is_some_and(|own| own.eq(crn.split(':').take(OWN))) {
+    let own = match act.caller.crn.as_deref() {
+        Some(own) => own.split(':').take(OWN).eq(crn.split(':').take(OWN)),
+        // A service ID has no CRN of its own: it registers what is no cluster of this server, and
+        // touches only what it registered itself.
+        None => {
+            !crn.starts_with(CLUSTER)
+                && store::get(tx, &key.root, crn)?
+                    .is_none_or(|before| before.created_by == act.caller.iam_id)
+        }
+    };
+    if !own {
         let what = "The resource belongs to another service";
         return Err(KpError::new(StatusCode::FORBIDDEN, "RESOURCE_OWNER_ERR", what));
     }
@@ -98,13 +111,16 @@ fn prevent(input: &RegistrationInput) -> Result<bool, KpError> {
 }
 
 fn describe(input: &RegistrationInput) -> Result<(), KpError> {
-    match &input.description {
-        Some(text) if text.chars().count() > 240 => Err(KpError::field(
-            "description",
-            "The field 'description' must be: at most 240 characters",
-        )),
-        _ => Ok(()),
+    for (field, text, most) in [
+        ("description", &input.description, 240),
+        ("registrationMetadata", &input.registration_metadata, METADATA_MAX),
+    ] {
+        if text.as_ref().is_some_and(|text| text.chars().count() > most) {
+            let what = format!("The field '{field}' must be: at most {most} characters");
+            return Err(KpError::field(field, what));
+        }
     }
+    Ok(())
 }
 
 /// POST: a new registration. Repeating it for the same resource is 409.
@@ -115,7 +131,7 @@ pub(crate) async fn create(
     Path((id, crn)): Path<(String, String)>,
     body: Body,
 ) -> Result<Response, KpError> {
-    let input = input(&body);
+    let (input, crn) = (input(&body), decoded(crn));
     let made = act(caller, instance, id)
         .change(&app, move |_, tx, act, now| {
             let key = writable(tx, act, &crn)?;
@@ -141,15 +157,16 @@ pub(crate) async fn create(
                 created_by: act.caller.iam_id.clone(),
                 updated: None,
                 updated_by: None,
+                metadata: input.registration_metadata.clone(),
             };
             store::put(tx, &registration)?;
-            Ok(Changed::just(view(tx, &registration)?))
+            Ok(Changed::just(view(tx, act, &registration)?))
         })
         .await?;
     Ok(answer(StatusCode::CREATED, REGISTRATION_TYPE, &Envelope::of(REGISTRATION_TYPE, vec![made])))
 }
 
-/// PUT: replaces all of a registration, or makes it.
+/// PUT: replaces all of a registration. What is not given is as on creation.
 pub(crate) async fn replace(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -157,10 +174,12 @@ pub(crate) async fn replace(
     Path((id, crn)): Path<(String, String)>,
     body: Body,
 ) -> Result<Response, KpError> {
-    write(app, act(caller, instance, id), crn, &body, |before, input, act, now| {
+    write(app, act(caller, instance, id), crn, &body, |key, before, input, act, now| {
         Ok(Registration {
             description: input.description.clone(),
             prevent: prevent(input)?,
+            metadata: input.registration_metadata.clone(),
+            version: key.current.unwrap_or(before.version),
             updated: Some(now),
             updated_by: Some(act.caller.iam_id.clone()),
             ..before
@@ -177,10 +196,11 @@ pub(crate) async fn change(
     Path((id, crn)): Path<(String, String)>,
     body: Body,
 ) -> Result<Response, KpError> {
-    write(app, act(caller, instance, id), crn, &body, |before, input, act, now| {
+    write(app, act(caller, instance, id), crn, &body, |_, before, input, act, now| {
         Ok(Registration {
             description: input.description.clone().or(before.description.clone()),
             prevent: input.prevent_key_deletion.unwrap_or(before.prevent),
+            metadata: input.registration_metadata.clone().or(before.metadata.clone()),
             updated: Some(now),
             updated_by: Some(act.caller.iam_id.clone()),
             ..before
@@ -194,9 +214,15 @@ async fn write(
     act: Act,
     crn: String,
     body: &Body,
-    merge: fn(Registration, &RegistrationInput, &Act, UnixMs) -> Result<Registration, KpError>,
+    merge: fn(
+        &Key,
+        Registration,
+        &RegistrationInput,
+        &Act,
+        UnixMs,
+    ) -> Result<Registration, KpError>,
 ) -> Result<Response, KpError> {
-    let input = input(body);
+    let (input, crn) = (input(body), decoded(crn));
     let made = act
         .change(&app, move |_, tx, act, now| {
             let key = writable(tx, act, &crn)?;
@@ -204,10 +230,13 @@ async fn write(
             describe(input)?;
             state_allows(&key, KeyAction::Register, now)?;
             let before = store::get(tx, &key.root, &crn)?.ok_or_else(none)?;
-            let version = version(tx, &key, input, Some(before.version))?;
-            let after = Registration { version, ..merge(before, input, act, now)? };
+            let named = version(tx, &key, input, Some(before.version))?;
+            let mut after = merge(&key, before, input, act, now)?;
+            if input.key_version_id.is_some() {
+                after.version = named;
+            }
             store::put(tx, &after)?;
-            Ok(Changed::just(view(tx, &after)?))
+            Ok(Changed::just(view(tx, act, &after)?))
         })
         .await?;
     Ok(answer(StatusCode::OK, REGISTRATION_TYPE, &Envelope::of(REGISTRATION_TYPE, vec![made])))
@@ -221,9 +250,13 @@ pub(crate) async fn delete(
     Path((id, crn)): Path<(String, String)>,
 ) -> Result<Response, KpError> {
     let act = Act { action: "kms.registrations.delete", ..act(caller, instance, id) };
-    act.change(&app, move |_, tx, act, _| {
+    let crn = decoded(crn);
+    act.change(&app, move |_, tx, act, now| {
         let key = writable(tx, act, &crn)?;
-        if store::remove(tx, &key.root, &crn)? { Ok(Changed::just(())) } else { Err(none()) }
+        store::get(tx, &key.root, &crn)?.ok_or_else(none)?;
+        state_allows(&key, KeyAction::Unregister, now)?;
+        store::remove(tx, &key.root, &crn)?;
+        Ok(Changed::just(()))
     })
     .await?;
     Ok(StatusCode::NO_CONTENT.into_response())
@@ -244,9 +277,10 @@ pub(crate) async fn of_key(
 ) -> Result<Response, KpError> {
     let act = Act { action: "kms.registrations.list", ..act(caller, instance, id) };
     let envelope = act
-        .look(&app, move |_, tx, act, _| {
+        .look(&app, move |_, tx, act, now| {
             let key = act.key(tx, KeyOperation::ListRegistrations)?;
             root_only(&key)?;
+            state_allows(&key, KeyAction::ReadRegistrations, now)?;
             page(tx, act, &query, store::of_key(tx, &key.root)?)
         })
         .await?;
@@ -270,6 +304,15 @@ pub(crate) async fn of_instance(
             let mut all = store::of_instance(tx, act.instance)?;
             let operation = KeyOperation::ListRegistrations;
             all.retain(|r| act.caller.permits(operation, act.instance, Some(r.root.key)));
+            if let Some(ring) = &act.caller.ring {
+                let mut inside = Vec::new();
+                for r in all {
+                    if keys::get(tx, &r.root)?.is_some_and(|key| key.ring == *ring) {
+                        inside.push(r);
+                    }
+                }
+                all = inside;
+            }
             page(tx, act, &query, all)
         })
         .await?;
@@ -285,36 +328,57 @@ fn page(
     if let Some(own) = &act.caller.crn {
         all.retain(|r| own.split(':').take(OWN).eq(r.crn.split(':').take(OWN)));
     }
-    if let Some(wanted) = query.get("urlEncodedResourceCRNQuery") {
-        // Some clients encode it once more.
-        let wanted =
-            String::from_utf8_lossy(&crate::http::percent_decode(wanted.as_bytes())).into_owned();
-        let head: Vec<&str> = wanted.split(':').take(OWN).collect();
-        if head.len() < OWN || head.iter().any(|segment| segment.contains('*')) {
-            let what = format!(
-                "The query_param 'urlEncodedResourceCRNQuery' must be: a CRN without * in its first {OWN} segments"
-            );
-            return Err(KpError::query("urlEncodedResourceCRNQuery", what));
-        }
-        all.retain(|r| match wanted.strip_suffix('*') {
-            Some(prefix) => r.crn.starts_with(prefix),
-            None => r.crn == wanted,
-        });
+    if let Some(wanted) = query.get(CRN_QUERY) {
+        let of_all_keys = act.key.is_empty();
+        let matches = crn_query(wanted, of_all_keys)?;
+        all.retain(|r| matches(&r.crn));
     }
     if let Some(wanted) = query.flag("preventKeyDeletion")? {
         all.retain(|r| r.prevent == wanted);
     }
     let (found, total) = query.page(all)?;
-    let found = found.iter().map(|r| view(tx, r)).collect::<Result<Vec<_>, _>>()?;
+    let found = found.iter().map(|r| view(tx, act, r)).collect::<Result<Vec<_>, _>>()?;
     let mut envelope = Envelope::of(REGISTRATION_TYPE, found);
     envelope.metadata.total_count = total;
     Ok(envelope)
 }
 
-fn view(tx: &Tx<'_>, r: &Registration) -> Result<kp::Registration, StoreError> {
+/// What a CRN query matches: one CRN, or by a `*` at its end all that begin so.
+fn crn_query(given: &str, of_all_keys: bool) -> Result<impl Fn(&str) -> bool, KpError> {
+    let wanted = decoded(given.to_owned());
+    let head: Vec<&str> = wanted.split(':').take(OWN).collect();
+    let short = head.len() < OWN || head.iter().any(|segment| segment.contains('*'));
+    if of_all_keys && short {
+        let what = format!(
+            "The query_param '{CRN_QUERY}' must be: a CRN without * in its first {OWN} segments"
+        );
+        return Err(KpError::query(CRN_QUERY, what));
+    }
+    let (begin, open) = match wanted.strip_suffix('*') {
+        Some(begin) => (begin.to_owned(), true),
+        None => (wanted, false),
+    };
+    if begin.contains('*') {
+        let what = format!("The query_param '{CRN_QUERY}' must be: without * but at its end");
+        return Err(KpError::query(CRN_QUERY, what));
+    }
+    Ok(move |crn: &str| if open { crn.starts_with(&begin) } else { crn == begin })
+}
+
+/// A CRN as it is stored; some clients encode it once more than they have to.
+fn decoded(crn: String) -> String {
+    if crn.contains(':') {
+        return crn;
+    }
+    String::from_utf8_lossy(&crate::http::percent_decode(crn.as_bytes())).into_owned()
+}
+
+fn view(tx: &Tx<'_>, act: &Act, r: &Registration) -> Result<kp::Registration, StoreError> {
     let created = keys::version(tx, &r.root, r.version)?.map(|v| view::second(v.created));
     Ok(kp::Registration {
         key_id: r.root.key.0,
+        key_name: keys::get(tx, &r.root)?.map(|key| key.name).unwrap_or_default(),
+        registration_metadata: r.metadata.clone().filter(|_| act.caller.service),
         resource_crn: r.crn.clone(),
         created_by: r.created_by.clone(),
         creation_date: view::second(r.created),

@@ -20,7 +20,12 @@ pub(crate) fn date(at: UnixMs) -> String {
 
 /// RFC 3339 in UTC, whole seconds.
 pub(crate) fn second(at: UnixMs) -> String {
-    date(UnixMs(at.0.div_euclid(1000) * 1000))
+    date(whole_second(at))
+}
+
+/// The second that `at` is in: what clients see of most moments.
+pub(crate) fn whole_second(at: UnixMs) -> UnixMs {
+    UnixMs(at.0.div_euclid(1000) * 1000)
 }
 
 /// A moment out of RFC 3339, with any offset.

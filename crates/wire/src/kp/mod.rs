@@ -1,5 +1,10 @@
 //! Key Protect v2: bodies of `/api/v2`. Names and shapes are the clients'.
 
+pub mod ack;
+pub mod import;
+pub mod kmip;
+pub mod rings;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -31,6 +36,22 @@ pub struct Metadata {
     /// Number of matches, ignoring limit and offset; only with `totalCount=true`.
     #[serde(rename = "totalCount", skip_serializing_if = "Option::is_none", default)]
     pub total_count: Option<u64>,
+    /// How a search was understood; only in the answer to one.
+    #[serde(rename = "searchQuery", skip_serializing_if = "Option::is_none", default)]
+    pub search_query: Option<SearchQuery>,
+}
+
+/// How a search was understood.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct SearchQuery {
+    /// What was looked for, without prefixes.
+    pub query: String,
+    /// Where: `name`, `alias`.
+    pub scopes: Vec<String>,
+    /// Whether the keys that do not match were asked for.
+    pub not: bool,
+    /// Whether the whole name or alias had to match.
+    pub exact: bool,
 }
 
 /// The outer shape of nearly every body.
@@ -51,6 +72,7 @@ impl<T> Envelope<T> {
             collection_type: collection_type.to_owned(),
             collection_total: total,
             total_count: None,
+            search_query: None,
         };
         Self { metadata, resources }
     }
@@ -185,6 +207,9 @@ pub struct NewKey {
     /// Only with an import token.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub iv: Option<String>,
+    /// Only with an import token: `RSAES_OAEP_SHA_256` if absent, or `RSAES_OAEP_SHA_1`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub encryption_algorithm: Option<String>,
 }
 
 /// `wrap`: without a plaintext the service makes 32 random bytes and answers them too.
@@ -230,11 +255,21 @@ pub struct ActionAnswer {
 
 /// `rotate`: a payload for imported keys only.
 #[derive(Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct RotateRequest {
     /// Base64.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub payload: Option<String>,
+    /// Only with an import token.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub encrypted_nonce: Option<String>,
+    /// Only with an import token.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub iv: Option<String>,
+    /// Only with an import token.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub encryption_algorithm: Option<String>,
 }
 
 /// A registration: which resource uses which key version.
@@ -244,6 +279,8 @@ pub struct RotateRequest {
 pub struct Registration {
     #[serde(default)]
     pub key_id: Uuid,
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub key_name: String,
     #[serde(default)]
     pub resource_crn: String,
     #[serde(default)]
@@ -260,6 +297,9 @@ pub struct Registration {
     pub prevent_key_deletion: bool,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub key_version: Option<KeyVersion>,
+    /// Shown to services only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub registration_metadata: Option<String>,
 }
 
 /// A registration to write; POST needs `prevent_key_deletion`, PATCH only what changes.
@@ -273,6 +313,9 @@ pub struct RegistrationInput {
     pub prevent_key_deletion: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub key_version_id: Option<Uuid>,
+    /// Whatever the service notes for itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub registration_metadata: Option<String>,
 }
 
 /// Who acted on the last event of a key: `GET /v3/instances/{i}/keys/{k}/acknowledgements`.

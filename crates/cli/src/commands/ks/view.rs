@@ -158,7 +158,7 @@ fn section(lines: &mut Vec<String>, title: &str, body: Vec<String>) {
 fn endpoint(status: &KmsStatus) -> String {
     let name = if status.state.cluster.public_endpoint { "public" } else { "private" };
     let url = &status.state.key_service;
-    format!("{url} (by its {name} name; both names lead to one listener today)")
+    format!("{url} ({name} endpoint)")
 }
 
 fn operation(cluster: &Cluster, now: UnixMs) -> Vec<String> {

@@ -242,6 +242,7 @@ impl World {
                 created_by: "t".into(),
                 updated: None,
                 updated_by: None,
+                metadata: None,
             };
             registrations::put(tx, &registration)
         });

@@ -1,0 +1,136 @@
+//! What operators of instances and of access go through: platform role, work and audit record in
+//! one transaction, and how it is refused.
+
+use crate::app::App;
+use crate::http::auth::Caller;
+use crate::http::body::Body;
+use crate::http::error::{self, Form};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use claviger_domain::access::PlatformRole;
+use claviger_domain::id::UnixMs;
+use claviger_store::{StoreError, Tx, audit};
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Why nothing was done.
+#[derive(Debug, Clone)]
+pub(crate) struct Refusal {
+    status: StatusCode,
+    code: &'static str,
+    what: String,
+    form: Form,
+    correlation: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: StatusCode, code: &'static str, what: impl Into<String>) -> Refusal {
+        let correlation = Uuid::new_v4().to_string();
+        Refusal { status, code, what: what.into(), form: Form::Service, correlation }
+    }
+
+    /// 400: the caller must send something else.
+    pub(crate) fn bad(what: impl Into<String>) -> Refusal {
+        Refusal::new(StatusCode::BAD_REQUEST, "BAD_REQUEST_ERR", what)
+    }
+
+    /// 404.
+    pub(crate) fn none(what: impl Into<String>) -> Refusal {
+        Refusal::new(StatusCode::NOT_FOUND, "NOT_FOUND_ERR", what)
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(e: StoreError) -> Refusal {
+        tracing::error!(error = %e, "database");
+        let what = "The server's database did not answer; nothing was changed. Try again";
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "STORAGE_ERR", what)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        match self.form {
+            Form::Resource => {
+                error::resource(self.status, self.code, &self.what, &self.correlation)
+            }
+            form => form.answer(self.status, self.code, &self.what, None),
+        }
+    }
+}
+
+/// One act of an operator.
+pub(crate) struct Doing {
+    pub(crate) caller: Caller,
+    /// The shape of its errors.
+    pub(crate) form: Form,
+    /// For the audit record.
+    pub(crate) action: &'static str,
+    /// What it is done to.
+    pub(crate) target: String,
+    /// The platform role that it needs.
+    pub(crate) least: PlatformRole,
+}
+
+impl Doing {
+    /// Does it: role, work and record in one transaction.
+    pub(crate) async fn run<T: Send + 'static>(
+        self,
+        app: &Arc<App>,
+        mut work: impl FnMut(&App, &Tx<'_>, &Doing, UnixMs) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let now = app.clock.now();
+        let (doing, done) = app
+            .blocking(move |app| {
+                let done = app.store.tx(self.action, |tx| {
+                    self.allowed()?;
+                    let value = work(app, tx, &self, now)?;
+                    audit::add(tx, &self.record(now, 200, ""))?;
+                    Ok::<_, Refusal>(value)
+                });
+                (self, done)
+            })
+            .await;
+        let refusal = match done {
+            Ok(value) => return Ok(value),
+            Err(refusal) => refusal,
+        };
+        let record = doing.record(now, refusal.status.as_u16(), refusal.code);
+        if app.recorder.record(record).await.is_err() {
+            tracing::warn!(action = doing.action, "a refusal could not be put on record");
+        }
+        Err(Refusal { form: doing.form, correlation: doing.caller.correlation, ..refusal })
+    }
+
+    fn allowed(&self) -> Result<(), Refusal> {
+        if self.caller.platform(self.least) {
+            return Ok(());
+        }
+        // 401 as everywhere here: on 403 some clients ask again for a minute and a half.
+        let code = if self.form == Form::Resource { "RC-IamErrorResponse" } else { "E0001" };
+        let what = format!(
+            "Unauthorized: this needs the platform role {:?}; ask an administrator for it",
+            self.least
+        );
+        Err(Refusal::new(StatusCode::UNAUTHORIZED, code, what))
+    }
+
+    fn record(&self, at: UnixMs, status: u16, reason: &str) -> audit::Act {
+        audit::Act {
+            at,
+            who: self.caller.iam_id.clone(),
+            action: self.action,
+            target: self.target.clone(),
+            status,
+            reason: reason.to_owned(),
+            correlation: self.caller.correlation.clone(),
+        }
+    }
+}
+
+/// Reads a JSON body.
+pub(crate) fn parse<T: DeserializeOwned>(body: &Body) -> Result<T, Refusal> {
+    let text = body.text().ok_or_else(|| Refusal::bad("The body is missing; it must be JSON"))?;
+    serde_json::from_slice(text).map_err(|e| Refusal::bad(format!("The body cannot be read: {e}")))
+}

@@ -1,0 +1,113 @@
+//! `POST /v3/principals`: lets a person or a service in, with roles and one API key.
+
+use crate::app::App;
+use crate::http::admin::{Doing, Refusal, parse};
+use crate::http::auth::Caller;
+use crate::http::body::Body;
+use crate::http::error::Form;
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use claviger_domain::access::PlatformRole;
+use claviger_store::iam::{self, Grant, Principal};
+use claviger_store::{Tx, keys};
+use claviger_wire::iam::{MadePrincipal, NewPrincipal};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Principals of one server; a bound on the database, generous for people and services.
+const PRINCIPALS_MAX: u64 = 10_000;
+/// Roles of one principal; each request looks at all of them.
+const ROLES_MAX: usize = 100;
+const TEXT_MAX: usize = 180;
+
+/// For an administrator. The API key is in the answer and nowhere else.
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let new = parse::<NewPrincipal>(&body);
+    let service = new.as_ref().is_ok_and(|new| new.service);
+    let (action, iam_id) = if service {
+        let action = "iam-identity.serviceid-apikey.create";
+        (action, format!("iam-ServiceId-{}", Uuid::new_v4()))
+    } else {
+        let text = Uuid::new_v4().simple().to_string().to_ascii_uppercase();
+        ("iam-identity.user-apikey.create", format!("IBMid-{}", &text[..10]))
+    };
+    let (form, target) = (Form::Service, iam_id.clone());
+    let doing = Doing { caller, form, action, target, least: PlatformRole::Administrator };
+    let made = doing.run(&app, move |app, tx, doing, now| {
+        let new = new.as_ref().map_err(Clone::clone)?;
+        check(tx, new)?;
+        let principal = Principal {
+            iam_id: iam_id.clone(),
+            service: new.service,
+            name: new.name.clone(),
+            email: new.email.clone(),
+        };
+        iam::add_principal(tx, &principal, now)?;
+        if new.service {
+            let owner = new.owner.as_deref().unwrap_or(&doing.caller.iam_id);
+            let person = iam::principal(tx, owner)?.is_some_and(|owner| !owner.service);
+            if !person {
+                return Err(Refusal::bad("owner must be the IAM id of a person"));
+            }
+            iam::set_owner(tx, &iam_id, owner)?;
+        }
+        for on in &new.roles {
+            let (role, instance, key) = (on.role, on.instance, on.key);
+            iam::add_grant(tx, &iam_id, &Grant::Service { role, instance, key })?;
+        }
+        for role in &new.platform {
+            iam::add_grant(tx, &iam_id, &Grant::Platform(*role))?;
+        }
+        let apikey = app.tokens.new_api_key();
+        iam::add_api_key(tx, &iam_id, &new.name, &app.tokens.api_key_mac(&apikey), now)?;
+        Ok(MadePrincipal { iam_id: iam_id.clone(), name: new.name.clone(), apikey })
+    });
+    let mut answer = (StatusCode::CREATED, Json(made.await?)).into_response();
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(answer)
+}
+
+fn check(tx: &Tx<'_>, new: &NewPrincipal) -> Result<(), Refusal> {
+    let sane = |text: &str| text.chars().count() <= TEXT_MAX && !text.chars().any(char::is_control);
+    if new.name.trim().is_empty() || !sane(&new.name) || !sane(&new.email) {
+        let what = format!(
+            "name must have 1 to {TEXT_MAX} characters and email at most so many, none of them \
+             control"
+        );
+        return Err(Refusal::bad(what));
+    }
+    if new.owner.is_some() && !new.service {
+        return Err(Refusal::bad("only a service has an owner"));
+    }
+    if new.roles.len() + new.platform.len() > ROLES_MAX {
+        return Err(Refusal::bad(format!("at most {ROLES_MAX} roles can be given")));
+    }
+    for on in &new.roles {
+        match (on.instance, on.key) {
+            (None, Some(_)) => {
+                return Err(Refusal::bad("a role on a key must name the key's instance"));
+            }
+            (Some(instance), _) if !iam::has_instance(tx, instance)? => {
+                return Err(Refusal::bad(format!("there is no instance {instance}")));
+            }
+            (Some(instance), Some(key)) => {
+                let root = claviger_domain::key::RootKey { instance, key };
+                if keys::get(tx, &root)?.is_none() {
+                    return Err(Refusal::bad(format!("there is no key {key}")));
+                }
+            }
+            _ => {}
+        }
+    }
+    if iam::count_principals(tx)? >= PRINCIPALS_MAX {
+        let what = format!("There are {PRINCIPALS_MAX} principals, as many as there may be");
+        return Err(Refusal::new(StatusCode::CONFLICT, "PRINCIPAL_QUOTA_ERR", what));
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! `POST /event_ack`: a user of a key says what it did after an event.
+
+use crate::app::App;
+use crate::http::auth::Caller;
+use crate::http::body::Body;
+use crate::http::error::KpError;
+use crate::keys::act::{Act, Changed, Instance, parse};
+use crate::keys::view;
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use claviger_domain::access::KeyOperation;
+use claviger_domain::id::KeyVersionId;
+use claviger_store::answers::{self, Answer};
+use claviger_store::keys;
+use claviger_wire::kp::Envelope;
+use claviger_wire::kp::ack::EventAcknowledge;
+use std::sync::Arc;
+
+/// Longest word for a state, in characters.
+const STATE_MAX: usize = 64;
+
+pub(crate) fn routes() -> Router<Arc<App>> {
+    Router::new().route("/api/v2/event_ack", post(acknowledge))
+}
+
+/// An acknowledgement, checked as far as it can be without the key.
+struct Said {
+    event: u64,
+    state: String,
+    rewrapped: Option<KeyVersionId>,
+}
+
+async fn acknowledge(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Instance(instance): Instance,
+    body: Body,
+) -> Result<Response, KpError> {
+    let action = "kms.secrets-event.ack";
+    let failed = "Event could not be acknowledged";
+    let said = read(&body);
+    let event = said.as_ref().ok().map(|said| said.event);
+    // The event names the key, and the record of the act has to.
+    let root = match event {
+        None => None,
+        Some(event) => app
+            .blocking(move |app| app.store.read(action, |tx| answers::key_of(tx, event)))
+            .await
+            .map_err(|e| KpError::from(e).failing(failed))?,
+    };
+    let key = root.filter(|root| root.instance == instance).map(|root| root.key.to_string());
+    let act = Act { caller, instance, action, failed, key: key.clone().unwrap_or_default() };
+    act.change(&app, move |_, tx, act, now| {
+        if !act.caller.sees(act.instance) {
+            return Err(KpError::unauthorized());
+        }
+        act.exists(tx)?;
+        let crn = match &act.caller.crn {
+            Some(crn) if act.caller.service => crn,
+            _ => {
+                let what = "Only a service that uses keys can acknowledge their events";
+                return Err(KpError::new(StatusCode::FORBIDDEN, "SERVICE_ONLY_ERR", what));
+            }
+        };
+        let said = said.as_ref().map_err(Clone::clone)?;
+        if key.is_none() {
+            // Only who may do it on any key learns that there is no such event.
+            act.caller.permit(KeyOperation::AcknowledgeEvent, act.instance, None)?;
+            let what = "There is no such event of a key of this instance";
+            return Err(KpError::new(StatusCode::NOT_FOUND, "EVENT_NOT_FOUND_ERR", what));
+        }
+        let key = act.key(tx, KeyOperation::AcknowledgeEvent)?;
+        if let Some(version) = said.rewrapped
+            && keys::version(tx, &key.root, version)?.is_none()
+        {
+            let what = "The key has no such version";
+            let status = StatusCode::UNPROCESSABLE_ENTITY;
+            return Err(KpError::new(status, "KEY_VERSION_INVALID", what));
+        }
+        let answer = Answer {
+            root: key.root,
+            event: said.event,
+            crn: crn.clone(),
+            state: said.state.clone(),
+            rewrapped: said.rewrapped,
+            at: now,
+        };
+        answers::put(tx, &answer)?;
+        Ok(Changed::just(()))
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+fn read(body: &Body) -> Result<Said, KpError> {
+    let text = body.text().ok_or_else(|| KpError::body("The body is missing"))?;
+    let mut body: Envelope<EventAcknowledge> = parse(text)?;
+    let (Some(given), true) = (body.resources.pop(), body.resources.is_empty()) else {
+        let what = "The body must have exactly one acknowledgement in 'resources'";
+        return Err(KpError::body(what));
+    };
+    let event = match &given.event_id {
+        serde_json::Value::String(text) => text.parse().ok(),
+        other => other.as_u64(),
+    };
+    let event = event.ok_or_else(|| {
+        KpError::field("eventId", "The field 'eventId' must be: the number of an event")
+    })?;
+    let state = given.adopter_key_state;
+    if !(1..=STATE_MAX).contains(&state.len()) || !state.bytes().all(|b| b.is_ascii_graphic()) {
+        let what = format!(
+            "The field 'adopterKeyState' must be: 1 to {STATE_MAX} characters, for instance DEK_ENABLED"
+        );
+        return Err(KpError::field("adopterKeyState", what));
+    }
+    if given.timestamp.as_deref().and_then(view::parse_date).is_none() {
+        let what = "The field 'timestamp' must be: an RFC 3339 date and time";
+        return Err(KpError::field("timestamp", what));
+    }
+    let version = given.key_state_data.and_then(|data| data.rewrapped_key_version);
+    let rewrapped = match version.filter(|text| !text.is_empty()) {
+        Some(text) => Some(text.parse::<KeyVersionId>().map_err(|_| {
+            let what = "The field 'rewrappedKeyVersion' must be: the UUID of a key version";
+            KpError::field("rewrappedKeyVersion", what)
+        })?),
+        None if state == "DEK_ENABLED" => {
+            let what = "The field 'rewrappedKeyVersion' must be: given with DEK_ENABLED";
+            return Err(KpError::field("rewrappedKeyVersion", what));
+        }
+        None => None,
+    };
+    Ok(Said { event, state, rewrapped })
+}

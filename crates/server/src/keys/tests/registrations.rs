@@ -1,0 +1,78 @@
+//! Who uses a key.
+
+use super::*;
+
+#[tokio::test]
+async fn a_registration_keeps_its_key_from_being_deleted() {
+    let w = World::new();
+    let id = w.root().await;
+    let (cluster, crn, token) = w.cluster(&id);
+    let encoded = crn.replace(':', "%3A").replace('/', "%2F");
+    let path = format!("/keys/{id}/registrations/{encoded}");
+    let body = |r: Value| envelope(r).to_string();
+    let prevent = body(json!({"preventKeyDeletion": true, "description": "d"}));
+
+    let refused = w.by(&w.manager, &format!("POST {path}"), prevent.clone()).await;
+    refused.refused(403, "SERVICE_ONLY_ERR");
+    let foreign = crn.replace(cluster.as_str(), "other");
+    let line = format!("POST /keys/{id}/registrations/{}", foreign.replace('/', "%2F"));
+    w.by(&token, &line, prevent.clone()).await.refused(403, "RESOURCE_OWNER_ERR");
+    w.by(&token, &format!("POST {path}"), body(json!({}))).await.refused(400, "INVALID_FIELD_ERR");
+    w.by(&token, &format!("PATCH {path}"), prevent.clone())
+        .await
+        .refused(404, "REGISTRATION_NOT_FOUND_ERR");
+    let made = w.by(&token, &format!("POST {path}"), prevent.clone()).await.is(201);
+    assert_eq!(made.key()["resourceCrn"], json!(crn));
+    assert!(made.key()["keyVersion"]["id"].is_string());
+    w.by(&token, &format!("POST {path}"), prevent.clone())
+        .await
+        .refused(409, "REGISTRATION_EXISTS_ERR");
+
+    for line in [format!("DELETE /keys/{id}"), format!("DELETE /keys/{id}?force=true")] {
+        let refused = w.call(&line, &Value::Null).await;
+        let why = refused.key()["reasons"][0]["message"].as_str().unwrap().to_owned();
+        assert!(why.contains(&crn), "{why}");
+        refused.refused(409, "PREV_KEY_DEL_ERR");
+    }
+    let unknown = body(json!({"keyVersionId": KeyId::random().to_string()}));
+    w.by(&token, &format!("PATCH {path}"), unknown).await.refused(422, "KEY_VERSION_INVALID");
+    let loose = body(json!({"preventKeyDeletion": false}));
+    let changed = w.by(&token, &format!("PATCH {path}"), loose).await.is(200);
+    assert_eq!(changed.key()["description"], "d", "a patch keeps what it does not name");
+    w.call(&format!("DELETE /keys/{id}"), &Value::Null)
+        .await
+        .refused(409, "PROTECTED_RESOURCE_ERR");
+
+    let of_key = w.call(&format!("GET /keys/{id}/registrations"), &Value::Null).await.is(200);
+    let query = crn.replace(':', "%3A").replace('/', "%2F");
+    let line =
+        format!("GET /keys/registrations?urlEncodedResourceCRNQuery={query}&totalCount=true");
+    let of_instance = w.call(&line, &Value::Null).await.is(200);
+    assert_eq!(of_key.body["resources"], of_instance.body["resources"]);
+    assert_eq!(of_instance.body["metadata"]["totalCount"], 1);
+    let line = "GET /keys/registrations?urlEncodedResourceCRNQuery=crn%3A*";
+    w.call(line, &Value::Null).await.refused(400, "INVALID_QUERY_PARAM_ERR");
+
+    let request = Request::get(format!("/v3/instances/{}/keys/{id}/acknowledgements", w.one))
+        .header("authorization", format!("Bearer {}", w.manager));
+    let acks = w.raw(request.body(Body::empty()).unwrap()).await.is(200);
+    assert_eq!(acks.body["clusters"][0]["cluster"], json!(cluster));
+
+    w.by(&token, &format!("DELETE {path}"), "").await.is(204);
+    w.by(&token, &format!("DELETE {path}"), "").await.refused(404, "REGISTRATION_NOT_FOUND_ERR");
+    w.call(&format!("POST /keys/{id}/actions/disable"), &Value::Null).await.is(204);
+    w.by(&token, &format!("POST {path}"), prevent).await.refused(422, "KEY_INVALID_STATE_ERR");
+}
+
+#[tokio::test]
+async fn a_cluster_reaches_its_root_keys_and_no_others() {
+    let w = World::new();
+    let (mine, other) = (w.root().await, w.root().await);
+    let (_, _, token) = w.cluster(&mine);
+    w.by(&token, &format!("POST /keys/{mine}/actions/wrap"), "null").await.is(200);
+    w.by(&token, &format!("POST /keys/{other}/actions/wrap"), "null").await.is(401);
+    w.by(&token, &format!("POST /keys/{}/actions/wrap", KeyId::random()), "null").await.is(401);
+    w.by(&token, &format!("POST /keys/{mine}/actions/rotate"), "null").await.is(401);
+    let listed = w.by(&token, "GET /keys", "").await.is(200);
+    assert_eq!(listed.body["metadata"]["collectionTotal"], 1);
+}

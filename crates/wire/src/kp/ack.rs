@@ -1,0 +1,32 @@
+//! What users of keys say they did after an event.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// `POST /event_ack`, inside an envelope.
+#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct EventAcknowledge {
+    /// The event's number, as a number or as text.
+    #[serde(default)]
+    pub event_id: Value,
+    /// What the keys of the user are now, for instance `DEK_ENABLED`.
+    #[serde(default)]
+    pub adopter_key_state: String,
+    /// When the user was done, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub timestamp: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub key_state_data: Option<KeyStateData>,
+}
+
+/// More about the keys of a user.
+#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct KeyStateData {
+    /// The key version that everything is rewrapped to.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rewrapped_key_version: Option<String>,
+}
