@@ -55,8 +55,9 @@ impl Ran {
         // A suite with a failed test ends as failed; that is no news.
         if rows.is_empty() || (ended.is_err() && !failed) {
             let why = ended.err().unwrap_or_else(|| "it ran no test".to_owned());
-            let first = why.lines().next().unwrap_or_default().to_owned();
-            rows.push(Row { name: WHOLE.to_owned(), outcome: Came::Fails, note: first });
+            // What follows is a path of this machine.
+            let first = why.split("; the end of ").next().unwrap_or_default();
+            rows.push(Row { name: WHOLE.to_owned(), outcome: Came::Fails, note: steady(first) });
         }
         Self { suite, rows, seconds: 0 }
     }
@@ -127,7 +128,7 @@ fn reason(said: &str) -> String {
     steady(&format!("{first} {more}"))
 }
 
-/// The note without what differs from run to run: identifiers, runs of blanks.
+/// The note without what differs from run to run: identifiers, addresses, runs of blanks.
 fn steady(note: &str) -> String {
     let mut steady = String::new();
     let mut rest = note;
@@ -142,7 +143,10 @@ fn steady(note: &str) -> String {
         steady.push(c);
         rest = &rest[c.len_utf8()..];
     }
-    let steady: Vec<&str> = steady.split_whitespace().collect();
+    let steady: Vec<&str> = steady
+        .split_whitespace()
+        .map(|word| if word.starts_with("0x") { "…" } else { word })
+        .collect();
     steady.join(" ").chars().take(200).collect()
 }
 

@@ -177,7 +177,7 @@ impl Server {
         Ok(Self {
             url: get("CLAVIGER_URL")?,
             ca_file: get("CLAVIGER_CA_FILE")?.into(),
-            api_key: get("CLAVIGER_SUITE_API_KEY").or_else(|_| get("CLAVIGER_API_KEY"))?,
+            api_key: get("CLAVIGER_SUITE_API_KEY")?,
             env: env.clone(),
         })
     }
