@@ -1,7 +1,7 @@
 //! The KEK of a cluster: seals the DEK seeds of kube-apiserver, and travels wrapped in the
 //! annotations of every record, so that a record can be opened knowing only the root key.
 
-use crate::sealed::{OpenError, SealingKey};
+use crate::sealed::{self, OpenError, SealingKey};
 use crate::secret::{Key32, SecretBytes};
 use claviger_domain::id::{ClusterId, InstanceId, KeyId, KeyVersionId, Serial};
 use claviger_domain::key::{RootKey, RootVersion};
@@ -20,6 +20,7 @@ pub const SEED_MAX: usize = 512;
 pub struct Kek {
     serial: Serial,
     key_id: String,
+    aad: Vec<u8>,
     key: SealingKey,
 }
 
@@ -32,7 +33,8 @@ pub fn wrap_aad(cluster: &ClusterId, serial: Serial) -> Vec<String> {
 impl Kek {
     /// Makes a KEK ready for use. `key_id` is what kube-apiserver stores with each record.
     pub fn new(serial: Serial, key_id: String, key: &Key32) -> Self {
-        Self { serial, key_id, key: SealingKey::new(key) }
+        let aad = sealed::aad(&[&serial.0.to_be_bytes(), key_id.as_bytes()]);
+        Self { serial, key_id, aad, key: SealingKey::new(key) }
     }
 
     /// Its number.
@@ -47,16 +49,26 @@ impl Kek {
 
     /// Seals a seed: `serial(8, big endian) ‖ sealed box`, bound to serial and key id.
     pub fn seal(&self, seed: &[u8]) -> Vec<u8> {
-        let serial = self.serial.0.to_be_bytes();
-        let sealed = self.key.seal(LABEL, &[&serial, self.key_id.as_bytes()], seed);
-        [serial.as_slice(), &sealed].concat()
+        let mut out = Vec::with_capacity(Self::sealed_len(seed.len()));
+        self.seal_into(seed, &mut out);
+        out
+    }
+
+    /// Appends what [`seal`](Self::seal) makes, [`sealed_len`](Self::sealed_len) bytes, to `out`.
+    pub fn seal_into(&self, seed: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.serial.0.to_be_bytes());
+        self.key.seal_bound(LABEL, &self.aad, seed, out);
+    }
+
+    /// Bytes of a sealed seed of `len` bytes.
+    pub const fn sealed_len(len: usize) -> usize {
+        8 + sealed::OVERHEAD + len
     }
 
     /// Opens what [`seal`](Self::seal) made.
     pub fn open(&self, ciphertext: &[u8]) -> Result<SecretBytes, OpenError> {
-        let serial = self.serial.0.to_be_bytes();
-        let sealed = ciphertext.strip_prefix(&serial).ok_or(OpenError)?;
-        self.key.open(LABEL, &[&serial, self.key_id.as_bytes()], sealed)
+        let sealed = ciphertext.strip_prefix(&self.serial.0.to_be_bytes()).ok_or(OpenError)?;
+        self.key.open_bound(LABEL, &self.aad, sealed)
     }
 }
 

@@ -59,20 +59,32 @@ impl SealingKey {
     /// # Panics
     /// On more than [`PLAINTEXT_MAX`] bytes, or when the system's random source fails.
     pub fn seal(&self, label: &'static [u8], context: &[&[u8]], plaintext: &[u8]) -> Vec<u8> {
-        assert!(plaintext.len() <= PLAINTEXT_MAX, "callers bound their plaintexts");
         let mut out = Vec::with_capacity(OVERHEAD + plaintext.len());
+        self.seal_bound(label, &aad(context), plaintext, &mut out);
+        out
+    }
+
+    /// Appends to `out` what [`seal`](Self::seal) makes for the context that `aad` came of.
+    pub(crate) fn seal_bound(
+        &self,
+        label: &'static [u8],
+        aad: &[u8],
+        plaintext: &[u8],
+        out: &mut Vec<u8>,
+    ) {
+        assert!(plaintext.len() <= PLAINTEXT_MAX, "callers bound their plaintexts");
+        let mut salt = [0; SALT];
+        rand::fill(&mut salt).expect("the system's random source answers");
+        let (key, commitment) = self.message_key(label, &salt);
         out.push(VERSION);
-        out.extend_from_slice(&[0; SALT + COMMITMENT]);
-        rand::fill(&mut out[1..1 + SALT]).expect("the system's random source answers");
-        let (key, commitment) = self.message_key(label, &out[1..1 + SALT]);
-        out[1 + SALT..1 + SALT + COMMITMENT].copy_from_slice(&commitment);
+        out.extend_from_slice(&salt);
+        out.extend_from_slice(&commitment);
         let body = out.len();
         out.extend_from_slice(plaintext);
         let tag = key
-            .seal_in_place_separate_tag(nonce(), Aad::from(aad(context)), &mut out[body..])
+            .seal_in_place_separate_tag(nonce(), Aad::from(aad), &mut out[body..])
             .expect("AES-GCM seals anything under 64 GiB");
         out.extend_from_slice(tag.as_ref());
-        out
     }
 
     /// Opens what [`seal`](Self::seal) made for the same label and context.
@@ -80,6 +92,16 @@ impl SealingKey {
         &self,
         label: &'static [u8],
         context: &[&[u8]],
+        sealed: &[u8],
+    ) -> Result<SecretBytes, OpenError> {
+        self.open_bound(label, &aad(context), sealed)
+    }
+
+    /// As [`open`](Self::open), for the context that `aad` came of.
+    pub(crate) fn open_bound(
+        &self,
+        label: &'static [u8],
+        aad: &[u8],
         sealed: &[u8],
     ) -> Result<SecretBytes, OpenError> {
         let rest = sealed.strip_prefix(&[VERSION]).ok_or(OpenError)?;
@@ -91,10 +113,8 @@ impl SealingKey {
         let (key, commitment) = self.message_key(label, salt);
         constant_time::verify_slices_are_equal(claimed, &commitment).map_err(|_| OpenError)?;
         let mut buffer = Zeroizing::new(body.to_vec());
-        let len = key
-            .open_in_place(nonce(), Aad::from(aad(context)), &mut buffer)
-            .map_err(|_| OpenError)?
-            .len();
+        let len =
+            key.open_in_place(nonce(), Aad::from(aad), &mut buffer).map_err(|_| OpenError)?.len();
         buffer.truncate(len);
         Ok(SecretBytes::new(std::mem::take(&mut *buffer)))
     }
@@ -131,7 +151,7 @@ fn nonce() -> Nonce {
 }
 
 /// Each part behind its length, so that no two contexts give the same bytes.
-fn aad(context: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn aad(context: &[&[u8]]) -> Vec<u8> {
     let mut out = Vec::with_capacity(context.iter().map(|part| 4 + part.len()).sum());
     for part in context {
         let len = u32::try_from(part.len()).expect("context parts are short");

@@ -136,7 +136,8 @@ pub fn verdict(state: KeyState, action: KeyAction) -> Verdict {
         (Active, _) => Verdict::Allowed,
         (Suspended, Enable | Unregister) => Verdict::Allowed,
         (Suspended, _) => Verdict::WrongState,
-        (Deactivated, Unwrap | Rewrap | Rotate) => Verdict::Allowed,
+        // An expired key must be able to lose its users, or nobody could ever delete it.
+        (Deactivated, Unwrap | Rewrap | Rotate | Unregister) => Verdict::Allowed,
         (Deactivated, _) => Verdict::WrongState,
     }
 }
@@ -198,7 +199,7 @@ mod tests {
             (KeyAction::Alias, "yyyn"),
             (KeyAction::SetPolicy, "yyyn"),
             (KeyAction::ReadRegistrations, "yyyy"),
-            (KeyAction::Unregister, "yynn"),
+            (KeyAction::Unregister, "yyyn"),
         ];
         assert_eq!(rows.len(), KeyAction::ALL.len());
         for (action, cells) in rows {

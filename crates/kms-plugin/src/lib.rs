@@ -7,8 +7,10 @@
 //! It must never answer Status with a `healthz` other than `ok`: kube-apiserver goes on writing
 //! then (kubernetes#138950). A gRPC error stops it.
 
+mod message;
 pub mod resolve;
 pub mod ring;
+mod server;
 pub mod service;
 pub mod socket;
 

@@ -1,5 +1,6 @@
 //! The opened ring: every KEK of the cluster that this process may use.
 
+use crate::message;
 use claviger_crypto::kek::{Carried, Kek};
 use claviger_crypto::{Key32, SecretBytes};
 use claviger_domain::cluster::ring;
@@ -15,6 +16,7 @@ pub const KEKS_MAX: usize = 4096;
 pub struct OpenKek {
     kek: Kek,
     annotation: Vec<u8>,
+    tail: Vec<u8>,
 }
 
 impl OpenKek {
@@ -22,10 +24,10 @@ impl OpenKek {
     pub fn new(cluster: &ClusterId, entry: &ring::Kek, key: &Key32) -> Self {
         let carried =
             Carried { serial: entry.serial, root: entry.root, wrapped: entry.wrapped.clone() };
-        Self {
-            kek: Kek::new(entry.serial, entry.key_id(cluster), key),
-            annotation: carried.to_bytes(),
-        }
+        let kek = Kek::new(entry.serial, entry.key_id(cluster), key);
+        let annotation = carried.to_bytes();
+        let tail = message::tail(kek.key_id(), &annotation);
+        Self { kek, annotation, tail }
     }
 
     /// Its number.
@@ -41,6 +43,11 @@ impl OpenKek {
     /// The wrapped KEK as a record's annotation carries it ([`Carried`]).
     pub fn annotation(&self) -> &[u8] {
         &self.annotation
+    }
+
+    /// What every EncryptResponse under it ends with.
+    pub(crate) fn tail(&self) -> &[u8] {
+        &self.tail
     }
 
     /// Whether it opens a fresh random challenge that it sealed.

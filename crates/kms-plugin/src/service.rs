@@ -1,5 +1,6 @@
 //! Status, Encrypt and Decrypt over the opened ring.
 
+use crate::message::{self, Stored};
 use crate::proto::key_management_service_server::KeyManagementService;
 use crate::proto::{
     DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
@@ -8,7 +9,7 @@ use crate::resolve::{Resolve, Resolver};
 use crate::ring::{OpenKek, OpenRing};
 use arc_swap::ArcSwap;
 use claviger_crypto::SecretBytes;
-use claviger_crypto::kek::{ANNOTATION, Carried, SEED_MAX, serial_of};
+use claviger_crypto::kek::{ANNOTATION, Carried, Kek, SEED_MAX, serial_of};
 use claviger_domain::id::{ClusterId, Serial};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -113,42 +114,43 @@ impl Plugin {
         }
     }
 
-    fn seal(&self, seed: &SecretBytes) -> Result<EncryptResponse, Status> {
+    /// The EncryptResponse for a seed, encoded.
+    pub(crate) fn seal(&self, seed: &[u8]) -> Result<Vec<u8>, Status> {
+        self.with_seed(seed, |kek| {
+            message::encrypt_response(Kek::sealed_len(seed.len()), kek.tail(), |out| {
+                kek.kek().seal_into(seed, out);
+            })
+        })
+    }
+
+    /// Does `work` with the KEK that seals, if `seed` may be sealed.
+    fn with_seed<T>(&self, seed: &[u8], work: impl FnOnce(&OpenKek) -> T) -> Result<T, Status> {
         if seed.is_empty() || seed.len() > SEED_MAX {
             return Err(Status::invalid_argument(format!(
                 "a seed has 1 to {SEED_MAX} bytes, this one {}",
                 seed.len()
             )));
         }
-        self.with_ring(|ring| {
-            let kek = reported(ring)?;
-            let ciphertext = kek.kek().seal(seed.expose());
-            debug_assert!(ciphertext.len() <= CIPHERTEXT_MAX);
-            Ok(EncryptResponse {
-                ciphertext,
-                key_id: kek.kek().key_id().to_owned(),
-                annotations: HashMap::from([(ANNOTATION.to_owned(), kek.annotation().to_vec())]),
-            })
-        })
+        self.with_ring(|ring| Ok(work(reported(ring)?)))
     }
 
-    async fn open(&self, request: &DecryptRequest) -> Result<SecretBytes, Status> {
-        let ciphertext = request.ciphertext.as_slice();
-        let serial = serial_of(ciphertext)
-            .filter(|_| ciphertext.len() <= CIPHERTEXT_MAX)
+    /// The seed of a record.
+    pub(crate) async fn open(&self, stored: Stored<'_>) -> Result<SecretBytes, Status> {
+        let serial = serial_of(stored.ciphertext)
+            .filter(|_| stored.ciphertext.len() <= CIPHERTEXT_MAX)
             .ok_or_else(|| Status::invalid_argument("not a sealed seed of this plugin"))?;
         let known =
-            self.with_ring(|ring| ring.get(serial).map(|kek| open_with(kek, request)).transpose())?;
+            self.with_ring(|ring| ring.get(serial).map(|kek| open_with(kek, &stored)).transpose())?;
         if let Some(seed) = known {
             return Ok(seed);
         }
-        let carried = request.annotations.get(ANNOTATION).ok_or_else(|| {
+        let carried = stored.carried.ok_or_else(|| {
             Status::not_found(format!(
                 "KEK {serial} is not in this cluster's ring and the record carries none"
             ))
         })?;
         let carried = Carried::parse(carried)
-            .filter(|c| c.serial == serial && self.resolver.key_id(c) == request.key_id)
+            .filter(|c| c.serial == serial && self.resolver.key_id(c) == stored.key_id)
             .ok_or_else(|| {
                 Status::invalid_argument(format!(
                     "the record's annotation {ANNOTATION} does not belong to its ciphertext: \
@@ -157,23 +159,25 @@ impl Plugin {
             })?;
         let kek = self.resolver.open(carried).await?;
         // The gate may have closed while the key service was asked.
-        self.with_ring(|_| open_with(&kek, request))
+        self.with_ring(|_| open_with(&kek, &stored))
     }
 }
+
+const _: () = assert!(Kek::sealed_len(SEED_MAX) <= CIPHERTEXT_MAX);
 
 fn reported(ring: &OpenRing) -> Result<&OpenKek, Status> {
     ring.reported().ok_or_else(|| Status::unavailable("not ready: the cluster has no KEK yet"))
 }
 
-fn open_with(kek: &OpenKek, request: &DecryptRequest) -> Result<SecretBytes, Status> {
-    if kek.kek().key_id() != request.key_id {
+fn open_with(kek: &OpenKek, stored: &Stored<'_>) -> Result<SecretBytes, Status> {
+    if kek.kek().key_id() != stored.key_id {
         return Err(Status::invalid_argument(format!(
             "KEK {} has another key id than the record's: the record was changed, or is of \
              another cluster",
             kek.serial()
         )));
     }
-    kek.kek().open(&request.ciphertext).map_err(|_| {
+    kek.kek().open(stored.ciphertext).map_err(|_| {
         Status::invalid_argument(format!(
             "the seed does not open with KEK {}: the record was changed, or is of another cluster",
             kek.serial()
@@ -185,6 +189,7 @@ fn cut(reason: &str) -> String {
     reason.chars().take(REASON_MAX).collect()
 }
 
+/// For callers in the process; the socket's are answered by [`server`](crate::server).
 #[tonic::async_trait]
 impl KeyManagementService for Plugin {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
@@ -203,16 +208,26 @@ impl KeyManagementService for Plugin {
         request: Request<EncryptRequest>,
     ) -> Result<Response<EncryptResponse>, Status> {
         let seed = SecretBytes::new(request.into_inner().plaintext);
-        self.seal(&seed).map(Response::new)
+        self.with_seed(seed.expose(), |kek| {
+            Response::new(EncryptResponse {
+                ciphertext: kek.kek().seal(seed.expose()),
+                key_id: kek.kek().key_id().to_owned(),
+                annotations: HashMap::from([(ANNOTATION.to_owned(), kek.annotation().to_vec())]),
+            })
+        })
     }
 
     async fn decrypt(
         &self,
         request: Request<DecryptRequest>,
     ) -> Result<Response<DecryptResponse>, Status> {
-        let seed = self.open(&request.into_inner()).await?;
-        // The message is encoded by code that does not wipe: kube-apiserver, at the other end,
-        // keeps the same seed in its memory as well.
+        let request = request.into_inner();
+        let stored = Stored {
+            ciphertext: &request.ciphertext,
+            key_id: &request.key_id,
+            carried: request.annotations.get(ANNOTATION).map(Vec::as_slice),
+        };
+        let seed = self.open(stored).await?;
         Ok(Response::new(DecryptResponse { plaintext: seed.expose().to_vec() }))
     }
 }

@@ -1,6 +1,6 @@
 //! The Unix socket: who may connect, and how it comes and goes.
 
-use crate::proto::key_management_service_server::KeyManagementServiceServer;
+use crate::server::KmsServer;
 use crate::service::Plugin;
 use std::fs::{DirBuilder, File, Permissions};
 use std::future::Future;
@@ -170,18 +170,18 @@ impl Listener {
         plugin: Plugin,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
-        let service = KeyManagementServiceServer::new(plugin)
-            .max_decoding_message_size(MESSAGE_MAX)
-            .max_encoding_message_size(MESSAGE_MAX);
         let (sender, receiver) = mpsc::channel(1);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let server = Server::builder()
             .timeout(CALL_TIMEOUT)
             .max_concurrent_streams(CALLS_MAX)
-            .add_service(service)
-            .serve_with_incoming_shutdown(ReceiverStream::new(receiver), async {
-                let _ = stopped.await;
-            });
+            .serve_with_incoming_shutdown(
+                KmsServer::new(plugin),
+                ReceiverStream::new(receiver),
+                async {
+                    let _ = stopped.await;
+                },
+            );
         tokio::pin!(server, shutdown);
         {
             let accepting = accept(&self.listener, self.file.uid, sender);
@@ -289,6 +289,10 @@ impl AsyncRead for Connection {
     }
 }
 
+/// Does not say that it can write several buffers at once, although it can. h2 would then keep
+/// the data of each answer above 256 bytes, as those of Encrypt are, in a buffer of its own and
+/// write answer by answer; so it copies up to 1 KiB each and writes the answers of many calls, and
+/// data and trailers of one, together.
 impl AsyncWrite for Connection {
     fn poll_write(
         mut self: Pin<&mut Self>,
@@ -302,15 +306,5 @@ impl AsyncWrite for Connection {
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 }

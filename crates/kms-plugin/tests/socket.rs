@@ -5,6 +5,8 @@ mod common;
 use claviger_crypto::kek::{ANNOTATION, Carried};
 use claviger_domain::cluster::ring::serial_of;
 use claviger_domain::id::Serial;
+use claviger_kms_plugin::proto::key_management_service_server::KeyManagementService as _;
+use claviger_kms_plugin::proto::{EncryptRequest, StatusResponse};
 use claviger_kms_plugin::{Listener, SocketError};
 use common::*;
 use std::os::unix::fs::PermissionsExt;
@@ -263,4 +265,40 @@ async fn the_socket_comes_and_goes() {
     assert!(matches!(absent, SocketError::Io { .. }), "{absent}");
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     assert!(matches!(Listener::bind(&path), Err(SocketError::OpenToAll(_))));
+}
+
+/// A message whose field 1 is a number, where the requests have bytes.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Number {
+    #[prost(uint64, tag = "1")]
+    number: u64,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_request_is_refused_and_the_connection_lives() {
+    let root = Root::new();
+    let served = serve(&root);
+    let kek = root.mint(1);
+    served.plugin.set(root.ring(1, &[&kek]));
+    let mut raw = tonic::client::Grpc::new(channel(&served.path).await);
+    for (method, code) in
+        [("Encrypt", Code::Internal), ("Decrypt", Code::Internal), ("Rewrap", Code::Unimplemented)]
+    {
+        raw.ready().await.unwrap();
+        let path = format!("/v2.KeyManagementService/{method}").parse().unwrap();
+        let codec = tonic_prost::ProstCodec::<Number, StatusResponse>::default();
+        let request = tonic::Request::new(Number { number: 7 });
+        let status = raw.unary(request, path, codec).await.unwrap_err();
+        assert_eq!(status.code(), code, "{method}: {status}");
+    }
+    let mut client = client(&served.path).await;
+    let sealed = encrypt(&mut client, &[7; 32]).await.unwrap();
+    assert_eq!(decrypt(&mut client, stored(&sealed)).await.unwrap(), [7; 32]);
+
+    // Callers in the process get what the socket's get.
+    let request = tonic::Request::new(stored(&sealed));
+    assert_eq!(served.plugin.decrypt(request).await.unwrap().into_inner().plaintext, [7; 32]);
+    let request = EncryptRequest { plaintext: vec![7; 32], uid: String::new() };
+    let inside = served.plugin.encrypt(tonic::Request::new(request)).await.unwrap().into_inner();
+    assert_eq!((inside.key_id, inside.annotations), (sealed.key_id, sealed.annotations));
 }

@@ -67,6 +67,12 @@ pub struct Settings {
     pub rotate_after: Duration,
     /// How long a deleted key can be restored; then its material is shredded.
     pub restore_within: Duration,
+    /// How long after its deletion a key cannot be purged.
+    pub purge_after: Duration,
+    /// How long after its deletion a key is purged by itself.
+    pub purged_after: Duration,
+    /// How long after an event of a key its users cannot be told its state on demand.
+    pub sync_after: Duration,
     /// How long an access token is good.
     pub token_life: Duration,
     /// Number of keys that one instance may have; a bound on lists and memory.
@@ -82,6 +88,9 @@ impl Default for Settings {
             enable_after: Duration::from_secs(30),
             rotate_after: Duration::from_secs(3600),
             restore_within: Duration::from_secs(30 * 86_400),
+            purge_after: Duration::from_secs(4 * 3600),
+            purged_after: Duration::from_secs(90 * 86_400),
+            sync_after: Duration::from_secs(3600),
             token_life: Duration::from_secs(3600),
             keys_max: 20_000,
         }

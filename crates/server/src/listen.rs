@@ -155,7 +155,7 @@ pub async fn serve(
     let mut stop = std::pin::pin!(stop);
     // Dropped, and so ended, with the set when this returns.
     let mut clockwork = JoinSet::new();
-    clockwork.spawn(crate::keys::expiry::watch(app.clone()));
+    clockwork.spawn(crate::keys::clock::watch(app.clone()));
     loop {
         let permit = room.clone().acquire_owned();
         let accepted = tokio::select! {

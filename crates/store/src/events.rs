@@ -91,6 +91,16 @@ pub fn last_of(tx: &Tx<'_>, root: &RootKey) -> Result<u64, StoreError> {
     Ok(last as u64)
 }
 
+/// The last event of a key: what happened, and when.
+pub fn last(tx: &Tx<'_>, root: &RootKey) -> Result<Option<(EventKind, UnixMs)>, StoreError> {
+    let sql = "SELECT kind, at FROM key_events WHERE instance = ?1 AND key = ?2
+        ORDER BY id DESC LIMIT 1";
+    let mut query = tx.prepare_cached(sql)?;
+    let mut rows = query.query([root.instance.to_string(), root.key.to_string()])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    Ok(Some((kind(&row.get::<_, String>(0)?)?, UnixMs(row.get(1)?))))
+}
+
 /// Events after number `after`, oldest first, at most `limit`.
 pub fn after(tx: &Tx<'_>, after: u64, limit: u32) -> Result<Vec<KeyEvent>, StoreError> {
     let sql = "SELECT id, instance, key, kind, version, at FROM key_events
@@ -99,18 +109,21 @@ pub fn after(tx: &Tx<'_>, after: u64, limit: u32) -> Result<Vec<KeyEvent>, Store
     let mut rows = query.query(params![after as i64, limit])?;
     let mut out = Vec::new();
     while let Some(row) = rows.next()? {
-        let kind: String = row.get(3)?;
         let version: Option<String> = row.get(4)?;
         out.push(KeyEvent {
             id: row.get::<_, i64>(0)? as u64,
             root: root(&row.get::<_, String>(1)?, &row.get::<_, String>(2)?)?,
-            kind: EventKind::ALL
-                .into_iter()
-                .find(|k| k.as_str() == kind)
-                .ok_or_else(|| StoreError::Damaged(format!("event kind {kind:?}")))?,
+            kind: kind(&row.get::<_, String>(3)?)?,
             version: version.map(|v| id(&v)).transpose()?,
             at: UnixMs(row.get(5)?),
         });
     }
     Ok(out)
+}
+
+fn kind(name: &str) -> Result<EventKind, StoreError> {
+    EventKind::ALL
+        .into_iter()
+        .find(|k| k.as_str() == name)
+        .ok_or_else(|| StoreError::Damaged(format!("event kind {name:?}")))
 }

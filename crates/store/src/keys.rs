@@ -43,6 +43,12 @@ pub struct Key {
     pub acted: Option<UnixMs>,
     /// The version that wraps; none for standard keys.
     pub current: Option<KeyVersionId>,
+    /// Who wants it deleted, where two are needed: the IAM id, of a person or a service.
+    pub set_by: Option<String>,
+    /// Since when.
+    pub set_at: Option<UnixMs>,
+    /// The last time that its users were told its state on demand.
+    pub synced: Option<UnixMs>,
 }
 
 impl Key {
@@ -68,7 +74,8 @@ pub struct Version {
 }
 
 const COLUMNS: &str = "instance, id, name, description, tags, state, extractable, imported, ring,
-    created, created_by, updated, rotated, expires, deleted, deleted_by, acted, current";
+    created, created_by, updated, rotated, expires, deleted, deleted_by, acted, current,
+    set_by, set_at, synced";
 
 /// The key, if there is one.
 pub fn get(tx: &Tx<'_>, root: &RootKey) -> Result<Option<Key>, StoreError> {
@@ -148,7 +155,7 @@ pub fn add(tx: &Tx<'_>, key: &Key, payload: Option<&[u8]>) -> Result<(), StoreEr
 pub fn update(tx: &Tx<'_>, key: &Key) -> Result<(), StoreError> {
     let sql = "UPDATE keys SET name = ?3, description = ?4, tags = ?5, state = ?6, ring = ?7,
         updated = ?8, rotated = ?9, expires = ?10, deleted = ?11, deleted_by = ?12, acted = ?13,
-        current = ?14 WHERE instance = ?1 AND id = ?2";
+        current = ?14, set_by = ?15, set_at = ?16, synced = ?17 WHERE instance = ?1 AND id = ?2";
     tx.prepare_cached(sql)?.execute(params![
         key.root.instance.to_string(),
         key.root.key.to_string(),
@@ -164,6 +171,9 @@ pub fn update(tx: &Tx<'_>, key: &Key) -> Result<(), StoreError> {
         key.deleted_by,
         key.acted.map(|t| t.0),
         key.current.map(|v| v.to_string()),
+        key.set_by,
+        key.set_at.map(|t| t.0),
+        key.synced.map(|t| t.0),
     ])?;
     Ok(())
 }
@@ -175,7 +185,8 @@ pub fn payload(tx: &Tx<'_>, root: &RootKey) -> Result<Option<Vec<u8>>, StoreErro
     Ok(tx.prepare_cached(sql)?.query_row(ids, |row| row.get(0)).optional()?.flatten())
 }
 
-/// Overwrites all material of a key with nothing. There is no way back.
+/// Overwrites all material of a key with nothing. There is no way back; the log has it until
+/// [`Store::settle`](crate::Store::settle).
 pub fn shred(tx: &Tx<'_>, root: &RootKey) -> Result<(), StoreError> {
     let ids = [root.instance.to_string(), root.key.to_string()];
     tx.execute(
@@ -183,7 +194,7 @@ pub fn shred(tx: &Tx<'_>, root: &RootKey) -> Result<(), StoreError> {
         ids.clone(),
     )?;
     tx.execute("UPDATE keys SET payload = NULL WHERE instance = ?1 AND id = ?2", ids)?;
-    Ok(())
+    crate::unsettle(tx)
 }
 
 /// Keys deleted before `before` that still have material.
@@ -193,6 +204,44 @@ pub fn to_shred(tx: &Tx<'_>, before: UnixMs) -> Result<Vec<RootKey>, StoreError>
              WHERE v.instance = k.instance AND v.key = k.id AND material IS NOT NULL))
         LIMIT 100";
     roots(tx, sql, before)
+}
+
+/// Keys deleted before `before`, at most 100. One that a KMIP adapter names stays until the
+/// adapter is gone: its material is not there any more.
+pub fn to_purge(tx: &Tx<'_>, before: UnixMs) -> Result<Vec<RootKey>, StoreError> {
+    let sql = "SELECT instance, id FROM keys k WHERE state = 5 AND deleted < ?1
+        AND NOT EXISTS (SELECT 1 FROM kmip_adapters a
+            WHERE a.instance = k.instance AND a.key = k.id)
+        LIMIT 100";
+    roots(tx, sql, before)
+}
+
+/// Whether a KMIP adapter names the key.
+pub fn has_adapter(tx: &Tx<'_>, root: &RootKey) -> Result<bool, StoreError> {
+    let sql = "SELECT 1 FROM kmip_adapters WHERE instance = ?1 AND key = ?2";
+    Ok(tx.prepare_cached(sql)?.exists([root.instance.to_string(), root.key.to_string()])?)
+}
+
+/// Removes a key and everything that hangs on it; only audit records remain. There is no way
+/// back.
+pub fn purge(tx: &Tx<'_>, root: &RootKey) -> Result<(), StoreError> {
+    // What refers to the key before the key itself.
+    const OF_KEY: [&str; 9] = [
+        "DELETE FROM event_answers WHERE instance = ?1 AND key = ?2",
+        "DELETE FROM event_acks WHERE instance = ?1 AND key = ?2",
+        "DELETE FROM key_events WHERE instance = ?1 AND key = ?2",
+        "DELETE FROM registrations WHERE instance = ?1 AND key = ?2",
+        "DELETE FROM key_policies WHERE instance = ?1 AND key = ?2",
+        "DELETE FROM aliases WHERE instance = ?1 AND key = ?2",
+        "DELETE FROM grants WHERE instance = ?1 AND key = ?2",
+        "DELETE FROM key_versions WHERE instance = ?1 AND key = ?2",
+        "DELETE FROM keys WHERE instance = ?1 AND id = ?2",
+    ];
+    let ids = [root.instance.to_string(), root.key.to_string()];
+    for sql in OF_KEY {
+        tx.execute(sql, ids.clone())?;
+    }
+    crate::unsettle(tx)
 }
 
 /// Keys that are active as written although their expiration date has come, at most 100.
@@ -341,6 +390,9 @@ fn read(row: &Row<'_>) -> Result<Key, StoreError> {
         deleted_by: row.get(15)?,
         acted: time(16)?,
         current: opt_id(row.get(17)?)?,
+        set_by: row.get(18)?,
+        set_at: time(19)?,
+        synced: time(20)?,
     })
 }
 

@@ -16,6 +16,7 @@ pub mod instances;
 pub mod keys;
 pub mod kmip;
 pub mod meta;
+pub mod policies;
 pub mod registrations;
 pub mod rings;
 
@@ -36,6 +37,14 @@ const BUSY: Duration = Duration::from_secs(5);
 
 /// Connections that read. More would only wait for the two or four cores.
 const READERS: usize = 4;
+
+/// The setting that says that overwritten material may still be in the log. Durable, so that a
+/// server that dies in between empties the log at its next start.
+const UNSETTLED: &str = "unsettled";
+
+fn unsettle(tx: &Tx<'_>) -> Result<(), StoreError> {
+    meta::put(tx, UNSETTLED, b"1")
+}
 
 /// Why the database did not do it.
 #[derive(Debug, Error)]
@@ -177,6 +186,23 @@ impl Store {
         let connection = reader.connection.as_mut().expect("set above, taken in drop");
         let tx = connection.transaction().map_err(StoreError::from)?;
         work(&Tx(tx))
+    }
+
+    /// After material was overwritten: brings what is in the log into the database file and
+    /// empties the log, so that the material is in neither. Does nothing otherwise. False when
+    /// someone still reads an older state; try again then. Blocks, for some seconds at most.
+    pub fn settle(&self) -> Result<bool, StoreError> {
+        let due = self.read("settle", |tx| meta::get(tx, UNSETTLED))?;
+        if due.is_none_or(|due| due.is_empty()) {
+            return Ok(true);
+        }
+        let busy: i64 =
+            held(&self.0.writer)
+                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if busy == 0 {
+            self.tx("settle", |tx| meta::put(tx, UNSETTLED, b""))?;
+        }
+        Ok(busy == 0)
     }
 
     fn take_reader(&self) -> Connection {

@@ -117,14 +117,16 @@ pub fn serve(root: &Arc<Root>) -> Served {
 }
 
 pub async fn client(path: &Path) -> Client {
+    KeyManagementServiceClient::new(channel(path).await)
+}
+
+pub async fn channel(path: &Path) -> Channel {
     let path = path.to_owned();
     let connector = tower::service_fn(move |_| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    let channel =
-        Endpoint::from_static("http://kms").connect_with_connector(connector).await.unwrap();
-    KeyManagementServiceClient::new(channel)
+    Endpoint::from_static("http://kms").connect_with_connector(connector).await.unwrap()
 }
 
 pub async fn status(client: &mut Client) -> Result<StatusResponse, Status> {

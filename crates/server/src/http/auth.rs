@@ -3,6 +3,7 @@
 use crate::app::App;
 use crate::http::Correlation;
 use crate::http::error::{Form, KpError};
+use crate::http::network::Origin;
 use axum::extract::FromRequestParts;
 use axum::http::{StatusCode, header, request::Parts};
 use axum::response::{IntoResponse, Response};
@@ -11,6 +12,7 @@ use claviger_domain::access::{
 };
 use claviger_domain::id::{AgentName, ClusterId, InstanceId, KeyId, UnixMs};
 use claviger_store::iam::{self, Grant};
+use claviger_store::{StoreError, Tx};
 use claviger_wire::kp::rings::RING_HEADER;
 use std::sync::Arc;
 
@@ -31,6 +33,8 @@ pub struct Caller {
     pub correlation: String,
     /// The key ring that the request names: the only one in which it finds keys.
     pub ring: Option<String>,
+    /// Where the request came from.
+    pub origin: Origin,
 }
 
 impl Caller {
@@ -103,7 +107,12 @@ impl FromRequestParts<Arc<App>> for Caller {
         };
         let ring = parts.headers.get(RING_HEADER).map(|v| String::from_utf8_lossy(v.as_bytes()));
         let ring = ring.map(|ring| ring.trim().to_owned()).filter(|ring| !ring.is_empty());
-        let found = app.blocking(move |app| find(app, &iam_id, correlation)).await;
+        let origin = Origin::of(&parts.extensions);
+        let found = app
+            .blocking(move |app| {
+                app.store.read("caller", |tx| find(tx, &iam_id, correlation, origin))
+            })
+            .await;
         match found {
             Ok(Some(caller)) => Ok(Caller { ring, ..caller }),
             Ok(None) => Err(form.unauthorized()),
@@ -117,48 +126,44 @@ impl FromRequestParts<Arc<App>> for Caller {
     }
 }
 
-fn find(
-    app: &App,
+/// The caller with this IAM id, with what it may do as of now; none if there is none.
+pub(crate) fn find(
+    tx: &Tx<'_>,
     iam_id: &str,
     correlation: String,
-) -> Result<Option<Caller>, claviger_store::StoreError> {
-    let iam_id = iam_id.to_owned();
-    app.store.read("caller", |tx| {
-        if let Some(crn) = iam_id.strip_prefix("crn-") {
-            let cluster = crn.split(':').nth(7).and_then(|id| id.parse::<ClusterId>().ok());
-            let Some(cluster) = cluster else { return Ok(None) };
-            let role = ServiceRole::Reader;
-            let grants = crate::clusters::scope_of(tx, &cluster)?
-                .into_iter()
-                .map(|root| Grant::Service {
-                    role,
-                    instance: Some(root.instance),
-                    key: Some(root.key),
-                })
-                .collect();
-            let crn = Some(crn.to_owned());
-            return Ok(Some(Caller {
-                iam_id: iam_id.clone(),
-                service: true,
-                crn,
-                cluster: Some(cluster),
-                grants,
-                correlation,
-                ring: None,
-            }));
-        }
-        let Some(principal) = iam::principal(tx, &iam_id)? else { return Ok(None) };
-        let grants = iam::grants_of(tx, &iam_id)?;
-        Ok(Some(Caller {
-            iam_id: principal.iam_id,
-            service: principal.service,
-            crn: None,
-            cluster: None,
+    origin: Origin,
+) -> Result<Option<Caller>, StoreError> {
+    if let Some(crn) = iam_id.strip_prefix("crn-") {
+        let cluster = crn.split(':').nth(7).and_then(|id| id.parse::<ClusterId>().ok());
+        let Some(cluster) = cluster else { return Ok(None) };
+        let role = ServiceRole::Reader;
+        let grants = crate::clusters::scope_of(tx, &cluster)?
+            .into_iter()
+            .map(|root| Grant::Service { role, instance: Some(root.instance), key: Some(root.key) })
+            .collect();
+        return Ok(Some(Caller {
+            iam_id: iam_id.to_owned(),
+            service: true,
+            crn: Some(crn.to_owned()),
+            cluster: Some(cluster),
             grants,
             correlation,
+            origin,
             ring: None,
-        }))
-    })
+        }));
+    }
+    let Some(principal) = iam::principal(tx, iam_id)? else { return Ok(None) };
+    let grants = iam::grants_of(tx, iam_id)?;
+    Ok(Some(Caller {
+        iam_id: principal.iam_id,
+        service: principal.service,
+        crn: None,
+        cluster: None,
+        grants,
+        correlation,
+        origin,
+        ring: None,
+    }))
 }
 
 /// The token of an `Authorization: Bearer …` header; the scheme in any case.

@@ -3,6 +3,7 @@
 use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::error::KpError;
+use crate::http::network;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -36,6 +37,9 @@ impl<S: Sync> FromRequestParts<S> for Instance {
         })
     }
 }
+
+/// The action that no address is barred from.
+pub(crate) const ALLOWED_IP_PORT: &str = "kms.instance-allowed-ip-port.read";
 
 /// One operation under way.
 #[derive(Clone)]
@@ -82,6 +86,7 @@ impl Act {
         let (act, done) = app
             .blocking(move |app| {
                 let done = app.store.tx(self.action, |tx| {
+                    self.admit(tx)?;
                     let changed = work(app, tx, &self, now)?;
                     audit::add(tx, &self.record(app, now, 200, ""))?;
                     Ok::<_, KpError>(changed)
@@ -113,7 +118,10 @@ impl Act {
         let now = app.clock.now();
         let (act, done) = app
             .blocking(move |app| {
-                let done = app.store.read(self.action, |tx| work(app, tx, &self, now));
+                let done = app.store.read(self.action, |tx| {
+                    self.admit(tx)?;
+                    work(app, tx, &self, now)
+                });
                 (self, done)
             })
             .await;
@@ -128,6 +136,13 @@ impl Act {
             }
             Err(error) => Err(act.refuse(app, now, error).await),
         }
+    }
+
+    /// Whether the instance takes calls from where the caller is.
+    fn admit(&self, tx: &Tx<'_>) -> Result<(), KpError> {
+        // Who is barred by his address asks this to learn where he could come from.
+        let any_address = self.action == ALLOWED_IP_PORT;
+        network::admit(tx, self.instance, &self.caller, any_address)
     }
 
     async fn refuse(&self, app: &Arc<App>, now: UnixMs, error: KpError) -> KpError {

@@ -5,9 +5,9 @@ use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{Act, Instance, answer, parse, root_only, state_allows};
-use crate::keys::changes;
 use crate::keys::create::{Prefer, custody, prefers, secret};
 use crate::keys::query::Query;
+use crate::keys::{changes, dual, sync};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
@@ -60,6 +60,8 @@ pub(crate) async fn old_form(
         // Some send the whole key along, with its material. It is here already.
         return changes::restore_key(app, caller, instance, id).await;
     }
+    // It came after this form was given up.
+    let action = if action == "sync" { "" } else { action };
     dispatch(app, caller, instance, id, action, prefers(&headers), body).await
 }
 
@@ -88,13 +90,29 @@ async fn dispatch(
         "disable" => {
             changes::disable(app, act("kms.secrets.disable", "Key could not be disabled")).await
         }
+        "setKeyForDeletion" => {
+            let failed = "Key could not be set for deletion";
+            dual::set(app, act("kms.secrets.setkeyfordeletion", failed)).await
+        }
+        "unsetKeyForDeletion" => {
+            let failed = "Key could not be unset for deletion";
+            dual::unset(app, act("kms.secrets.unsetkeyfordeletion", failed)).await
+        }
+        "sync" => {
+            let failed = "Could not initiate sync requests to associated resources";
+            sync::sync(app, act("kms.secrets.sync", failed)).await
+        }
         "enable" => {
             changes::enable(app, act("kms.secrets.enable", "Key could not be enabled")).await
         }
         _ => {
-            let what =
-                "There is no such action; known are wrap, unwrap, rewrap, rotate, disable, enable";
-            Err(KpError::query("action", what))
+            let act = act("kms.secrets.default", "Key action could not be done");
+            act.look(&app, |_, tx, act, _| {
+                act.key(tx, KeyOperation::ReadMetadata)?;
+                let what = "The query_param 'action' must be: out of wrap, unwrap, rewrap, rotate, disable, enable, setKeyForDeletion, unsetKeyForDeletion, sync";
+                Err::<Response, _>(KpError::query("action", what))
+            })
+            .await
         }
     }
 }

@@ -8,10 +8,11 @@ use crate::keys::act::{Act, Changed, Instance, answer, parse, root_only, state_a
 use crate::keys::create::{Prefer, custody, prefers};
 use crate::keys::import::{self, Arriving};
 use crate::keys::query::Query;
-use crate::keys::{kmip, view};
+use crate::keys::{dual, kmip, view};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use claviger_crypto::SecretBytes;
 use claviger_domain::access::KeyOperation;
 use claviger_domain::id::{InstanceId, KeyVersionId, UnixMs};
 use claviger_domain::key::{KeyAction, KeyState, RootVersion};
@@ -39,7 +40,7 @@ fn event(
 }
 
 /// Every version of a key, to be forgotten by the custodian.
-fn all_versions(tx: &Tx<'_>, key: &Key) -> Result<Vec<RootVersion>, KpError> {
+pub(crate) fn all_versions(tx: &Tx<'_>, key: &Key) -> Result<Vec<RootVersion>, KpError> {
     let versions = keys::versions(tx, &key.root)?;
     Ok(versions.into_iter().map(|v| RootVersion { root: key.root, version: v.id }).collect())
 }
@@ -103,22 +104,33 @@ pub(crate) async fn rotate(
             let code = "KEY_ROTATION_NOT_PERMITTED";
             let what = "The key was rotated a short time ago";
             not_before(key.rotated, app.settings.rotate_after, now, code, what)?;
-            let version = RootVersion { root: key.root, version: KeyVersionId::random() };
-            let sealed = match given {
-                Some(material) => app.custodian.import(&version, material),
-                None => app.custodian.generate(&version),
-            };
-            keys::add_version(tx, &key.root, version.version, &sealed.map_err(custody)?.0, now)?;
-            key.current = Some(version.version);
-            key.rotated = Some(now);
-            key.updated = Some(now);
-            keys::update(tx, &key)?;
-            let event = event(tx, &key, EventKind::Rotate, now)?;
+            let event = new_version(app, tx, &mut key, given.as_ref(), now)?;
             let value = view::key(app, tx, &key, now)?;
             Ok(Changed { value, event, forget: Vec::new() })
         })
         .await?;
     Ok(represented(key, prefer))
+}
+
+/// Makes a new version of a root key current: of the given material, or generated.
+pub(crate) fn new_version(
+    app: &App,
+    tx: &Tx<'_>,
+    key: &mut Key,
+    given: Option<&SecretBytes>,
+    now: UnixMs,
+) -> Result<Option<KeyEvent>, KpError> {
+    let version = RootVersion { root: key.root, version: KeyVersionId::random() };
+    let sealed = match given {
+        Some(material) => app.custodian.import(&version, material),
+        None => app.custodian.generate(&version),
+    };
+    keys::add_version(tx, &key.root, version.version, &sealed.map_err(custody)?.0, now)?;
+    key.current = Some(version.version);
+    key.rotated = Some(now);
+    key.updated = Some(now);
+    keys::update(tx, key)?;
+    event(tx, key, EventKind::Rotate, now)
 }
 
 fn arriving(body: &Body) -> Result<Option<Arriving>, KpError> {
@@ -179,6 +191,7 @@ pub(crate) async fn delete(
         .change(&app, move |app, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::Delete)?;
             state_allows(&key, KeyAction::Delete, now)?;
+            dual::authorised(tx, act, &key, now)?;
             let force = query.flag("force")?.unwrap_or(false);
             unused(tx, &key, force)?;
             registrations::remove_all(tx, &key.root)?;
@@ -271,6 +284,9 @@ pub(crate) async fn restore_key(
             key.state = KeyState::Active;
             key.deleted = None;
             key.deleted_by = None;
+            // To delete it again takes two again.
+            key.set_by = None;
+            key.set_at = None;
             key.updated = Some(now);
             keys::update(tx, &key)?;
             let event = event(tx, &key, EventKind::Restore, now)?;

@@ -6,6 +6,7 @@ use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{Act, Changed, Instance, answer, parse};
 use crate::keys::import::{self, Arriving};
+use crate::keys::policies::{self, Intent};
 use crate::keys::{aliases, reading, rings, view};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -16,7 +17,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use claviger_crypto::SecretBytes;
 use claviger_custody::CustodyError;
 use claviger_domain::access::KeyOperation;
-use claviger_domain::id::{KeyId, KeyVersionId, UnixMs};
+use claviger_domain::id::{InstanceId, KeyId, KeyVersionId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey, RootVersion};
 use claviger_store::keys::{self, Key};
 use claviger_wire::kp::{self, Envelope, NewKey};
@@ -58,18 +59,45 @@ pub(crate) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, KpError> {
-    let act = Act {
-        caller,
-        instance,
-        action: "kms.secrets.create",
-        failed: "Key could not be created",
-        key: String::new(),
+    make(app, caller, instance, headers, body, Policies::OfInstance).await
+}
+
+/// `POST /keys_with_policy_overrides`: the key has the policies of the body and no others.
+pub(crate) async fn with_policies(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Instance(instance): Instance,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, KpError> {
+    make(app, caller, instance, headers, body, Policies::OfBody).await
+}
+
+/// Whose policies a new key has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Policies {
+    OfInstance,
+    OfBody,
+}
+
+async fn make(
+    app: Arc<App>,
+    caller: Caller,
+    instance: InstanceId,
+    headers: HeaderMap,
+    body: Body,
+    own: Policies,
+) -> Result<Response, KpError> {
+    let action = match own {
+        Policies::OfInstance => "kms.secrets.create",
+        Policies::OfBody => "kms.secrets-with-policy-overrides.create",
     };
+    let failed = "Key could not be created";
+    let act = Act { caller, instance, action, failed, key: String::new() };
     let minimal = prefers(&headers) == Some(Prefer::Minimal);
-    let wanted = body.text().ok_or_else(|| KpError::body("The body is missing")).and_then(|text| {
-        let body: Envelope<NewKey> = parse(text)?;
-        check(body, app.clock.now())
-    });
+    let read = body.text().ok_or_else(|| KpError::body("The body is missing")).and_then(parse);
+    let intent = read.as_ref().ok().and_then(Intent::of);
+    let wanted = read.and_then(|body: Envelope<NewKey>| check(body, app.clock.now()));
     let wanted = match wanted {
         Err(e) => Err(e),
         Ok((wanted, arriving)) => import::arrived(&app, &act, arriving, |tx, act| {
@@ -81,11 +109,17 @@ pub(crate) async fn create(
     let key = act
         .change(&app, move |app, tx, act, now| {
             // Imported or not is known only from a body that can be read.
-            let operation = match &wanted {
-                Ok(w) if w.material.is_some() => KeyOperation::Import,
+            let operation = match intent {
+                Some(Intent { import: true, .. }) => KeyOperation::Import,
                 _ => KeyOperation::Create,
             };
             act.on_instance(tx, operation)?;
+            if own == Policies::OfBody {
+                act.on_instance(tx, KeyOperation::CreateWithPolicies)?;
+            }
+            if let Some(intent) = intent {
+                policies::may_make(tx, act.instance, intent)?;
+            }
             let wanted = wanted.as_ref().map_err(Clone::clone)?;
             if keys::count(tx, act.instance)? >= app.settings.keys_max {
                 let what =
@@ -94,6 +128,10 @@ pub(crate) async fn create(
             }
             let ring = rings::of_new_key(tx, act)?;
             let key = add(app, tx, act, wanted, ring, now)?;
+            match own {
+                Policies::OfInstance => policies::inherit(tx, &key, now)?,
+                Policies::OfBody => policies::own(tx, &key, &wanted.new, now)?,
+            }
             let mut out = view::key(app, tx, &key, now)?;
             if key.extractable && !minimal {
                 out.payload = reading::payload(app, tx, &key)?;
@@ -133,6 +171,9 @@ fn add(
         deleted_by: None,
         acted: None,
         current: (!new.extractable).then_some(version),
+        set_by: None,
+        set_at: None,
+        synced: None,
     };
     if new.extractable {
         let made;

@@ -9,21 +9,25 @@ mod act;
 mod actions;
 mod aliases;
 mod changes;
+pub mod clock;
 mod create;
+mod dual;
 mod event_ack;
-pub mod expiry;
 mod import;
 mod kmip;
 mod list;
+mod policies;
+mod purge;
 pub(crate) mod query;
 mod reading;
 mod registrations;
 mod rings;
+mod sync;
 mod view;
 
 use crate::app::App;
 use axum::Router;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use std::sync::Arc;
 
 /// Paths of the key service.
@@ -35,6 +39,14 @@ pub fn routes() -> Router<Arc<App>> {
             "/api/v2/keys/{id}",
             get(reading::with_payload).post(actions::old_form).delete(changes::delete),
         )
+        .route("/api/v2/keys_with_policy_overrides", post(create::with_policies))
+        .route("/api/v2/keys/{id}/purge", delete(purge::purge))
+        .route("/api/v2/keys/{id}/policies", get(policies::key::get).put(policies::key::put))
+        .route(
+            "/api/v2/instance/policies",
+            get(policies::instance::get).put(policies::instance::put),
+        )
+        .route("/api/v2/instance/allowed_ip_port", get(policies::instance::port))
         .route("/api/v2/keys/{id}/metadata", get(reading::metadata))
         .route("/api/v2/keys/{id}/versions", get(reading::versions))
         .route("/api/v2/keys/{id}/restore", post(changes::restore))

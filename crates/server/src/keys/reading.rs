@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Instance, answer, root_only};
+use crate::keys::act::{Act, Instance, answer, root_only, state_allows};
 use crate::keys::query::Query;
 use crate::keys::view;
 use axum::extract::{Path, State};
@@ -12,7 +12,7 @@ use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use claviger_domain::access::KeyOperation;
-use claviger_domain::key::KeyState;
+use claviger_domain::key::{KeyAction, KeyState};
 use claviger_store::Tx;
 use claviger_store::keys::{self, Key};
 use claviger_wire::kp;
@@ -35,6 +35,7 @@ pub(crate) async fn with_payload(
     let key = act
         .look(&app, |app, tx, act, now| {
             let key = act.key(tx, KeyOperation::ReadPayload)?;
+            state_allows(&key, KeyAction::Read, now)?;
             let mut out = view::key(app, tx, &key, now)?;
             if key.extractable && key.state_at(now) != KeyState::Destroyed {
                 out.payload = payload(app, tx, &key)?;
@@ -75,6 +76,7 @@ pub(crate) async fn metadata(
     let key = act
         .look(&app, |app, tx, act, now| {
             let key = act.key(tx, KeyOperation::ReadMetadata)?;
+            state_allows(&key, KeyAction::Read, now)?;
             Ok(view::key(app, tx, &key, now)?)
         })
         .await?;
@@ -99,6 +101,7 @@ pub(crate) async fn versions(
     let envelope = act
         .look(&app, move |_, tx, act, now| {
             let key = act.key(tx, KeyOperation::ReadMetadata)?;
+            state_allows(&key, KeyAction::Read, now)?;
             root_only(&key)?;
             let all_states = query.flag("allKeyStates")?.unwrap_or(false);
             if key.state_at(now) == KeyState::Destroyed && !all_states {

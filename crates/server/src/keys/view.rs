@@ -1,17 +1,13 @@
 //! Keys as clients see them.
 
 use crate::app::App;
+use crate::keys::{dual, policies};
 use claviger_domain::id::UnixMs;
 use claviger_domain::key::KeyState;
 use claviger_store::keys::{self, Key};
 use claviger_store::{StoreError, Tx};
 use claviger_wire::kp;
 use std::time::Duration;
-
-/// When a deleted key may be purged, after its deletion.
-const PURGE_AFTER: Duration = Duration::from_secs(4 * 3600);
-/// When a deleted key is purged by itself, after its deletion.
-const PURGED_AFTER: Duration = Duration::from_secs(90 * 86_400);
 
 /// RFC 3339 in UTC, with a fraction only where there is one.
 pub(crate) fn date(at: UnixMs) -> String {
@@ -46,6 +42,7 @@ pub(crate) fn key(app: &App, tx: &Tx<'_>, key: &Key, now: UnixMs) -> Result<kp::
         Some(id) => keys::version(tx, &key.root, id)?
             .map(|v| kp::KeyVersion { id: v.id.0, creation_date: Some(second(v.created)) }),
     };
+    let (rotation, dual) = policies::key::of_key(tx, key, dual::set_until(key, now))?;
     let mut out = kp::Key {
         media_type: kp::KEY_TYPE.to_owned(),
         id: key.root.key.0,
@@ -72,19 +69,21 @@ pub(crate) fn key(app: &App, tx: &Tx<'_>, key: &Key, now: UnixMs) -> Result<kp::
         last_update_date: key.updated.map(second),
         last_rotate_date: key.rotated.map(second),
         key_version: version,
+        rotation,
+        dual_auth_delete: Some(dual),
         deleted: state == KeyState::Destroyed,
         ..kp::Key::default()
     };
     if let (KeyState::Destroyed, Some(deleted)) = (state, key.deleted) {
         let until = later(deleted, app.settings.restore_within);
-        let purge_from = later(deleted, PURGE_AFTER);
+        let purge_from = later(deleted, app.settings.purge_after);
         out.deletion_date = Some(second(deleted));
         out.deleted_by = key.deleted_by.clone();
         out.restore_allowed = Some(now < until && key.expires.is_none_or(|end| now < end));
         out.restore_expiration_date = Some(second(until));
         out.purge_allowed = Some(now >= purge_from);
         out.purge_allowed_from = Some(second(purge_from));
-        out.purge_scheduled_on = Some(second(later(deleted, PURGED_AFTER)));
+        out.purge_scheduled_on = Some(second(later(deleted, app.settings.purged_after)));
     }
     Ok(out)
 }

@@ -3,6 +3,7 @@
 pub mod ack;
 pub mod import;
 pub mod kmip;
+pub mod policies;
 pub mod rings;
 
 use serde::{Deserialize, Serialize};
@@ -210,6 +211,12 @@ pub struct NewKey {
     /// Only with an import token: `RSAES_OAEP_SHA_256` if absent, or `RSAES_OAEP_SHA_1`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub encryption_algorithm: Option<String>,
+    /// Only `keys_with_policy_overrides` heeds it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rotation: Option<policies::RotationInput>,
+    /// Only `keys_with_policy_overrides` heeds it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub dual_auth_delete: Option<policies::DualAuthDeleteInput>,
 }
 
 /// `wrap`: without a plaintext the service makes 32 random bytes and answers them too.

@@ -185,6 +185,9 @@ impl World {
             deleted_by: None,
             acted: None,
             current: root_key.then_some(version),
+            set_by: None,
+            set_at: None,
+            synced: None,
         };
         let added = self.app.store.tx("t", |tx| -> Result<(), StoreError> {
             keys::add(tx, &key, None)?;

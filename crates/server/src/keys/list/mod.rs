@@ -164,5 +164,8 @@ fn some_key() -> Key {
         deleted_by: None,
         acted: None,
         current: Some(KeyVersionId::random()),
+        set_by: None,
+        set_at: None,
+        synced: None,
     }
 }

@@ -1,10 +1,13 @@
 //! Every endpoint of the key service, in process: what works, and what is refused and how.
 
 mod access;
+mod clock;
+mod dual;
 mod import;
 mod keys;
 mod lists;
 mod material;
+mod policies;
 mod registrations;
 mod rings;
 mod states;

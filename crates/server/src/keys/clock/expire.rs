@@ -1,0 +1,36 @@
+//! A key whose expiration date has come is deactivated.
+
+use super::by_the_clock;
+use crate::app::App;
+use claviger_domain::id::UnixMs;
+use claviger_domain::key::KeyState;
+use claviger_store::events::{self, EventKind, KeyEvent};
+use claviger_store::{StoreError, audit, keys};
+
+/// Expires what is due; when the next key expires.
+pub(super) fn turn(app: &App, now: UnixMs) -> Result<Option<UnixMs>, StoreError> {
+    let (due, next) = app.store.read("expiry", |tx| -> Result<_, StoreError> {
+        Ok((keys::to_expire(tx, now)?, keys::next_expiry(tx)?))
+    })?;
+    for root in due {
+        let event = app.store.tx("expire", |tx| -> Result<Option<KeyEvent>, StoreError> {
+            let Some(mut key) = keys::get(tx, &root)? else { return Ok(None) };
+            if key.state != KeyState::Active || key.state_at(now) != KeyState::Deactivated {
+                return Ok(None);
+            }
+            key.state = KeyState::Deactivated;
+            key.updated = Some(now);
+            keys::update(tx, &key)?;
+            audit::add(tx, &by_the_clock(app, "kms.secrets.expire", &root, now))?;
+            if key.extractable {
+                return Ok(None);
+            }
+            events::add(tx, &root, EventKind::Expire, key.current, now).map(Some)
+        })?;
+        if let Some(event) = event {
+            tracing::info!(event = event.id, "a root key expired");
+            app.hub.key_changed(event);
+        }
+    }
+    Ok(next)
+}

@@ -1,0 +1,65 @@
+//! `DELETE /keys/{id}/purge`: removes a deleted key for good.
+
+use crate::app::App;
+use crate::http::auth::Caller;
+use crate::http::error::KpError;
+use crate::keys::act::{Act, Changed, Instance, answer, state_allows};
+use crate::keys::changes::all_versions;
+use crate::keys::create::{Prefer, prefers};
+use crate::keys::view;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use claviger_domain::access::KeyOperation;
+use claviger_domain::key::KeyAction;
+use claviger_store::keys;
+use claviger_wire::kp;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// As Key Protect writes it: `4h0m0s`.
+fn written(wait: Duration) -> String {
+    let seconds = wait.as_secs();
+    format!("{}h{}m{}s", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+pub(crate) async fn purge(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Instance(instance): Instance,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, KpError> {
+    let action = "kms.secrets.purge";
+    let act = Act { caller, instance, action, failed: "Key could not be purged", key: id };
+    let key = act
+        .change(&app, |app, tx, act, now| {
+            let key = act.key(tx, KeyOperation::Purge)?;
+            state_allows(&key, KeyAction::Purge, now)?;
+            let wait = app.settings.purge_after;
+            let from = key.deleted.map(|at| view::later(at, wait));
+            if let Some(from) = from.filter(|from| now < *from) {
+                let what = format!(
+                    "Purge operation is allowed {} after key is deleted. Try again at {}",
+                    written(wait),
+                    view::date(from)
+                );
+                return Err(KpError::conflict("REQ_TOO_EARLY_ERR", what));
+            }
+            if keys::has_adapter(tx, &key.root)? {
+                let what = "A KMIP adapter names the key; delete the adapter first";
+                return Err(KpError::conflict("PROTECTED_RESOURCE_ERR", what));
+            }
+            let value = view::key(app, tx, &key, now)?;
+            let forget = all_versions(tx, &key)?;
+            keys::purge(tx, &key.root)?;
+            Ok(Changed { value, event: None, forget })
+        })
+        .await?;
+    match prefers(&headers) {
+        Some(Prefer::Representation) => {
+            Ok(answer(StatusCode::OK, kp::KEY_TYPE, &kp::Envelope::of(kp::KEY_TYPE, vec![key])))
+        }
+        _ => Ok(StatusCode::NO_CONTENT.into_response()),
+    }
+}
