@@ -3,6 +3,7 @@
 //!
 //! Nothing here is a fake, and Claviger is driven by its own command line.
 
+pub mod conformance;
 pub mod kube;
 pub mod lab;
 pub mod load;

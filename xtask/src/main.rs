@@ -6,6 +6,7 @@
 use std::process::ExitCode;
 
 mod bench;
+mod conformance;
 mod demo;
 mod sh;
 mod test;
@@ -22,6 +23,9 @@ usage: cargo xtask TASK [OPTIONS]
   demo [--keep] [--kubernetes 1.37|1.34] [--secrets N]
                              watch a real cluster being encrypted, rotated, revoked, given back
   bench [NAME] [OPTIONS]     measure: plugin, rewrite
+  conformance [--check] [--only SUITE]
+                             real clients of Key Protect against a running key service
+                             (--check leaves the table in conformance/README.md as it is)
   testbed [--kubernetes V]   build kube-apiserver, kubectl, etcd from source, once
   torture [--runs N] [--seed S] [--minutes M]
                              kill processes at random moments of enable and rotate
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
         "test" => test::run(rest),
         "demo" => demo::run(rest),
         "bench" => bench::run(rest),
+        "conformance" => conformance::run(rest),
         "testbed" => testbed::run(rest),
         "torture" => torture::run(rest),
         "help" | "-h" | "--help" => {

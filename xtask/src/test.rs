@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test there is, cheapest first.
 
 use crate::sh::{self, Done, cargo, say};
-use crate::{testbed, tidy, torture};
+use crate::{conformance, testbed, tidy, torture};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -51,11 +51,32 @@ pub fn run(args: &[String]) -> Done {
         )?;
     }
     if !quick {
+        whole &= conformance(&mut count)?;
         whole &= torture(&mut count)?;
     }
     eprintln!("    {} s in all", started.elapsed().as_secs());
     println!("{} passed, {} failed", count.passed, count.failed);
     if whole && count.failed == 0 { Ok(()) } else { Err("some tests failed; see above".to_owned()) }
+}
+
+/// Real clients of Key Protect. What a committed table says that they cannot do is no failure;
+/// that they can do less than it says is one.
+fn conformance(count: &mut Count) -> Result<bool, String> {
+    let program = conformance::build()?;
+    let claviger = sh::beside_us("claviger")?;
+    let mut command = Command::new(program);
+    let command = command.arg("--check").env("CLAVIGER_BIN", claviger);
+    let whole = told("real clients of Key Protect", command, |line| {
+        if let Some(passed) =
+            line.strip_prefix("conformance: ").and_then(|rest| rest.split(' ').next())
+        {
+            count.passed += passed.parse::<u64>().unwrap_or(0);
+        }
+    })?;
+    if !whole {
+        count.failed += 1;
+    }
+    Ok(whole)
 }
 
 /// Ten seeds of kill -9 at random moments; the hundred of `cargo xtask torture` take an hour.

@@ -34,8 +34,10 @@ pub const CONNECTIONS: usize = 4096;
 const STRANGERS: usize = 3072;
 /// A handshake takes two round trips.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// From the first byte of a request's head to its last, and between requests.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// From the first byte of a request's head to its last, and between requests. Longer than 30 s:
+/// that is what clients wait between two calls when Key Protect wants them to, and a connection
+/// that is closed at that very moment fails the second one.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long a stranger's request may take until its answer was taken. Bodies have 15 seconds and
 /// answers take milliseconds, so only who does not read takes longer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);

@@ -5,7 +5,7 @@ use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{Act, Instance, answer, parse, root_only, state_allows};
-use crate::keys::create::{custody, prefers, secret};
+use crate::keys::create::{Prefer, custody, prefers, secret};
 use crate::keys::query::Query;
 use crate::keys::{changes, dual, sync};
 use axum::extract::{Path, State};
@@ -30,16 +30,16 @@ const AAD_LEN_MAX: usize = 255;
 /// Pieces of additional authenticated data.
 const AAD_MAX: usize = 126;
 
-/// `POST /keys/{id}/actions/{action}`.
+/// `POST /keys/{id}/actions/{action}`. Whoever rotates is answered nothing here, also when it
+/// prefers the key's representation: the clients that say so count on 204.
 pub(crate) async fn act(
     State(app): State<Arc<App>>,
     caller: Caller,
     Instance(instance): Instance,
     Path((id, action)): Path<(String, String)>,
-    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, KpError> {
-    dispatch(app, caller, instance, id, &action, &headers, body).await
+    dispatch(app, caller, instance, id, &action, None, body).await
 }
 
 /// `POST /keys/{id}?action={action}`: deprecated, and all that some clients know.
@@ -62,7 +62,7 @@ pub(crate) async fn old_form(
     }
     // It came after this form was given up.
     let action = if action == "sync" { "" } else { action };
-    dispatch(app, caller, instance, id, action, &headers, body).await
+    dispatch(app, caller, instance, id, action, prefers(&headers), body).await
 }
 
 async fn dispatch(
@@ -71,7 +71,7 @@ async fn dispatch(
     instance: claviger_domain::id::InstanceId,
     id: String,
     action: &str,
-    headers: &HeaderMap,
+    prefer: Option<Prefer>,
     body: Body,
 ) -> Result<Response, KpError> {
     let act = |action, failed| Act { caller, instance, action, failed, key: id };
@@ -85,7 +85,7 @@ async fn dispatch(
         }
         "rotate" => {
             let act = act("kms.secrets.rotate", "Key could not be rotated");
-            changes::rotate(app, act, prefers(headers), body).await
+            changes::rotate(app, act, prefer, body).await
         }
         "disable" => {
             changes::disable(app, act("kms.secrets.disable", "Key could not be disabled")).await
