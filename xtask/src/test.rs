@@ -62,7 +62,7 @@ pub fn run(args: &[String]) -> Done {
 /// Real clients of Key Protect. What a committed table says that they cannot do is no failure;
 /// that they can do less than it says is one.
 fn conformance(count: &mut Count) -> Result<bool, String> {
-    let program = conformance::build()?;
+    let program = sh::beside_us(conformance::PROGRAM)?;
     let claviger = sh::beside_us("claviger")?;
     let mut command = Command::new(program);
     let command = command.arg("--check").env("CLAVIGER_BIN", claviger);

@@ -133,7 +133,6 @@ async fn the_router_answers_what_every_cell_of_the_table_of_states_says() {
     let w = World::with(settings);
     let purger = w.person("purger", &[(ServiceRole::KeyPurge, None, None)]);
     let other = w.person("other", &[(ServiceRole::Writer, None, None)]);
-    let mut walked = 0;
     for state in KeyState::ALL {
         for action in KeyAction::ALL {
             let cell = format!("{action:?} on a {state} key");
@@ -187,9 +186,6 @@ async fn the_router_answers_what_every_cell_of_the_table_of_states_says() {
                 _ => &w.manager,
             };
             let answer = w.by(token, &fill(line), body.to_string()).await;
-            if ["PATH_NOT_FOUND_ERR", "METHOD_NOT_ALLOWED_ERR"].contains(&answer.code()) {
-                continue; // No such path in this server.
-            }
             let said = (answer.status, answer.code().to_owned());
             let want = match verdict(state, action) {
                 Verdict::Allowed => (success, ""),
@@ -204,8 +200,6 @@ async fn the_router_answers_what_every_cell_of_the_table_of_states_says() {
                 Verdict::WrongState => (409, "KEY_ACTION_INVALID_STATE_ERR"),
             };
             assert_eq!((said.0, said.1.as_str()), want, "{cell}");
-            walked += 1;
         }
     }
-    assert!(walked >= 4 * 17, "{walked}");
 }
