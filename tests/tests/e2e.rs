@@ -12,6 +12,7 @@ use claviger_tests::raw;
 use claviger_tests::traffic::Traffic;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -245,6 +246,69 @@ fn three_api_servers_verify_and_switch() {
     let again = flow.lab.claviger(&args).unwrap();
     assert_eq!(again.status.code(), Some(1), "{again:?}");
     flow.lab.down().unwrap();
+}
+
+/// An agent that becomes a new program keeps its keys while the key server is away; one that is
+/// started anew has to wait for it.
+#[test]
+#[ignore = "needs the testbed: cargo xtask test"]
+fn an_agent_is_upgraded_while_the_key_server_is_away() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let flow = Flow::start("1.37", 1, true);
+    runtime.block_on(load::plant(&flow.kube, load::shapes(40, 3))).unwrap();
+    flow.create_key("root");
+    flow.enable("root", "restart");
+    let before = runtime.block_on(flow.kube.list_all()).unwrap();
+    let config = flow.lab.dir().join("agent-1/agent.toml").display().to_string();
+    let agent = flow.lab.var("CLAVIGER_AGENT_PIDS").unwrap();
+    let server = flow.lab.var("CLAVIGER_PID").unwrap();
+    signal("-STOP", &server);
+
+    // A program that cannot be started changes nothing.
+    let broken = flow.lab.dir().join("broken");
+    std::fs::write(&broken, "no program").unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&broken, executable).unwrap();
+    let desk = flow.lab.dir().join("agent-1/state/desk.sock");
+    let mut desk = std::os::unix::net::UnixStream::connect(desk).unwrap();
+    let ask = serde_json::json!({ "ask": "upgrade", "program": broken, "format": 1 });
+    desk.write_all(format!("{ask}\n").as_bytes()).unwrap();
+    let mut said = String::new();
+    desk.read_to_string(&mut said).unwrap();
+    assert!(said.contains("cannot be started"), "{said}");
+    let said = flow.lab.must(&["agent", "status", "--config", &config]).unwrap();
+    assert!(said.contains("Open KEKs: 1"), "{said}");
+
+    let said = flow.lab.must(&["agent", "upgrade", "--config", &config]).unwrap();
+    assert!(said.contains("Open KEKs: 1"), "{said}");
+    assert!(said.contains(&agent), "the same process: {said}");
+    // An API server that starts reads Secrets, and has no seed to open them with.
+    let api = flow.lab.var("KUBE_APISERVER_PIDS").unwrap();
+    signal("-KILL", &api);
+    within(MINUTE, "every Secret readable", || {
+        runtime.block_on(flow.kube.list_all()).is_ok_and(|count| count >= before)
+    });
+    assert_ne!(flow.lab.var("KUBE_APISERVER_PIDS").unwrap(), api);
+    // Once more, by the successor.
+    flow.lab.must(&["agent", "upgrade", "--config", &config]).unwrap();
+    assert!(runtime.block_on(flow.kube.list_all()).unwrap() >= before);
+
+    signal("-KILL", &agent);
+    let status = || flow.lab.claviger(&["agent", "status", "--config", &config]).unwrap();
+    within(MINUTE, "a fresh agent waits", || {
+        let said = String::from_utf8_lossy(&status().stdout).into_owned();
+        said.contains("waiting: ") && said.contains("Open KEKs: none")
+    });
+    signal("-CONT", &server);
+    within(MINUTE, "open again", || {
+        String::from_utf8_lossy(&status().stdout).contains("Open KEKs: 1")
+    });
+    flow.lab.down().unwrap();
+}
+
+fn signal(which: &str, pid: &str) {
+    let status = std::process::Command::new("kill").args([which, pid]).status().unwrap();
+    assert!(status.success(), "kill {which} {pid}");
 }
 
 /// The guard enables the key though its starter is killed at once.

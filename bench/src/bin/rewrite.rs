@@ -141,7 +141,7 @@ impl Bench {
         let socket = PathBuf::from(format!("/tmp/claviger-bench-{}.sock", std::process::id()));
         let listener = Listener::bind(&socket)?;
         let serving = plugin.clone();
-        tokio::spawn(listener.serve(serving, std::future::pending::<()>()));
+        tokio::spawn(async move { listener.serve(serving, std::future::pending::<()>()).await });
         let apiserver = encrypt(&lab, &socket, &plugin, &cluster).await?;
         let etcd_pid = var("ETCD_PID")?.parse()?;
         let manager = manager(&lab, &var("KUBECTL")?, &var("KUBECONFIG")?)?;

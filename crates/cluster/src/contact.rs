@@ -134,6 +134,12 @@ impl Contact {
         self.keep()
     }
 
+    /// Counts to `now` and writes that down, however lately it was.
+    pub fn settle(&mut self, now: Moment) -> Result<(), FileError> {
+        self.written_ms = None;
+        self.passes(now)
+    }
+
     fn keep(&mut self) -> Result<(), FileError> {
         let Some(mark) = &self.mark else { return Ok(()) };
         let now = mark.at.since_boot_ms;

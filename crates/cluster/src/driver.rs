@@ -5,6 +5,7 @@ use crate::contact::{COASTS_AFTER, Moment as Clocks, wall};
 use crate::encryption;
 use crate::fence::{Fence, Record};
 use crate::file;
+use crate::hand_over::Ring;
 use crate::keys::Keys;
 use crate::node::Node;
 use crate::observe::Probe;
@@ -89,6 +90,42 @@ impl Driver {
             self.take_up(probe);
         }
         self.observation(probe)
+    }
+
+    /// Gives what is open away, for a successor, and holds no key afterwards; none if nothing is
+    /// open. Acts on a fence that is due first. On an error nothing has changed.
+    pub async fn hand_over(&mut self) -> Result<Option<Ring>, file::FileError> {
+        self.fence_or_lift().await;
+        self.node.settle()?;
+        let truth = self.node.cluster_truth();
+        let open = self.fence.record().is_none() && self.is_open();
+        let ring = truth.filter(|_| open).map(|truth| Ring {
+            cluster: truth.id,
+            revision: truth.revision,
+            keks: self.opener.hand(),
+        });
+        self.opener.forget();
+        // A fence's own word stays: its reason is what a caller should read.
+        if self.fence.record().is_none() {
+            self.wait("the agent hands over to its successor");
+        }
+        Ok(ring)
+    }
+
+    /// Takes a predecessor's ring, as far as this node still believes in it and nothing forbids
+    /// it, and opens the plugin with it. How many KEKs those are, or why none.
+    pub fn adopt(&mut self, handed: &Ring) -> Result<usize, &'static str> {
+        if self.fence.record().is_some() {
+            return Err("this node is fenced");
+        }
+        let Some(truth) = self.node.cluster_truth() else { return Err("no ring was kept") };
+        if (&truth.id, truth.revision) != (&handed.cluster, handed.revision) {
+            return Err("the ring on disk is of another revision");
+        }
+        let count = self.opener.adopt(&truth, &handed.keks);
+        self.waiting = None;
+        self.give(&truth);
+        Ok(count)
     }
 
     async fn fence_or_lift(&mut self) {

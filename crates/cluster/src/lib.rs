@@ -15,6 +15,8 @@
 //! | [`fence`] | no process with keys or plaintext while a root key is suspended |
 //! | [`take_up`] | which file the API server has, and how it takes it up |
 //! | [`observe`] | what the API server does |
+//! | [`hand_over`] | the open ring on its way to a successor |
+//! | [`desk`] | what the operator's commands on the node ask a running agent |
 //! | [`driver`] | the one task that acts on the node |
 //! | [`control`] | the loop of the agent that holds the lease |
 //! | [`scrub`] | clears plaintext out of etcd's log and database file |
@@ -22,10 +24,12 @@
 pub mod config;
 pub mod contact;
 pub mod control;
+pub mod desk;
 pub mod driver;
 pub mod encryption;
 pub mod fence;
 mod file;
+pub mod hand_over;
 pub mod identity;
 pub mod keys;
 pub mod node;

@@ -176,6 +176,13 @@ impl Node {
         lock(&self.contact).passes(Moment::now())
     }
 
+    /// Writes down what a successor of this process is to find: the cluster's truth and the time
+    /// since the last contact, both as of now.
+    pub fn settle(&self) -> Result<(), FileError> {
+        lock(&self.truth).settle()?;
+        lock(&self.contact).settle(Moment::now())
+    }
+
     /// What the agent last saw of its own node.
     pub fn observation(&self) -> Arc<Observation> {
         self.observation.borrow().clone()

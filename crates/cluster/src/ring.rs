@@ -4,9 +4,9 @@
 
 use crate::file::{self, FileError};
 use crate::keys::{KeyFailure, Keys};
-use claviger_crypto::Key32;
 use claviger_crypto::digest;
 use claviger_crypto::kek::wrap_aad;
+use claviger_crypto::{Key32, SecretBytes};
 use claviger_domain::cluster::Cluster;
 use claviger_domain::cluster::ring::{Kek, Role};
 use claviger_domain::id::{ClusterId, Serial};
@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 /// Longest pause: short against the minute in which an enabled key is to be usable again.
 const PAUSE_MAX: Duration = Duration::from_secs(8);
+/// Bytes of one opened KEK on its way to a successor.
+const HANDED: usize = 8 + 32 + 32;
 
 /// What a restarted agent needs before the server gives it the cluster's state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -142,6 +144,42 @@ impl Opener {
     /// over.
     pub fn forget(&mut self) {
         self.opened.clear();
+    }
+
+    /// Everything that is open, for a successor: of each KEK its serial, the hash of the wrapped
+    /// text it was opened from, the key.
+    pub fn hand(&self) -> SecretBytes {
+        // Room for all at once: a vector that grows leaves copies behind.
+        let mut bytes = Vec::with_capacity(self.opened.len() * HANDED);
+        for (serial, opened) in &self.opened {
+            bytes.extend_from_slice(&serial.0.to_be_bytes());
+            bytes.extend_from_slice(&opened.wrapped);
+            bytes.extend_from_slice(opened.key.expose());
+        }
+        SecretBytes::new(bytes)
+    }
+
+    /// Takes what a predecessor opened, as far as `cluster` has the same wrapped KEKs. How many
+    /// those are.
+    pub fn adopt(&mut self, cluster: &Cluster, handed: &SecretBytes) -> usize {
+        let mut count = 0;
+        for one in handed.expose().chunks_exact(HANDED) {
+            let (serial, rest) = one.split_at(8);
+            let (wrapped, key) = rest.split_at(32);
+            let serial = Serial(u64::from_be_bytes(serial.try_into().unwrap_or_default()));
+            let same = cluster
+                .ring
+                .get(serial)
+                .is_some_and(|k| digest::sha256(k.wrapped.as_bytes()) == wrapped);
+            let mut copy = key.to_vec();
+            // Wipes the copy.
+            let key = Key32::take(&mut copy);
+            if let (true, Some(key), Ok(wrapped)) = (same, key, wrapped.try_into()) {
+                self.opened.insert(serial, Opened { wrapped, key });
+                count += 1;
+            }
+        }
+        count
     }
 
     /// Forgets pauses, so that the next attempt is made at once.

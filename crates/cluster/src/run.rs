@@ -4,9 +4,11 @@ use crate::config::AgentConfig;
 use crate::contact::{Contact, Moment, wall};
 use crate::control::kube::{Kube, KubeConfig, KubeError};
 use crate::control::{self, jobs};
+use crate::desk::{self, Order, Said};
 use crate::driver::Driver;
 use crate::fence::{Fence, Record};
 use crate::file::{self, FileError};
+use crate::hand_over::{self, Ring};
 use crate::identity::{Identity, IdentityError};
 use crate::node::{Node, Parts};
 use crate::observe::{Probe, Prober};
@@ -15,17 +17,24 @@ use crate::service_keys::ServiceKeys;
 use crate::sync;
 use crate::take_up::Due;
 use claviger_etcd::{Etcd, EtcdConfig, EtcdError};
-use claviger_kms_plugin::{Listener, Plugin, SocketError};
+use claviger_kms_plugin::{Listener, Place, Plugin, SocketError};
+use claviger_supervise::proc::adopt_children;
 use claviger_supervise::unit::ProcessUnit;
 use claviger_supervise::{SuperviseError, Supervisor};
 use futures_util::future::select_all;
 use rustix::fs::FlockOperation;
 use std::fs::File;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
+/// How long a successor may take to say its version.
+const VERSION: Duration = Duration::from_secs(10);
 /// Longest pause between two looks of the driver.
 const PACE: Duration = Duration::from_secs(1);
 
@@ -72,6 +81,10 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
             source: std::io::ErrorKind::NotFound.into(),
         })
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())?;
+    let inherited = hand_over::inherited().unwrap_or_else(|error| {
+        tracing::error!(%error, "what the predecessor handed over cannot be used");
+        None
+    });
     let supervisor: Arc<dyn Supervisor> = Arc::new(ProcessUnit::open(&config.api_server.unit_dir)?);
     let mut fence = Fence::open(config.state("fence.json"))?;
     close_first(&mut fence, &config, &*supervisor)?;
@@ -79,7 +92,14 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     let identity = Identity::obtain(&config, &ca).await?;
     let keys = Arc::new(ServiceKeys::default());
     let plugin = Plugin::new(identity.cluster().clone(), keys.clone());
-    let listener = Listener::bind(&config.socket)?;
+    let (socket, ring) = match inherited {
+        Some(found) => {
+            adopt_children();
+            (Some(found.socket), found.ring)
+        }
+        None => (None, None),
+    };
+    let listener = Arc::new(listener(&config, socket)?);
     let etcd = Etcd::prepare(&EtcdConfig {
         endpoints: config.etcd.endpoints.clone(),
         ca: Some(config.etcd.ca.clone()),
@@ -106,36 +126,199 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     })?);
     keys.bind(&node);
 
-    let (end, ended) = tokio::sync::oneshot::channel::<()>();
-    let mut serving = tokio::spawn(listener.serve(plugin, async {
-        let _ = ended.await;
-    }));
+    let mut driver = Driver::new(node.clone(), keys.clone(), fence, due);
+    let took = ring.as_ref().map(|ring| driver.adopt(ring));
+    drop(ring);
+    match took {
+        Some(Ok(keks)) => tracing::info!(keks, "took the open ring of its predecessor"),
+        Some(Err(why)) => tracing::warn!(why, "the predecessor's open ring is not taken"),
+        None => {}
+    }
+    let mut serving = Serving::start(&listener, &plugin);
     finish_scrub(&node).await;
+    let dir = &node.config.state_dir;
+    let desk = desk::open(dir).map_err(|source| FileError {
+        doing: "listen in",
+        path: dir.clone(),
+        source,
+    })?;
+    let (orders, mut ordered) = mpsc::channel(1);
+    let (hand, asked) = mpsc::channel(1);
     let (probes, probe) = watch::channel(Probe::default());
     let mut tasks = [
         tokio::spawn(sync::listen(node.clone())),
         tokio::spawn(sync::speak(node.clone())),
-        tokio::spawn(Prober::new(node.clone(), keys.clone()).run(probes)),
+        tokio::spawn(Prober::new(node.clone(), keys).run(probes)),
         tokio::spawn(control::run(node.clone())),
         tokio::spawn(identity.keep(node.clone(), ca)),
-        tokio::spawn(drive(Driver::new(node.clone(), keys, fence, due), node.clone(), probe)),
+        tokio::spawn(drive(driver, node.clone(), probe, asked)),
+        tokio::spawn(desk::serve(desk, node.clone(), matches!(took, Some(Ok(_))), orders)),
     ];
     tracing::info!(agent = %node.config.name, cluster = %node.cluster, "runs");
-    let done = tokio::select! {
-        () = stop => Ok(()),
-        over = &mut serving => Err(AgentError::Serving(format!("{over:?}"))),
-        // None of them returns. An agent that lived on without one of them could hold the ring
-        // open with nobody left to fence; its keeper starts a whole one instead.
-        (over, _, _) = select_all(tasks.iter_mut()) => Err(AgentError::Task(format!("{over:?}"))),
+    tokio::pin!(stop);
+    let done = loop {
+        tokio::select! {
+            () = &mut stop => break Ok(()),
+            over = &mut serving.task => break Err(AgentError::Serving(format!("{over:?}"))),
+            // None of them returns. An agent that lived on without one of them could hold the
+            // ring open with nobody left to fence; its keeper starts a whole one instead.
+            (over, _, _) = select_all(tasks.iter_mut()) => {
+                break Err(AgentError::Task(format!("{over:?}")));
+            }
+            Some(mut order) = ordered.recv() => {
+                // It returns only if this process goes on as it is.
+                let why = succeed(&mut order, &listener, &mut serving, &hand).await;
+                tracing::error!(%why, "no upgrade; this agent goes on");
+                order.say(&Said::Not { why }).await;
+                serving = Serving::start(&listener, &plugin);
+            }
+        }
     };
     for task in &tasks {
         task.abort();
     }
-    let _ = end.send(());
-    if done.is_ok() {
-        let _ = serving.await;
-    }
+    serving.end(done.is_ok()).await;
     done
+}
+
+/// The plugin's socket, inherited where its place is still the one of the settings.
+fn listener(
+    config: &AgentConfig,
+    inherited: Option<(OwnedFd, Place)>,
+) -> Result<Listener, SocketError> {
+    let same = |found: &Listener| found.path() == config.socket;
+    let found = inherited.map(|(socket, place)| Listener::inherit(socket, place)).transpose()?;
+    match found.flatten().filter(same) {
+        Some(listener) => Ok(listener),
+        None => Listener::bind(&config.socket),
+    }
+}
+
+/// The plugin's socket at work.
+struct Serving {
+    task: JoinHandle<Result<(), tonic::transport::Error>>,
+    end: Option<oneshot::Sender<()>>,
+}
+
+impl Serving {
+    fn start(listener: &Arc<Listener>, plugin: &Plugin) -> Self {
+        let (end, ended) = oneshot::channel::<()>();
+        let (listener, plugin) = (listener.clone(), plugin.clone());
+        let serve = async move {
+            let ended = async {
+                let _ = ended.await;
+            };
+            listener.serve(plugin, ended).await
+        };
+        Self { task: tokio::spawn(serve), end: Some(end) }
+    }
+
+    /// Stops; waits until calls under way have ended if `wait` says so.
+    async fn end(&mut self, wait: bool) {
+        if let Some(end) = self.end.take() {
+            let _ = end.send(());
+            if wait {
+                let _ = (&mut self.task).await;
+            }
+        }
+    }
+}
+
+/// What is asked of the driver, in this order: to pause, to give the ring away, to take it back.
+struct Handing {
+    paused: oneshot::Sender<()>,
+    go: oneshot::Receiver<()>,
+    ring: oneshot::Sender<Result<Option<Ring>, FileError>>,
+    back: oneshot::Receiver<Ring>,
+}
+
+/// Gives this process to the program of `order`, with the ring and the socket. Returns only when
+/// that failed, with the reason: then nothing has changed but that the socket is not served.
+async fn succeed(
+    order: &mut Order,
+    listener: &Listener,
+    serving: &mut Serving,
+    driver: &mpsc::Sender<Handing>,
+) -> String {
+    const GONE: &str = "the agent's task that holds the keys has ended";
+    tracing::info!(program = %order.program.display(), "handing over to a successor");
+    if let Err(why) = starts(&order.program).await {
+        return why;
+    }
+    let (paused, pauses) = oneshot::channel();
+    let (go, goes) = oneshot::channel();
+    let (ring, given) = oneshot::channel();
+    let (back, taken_back) = oneshot::channel();
+    let handing = Handing { paused, go: goes, ring, back: taken_back };
+    if driver.send(handing).await.is_err() || pauses.await.is_err() {
+        return GONE.to_owned();
+    }
+    // From here on callers wait; the ring is closed when the last of them was answered.
+    serving.end(true).await;
+    let _ = go.send(());
+    let ring = match given.await {
+        Ok(Ok(ring)) => ring,
+        Ok(Err(error)) => return with_causes(&error),
+        Err(_) => return GONE.to_owned(),
+    };
+    let end = match hand_over::pack(listener.as_fd(), listener.place(), ring.as_ref()) {
+        Ok(end) => end,
+        Err(error) => {
+            let _ = ring.map(|ring| back.send(ring));
+            return format!("the ring cannot be handed over: {error}");
+        }
+    };
+    // The one copy that is left is the one in the memfd.
+    drop(ring);
+    order.say(&Said::Going).await;
+    let error = become_other(&order.program, &end);
+    match hand_over::unpack(end.as_fd()) {
+        Ok(Some(found)) => {
+            let _ = found.ring.map(|ring| back.send(ring));
+        }
+        other => tracing::error!(failed = ?other.err(), "the ring is opened anew"),
+    }
+    format!("{} cannot be started: {error}", order.program.display())
+}
+
+/// Whether `program` can be started here and is one of ours. An exec alone does not tell: what
+/// the kernel does not know, libc gives to a shell, which would be this process then.
+async fn starts(program: &Path) -> Result<(), String> {
+    let shown = program.display();
+    let mut child = tokio::process::Command::new(program);
+    child.arg("--version").stdin(Stdio::null()).kill_on_drop(true);
+    let out = match tokio::time::timeout(VERSION, child.output()).await {
+        Ok(Ok(out)) => out,
+        Ok(Err(error)) => return Err(format!("{shown} cannot be started: {error}")),
+        Err(_) => return Err(format!("{shown} does not say its version")),
+    };
+    if out.status.success() && out.stdout.starts_with(b"claviger ") {
+        return Ok(());
+    }
+    Err(format!("{shown} cannot be started or is no claviger: {}", out.status))
+}
+
+/// Execs `program` with this process's arguments, `end` its standard input. Returns if it cannot
+/// be; standard input, of which nobody reads, is `end` all the same then.
+fn become_other(program: &Path, end: &OwnedFd) -> std::io::Error {
+    use std::os::unix::process::CommandExt as _;
+    match end.try_clone() {
+        Ok(end) => {
+            let mut command = std::process::Command::new(program);
+            command.args(std::env::args_os().skip(1)).stdin(end).exec()
+        }
+        Err(error) => error,
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(c) = cause {
+        text = format!("{text}: {c}");
+        cause = c.source();
+    }
+    text
 }
 
 /// Completes a fence that stands, and fences a node whose server has been away too long, before
@@ -168,7 +351,12 @@ fn close_first(
 }
 
 /// The one task that acts on the node.
-async fn drive(mut driver: Driver, node: Arc<Node>, probe: watch::Receiver<Probe>) {
+async fn drive(
+    mut driver: Driver,
+    node: Arc<Node>,
+    probe: watch::Receiver<Probe>,
+    mut asked: mpsc::Receiver<Handing>,
+) {
     loop {
         let seen = probe.borrow().clone();
         let observation = driver.look(&seen).await;
@@ -185,7 +373,22 @@ async fn drive(mut driver: Driver, node: Arc<Node>, probe: watch::Receiver<Probe
         tokio::select! {
             () = tokio::time::sleep(PACE) => {}
             () = node.look_asked() => {}
+            Some(handing) = asked.recv() => hand(&mut driver, handing).await,
         }
+    }
+}
+
+/// Pauses the driver while its process is given away. It goes on if that fails.
+async fn hand(driver: &mut Driver, handing: Handing) {
+    let Handing { paused, go, ring, back } = handing;
+    let _ = paused.send(());
+    if go.await.is_err() || ring.send(driver.hand_over().await).is_err() {
+        return;
+    }
+    if let Ok(ring) = back.await
+        && let Err(why) = driver.adopt(&ring)
+    {
+        tracing::warn!(why, "the ring is opened anew");
     }
 }
 
@@ -224,7 +427,6 @@ mod tests {
     use claviger_domain::key::{KeyState, RootKey, RootVersion};
     use claviger_supervise::unit::Command;
     use std::collections::BTreeMap;
-    use std::path::Path;
 
     fn config(home: &Path) -> AgentConfig {
         let mut config = AgentConfig::parse(include_str!("../agent.sample.toml")).unwrap();

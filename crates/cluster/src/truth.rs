@@ -68,6 +68,12 @@ impl Truth {
         self.keep(state)
     }
 
+    /// Writes what is believed as it is now. Between changes of the ring only memory knows the
+    /// newest revision.
+    pub(crate) fn settle(&self) -> Result<(), FileError> {
+        self.kept.as_ref().map_or(Ok(()), |kept| kept.save(&self.path))
+    }
+
     fn keep(&mut self, state: &mut State) -> Result<(), FileError> {
         let new = Kept { cluster: state.cluster.clone(), key_service: state.key_service.clone() };
         let changed = self.kept.as_ref().is_none_or(|k| {

@@ -393,6 +393,78 @@ async fn one_kek_that_does_not_open_makes_only_itself_be_tried_again() {
     assert_eq!((b.service.calls("wrapped"), b.service.calls("third")), (2, 2));
 }
 
+/// A successor serves with the ring that was handed to it and asks the key service nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successor_goes_on_with_the_handed_ring() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = Arc::new(Program(Mutex::new((true, None))));
+    let mut old = bench_in(dir.path(), first_state(), program.clone());
+    old.node.took(old.says(KeyState::Active, 1)).unwrap();
+    assert_eq!(old.look().await, Access::Open);
+    // A newer revision with the same ring is only in memory.
+    old.state.cluster.revision += 1;
+    old.node.took(old.says(KeyState::Active, 1)).unwrap();
+    assert_eq!(old.look().await, Access::Open);
+    let key_id = old.node.plugin.key_id();
+
+    let ring = old.driver.hand_over().await.unwrap().unwrap();
+    assert_eq!(old.node.plugin.key_id(), None, "nothing is open any longer");
+    assert_eq!(old.driver.adopt(&ring), Ok(1), "taken back after an exec that failed");
+    assert_eq!(old.node.plugin.key_id(), key_id);
+    assert_eq!(old.look().await, Access::Open);
+    assert_eq!(old.service.calls("wrapped"), 1);
+    let ring = old.driver.hand_over().await.unwrap().unwrap();
+    let state = old.state.clone();
+    drop(old);
+
+    let mut new = bench_in(dir.path(), state.clone(), program.clone());
+    assert_eq!(new.driver.adopt(&ring), Ok(1));
+    assert_eq!(new.node.plugin.key_id(), key_id, "at once");
+    assert_eq!(new.look().await, Access::Open);
+    assert_eq!(new.service.calls("wrapped"), 0);
+
+    // What it may not take.
+    let other = |cluster, revision| {
+        let keks = SecretBytes::new(ring.keks.expose().to_vec());
+        claviger_cluster::hand_over::Ring { cluster, revision, keks }
+    };
+    let mut new = bench_in(dir.path(), state.clone(), program.clone());
+    assert!(new.driver.adopt(&other(ClusterId::random(), ring.revision)).is_err());
+    assert!(new.driver.adopt(&other(ring.cluster.clone(), ring.revision - 1)).is_err());
+    let mut changed = new.says(KeyState::Active, 1);
+    changed.cluster.ring.keks[0].wrapped = "another".to_owned();
+    std::fs::remove_file(new.home.join("ring.json")).unwrap();
+    let mut new = bench_in(dir.path(), state, program);
+    assert!(new.driver.adopt(&ring).is_err(), "no ring on disk");
+    new.node.took(changed).unwrap();
+    assert_eq!(new.driver.adopt(&ring), Ok(0), "another wrapped KEK");
+    assert_eq!(new.node.plugin.key_id(), None);
+}
+
+/// A fence comes before a hand-over, on both sides of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_wins_over_a_handed_ring() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = Arc::new(Program(Mutex::new((true, None))));
+    let mut old = bench_in(dir.path(), first_state(), program.clone());
+    old.node.took(old.says(KeyState::Active, 1)).unwrap();
+    assert_eq!(old.look().await, Access::Open);
+    let ring = old.driver.hand_over().await.unwrap().unwrap();
+    assert_eq!(old.driver.adopt(&ring), Ok(1));
+    // The word came, and nobody has looked yet.
+    old.node.took(old.says(KeyState::Suspended, 2)).unwrap();
+    assert!(old.driver.hand_over().await.unwrap().is_none());
+    assert!(!old.alive() && old.home.join("fence.json").exists());
+    assert!(old.driver.adopt(&ring).is_err());
+    let state = old.state.clone();
+    drop(old);
+
+    let mut new = bench_in(dir.path(), state, program);
+    assert!(new.driver.adopt(&ring).is_err());
+    assert!(matches!(new.look().await, Access::Fenced { .. }));
+    assert_eq!(new.node.plugin.key_id(), None);
+}
+
 /// By restart, the process that ran when the file was replaced is ended, wherever the agent was
 /// killed and whatever that process has loaded meanwhile.
 #[tokio::test(flavor = "multi_thread")]

@@ -23,4 +23,4 @@ pub mod proto {
 pub use resolve::{Resolve, ResolveError};
 pub use ring::{OpenKek, OpenRing, RingError};
 pub use service::Plugin;
-pub use socket::{Listener, SocketError};
+pub use socket::{Listener, Place, SocketError};

@@ -5,7 +5,7 @@ use crate::service::Plugin;
 use std::fs::{DirBuilder, File, Permissions};
 use std::future::Future;
 use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -163,10 +163,33 @@ impl Listener {
         &self.file.path
     }
 
-    /// Serves `plugin` until `shutdown` ends; then lets calls under way end, [`DRAIN`] at most,
-    /// and removes the socket. Only root and this process's own user may connect.
+    /// Which file its socket is; for a successor that [`inherit`](Self::inherit)s it.
+    pub fn place(&self) -> Place {
+        Place { path: self.file.path.clone(), device: self.file.device, inode: self.file.inode }
+    }
+
+    /// Goes on with a socket that this process's predecessor bound and has handed over by its
+    /// descriptor. None if its file is no longer there: then nobody can reach it. Must be called
+    /// in a Tokio runtime.
+    pub fn inherit(socket: OwnedFd, place: Place) -> Result<Option<Self>, SocketError> {
+        let Place { path, device, inode } = place;
+        let found = match std::fs::symlink_metadata(&path) {
+            Ok(found) if (found.dev(), found.ino()) == (device, inode) => found,
+            Ok(_) => return Ok(None),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(io_error("read", &path)(e)),
+        };
+        let socket = std::os::unix::net::UnixListener::from(socket);
+        let listener = socket.set_nonblocking(true).and_then(|()| UnixListener::from_std(socket));
+        let listener = listener.map_err(io_error("listen on", &path))?;
+        Ok(Some(Self { listener, file: Owned { path, device, inode, uid: found.uid() } }))
+    }
+
+    /// Serves `plugin` until `shutdown` ends; then lets calls under way end, [`DRAIN`] at most.
+    /// Whoever connects afterwards waits until the socket is served again, by this process or by
+    /// one that inherits it, or is dropped. Only root and this process's own user may connect.
     pub async fn serve(
-        self,
+        &self,
         plugin: Plugin,
         shutdown: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
@@ -192,9 +215,6 @@ impl Listener {
                 () = &mut shutdown => {}
             }
         }
-        let Self { listener, file } = self;
-        drop(file);
-        drop(listener);
         let _ = stop.send(());
         match tokio::time::timeout(DRAIN, &mut server).await {
             Ok(ended) => ended,
@@ -204,6 +224,23 @@ impl Listener {
             }
         }
     }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+/// The file of a listening socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Its path.
+    pub path: PathBuf,
+    /// The file system's number.
+    pub device: u64,
+    /// The file's number there.
+    pub inode: u64,
 }
 
 async fn accept(

@@ -7,7 +7,7 @@ use claviger_domain::cluster::ring::serial_of;
 use claviger_domain::id::Serial;
 use claviger_kms_plugin::proto::key_management_service_server::KeyManagementService as _;
 use claviger_kms_plugin::proto::{EncryptRequest, StatusResponse};
-use claviger_kms_plugin::{Listener, SocketError};
+use claviger_kms_plugin::{Listener, Place, Plugin, SocketError};
 use common::*;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::Ordering;
@@ -221,6 +221,42 @@ async fn rings_are_swapped_under_calls() {
         call.await.unwrap();
     }
     assert_eq!(root.unwraps.load(Ordering::SeqCst), 0);
+}
+
+/// Whoever connects while a successor starts is answered by it, on the same socket.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_is_served_on_by_whoever_inherits_it() {
+    use std::os::fd::AsFd;
+    let root = Root::new();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kms.sock");
+    let plugin = Plugin::new(root.cluster.clone(), root.clone());
+    let first = Listener::bind(&path).unwrap();
+    first.serve(plugin.clone(), async {}).await.unwrap();
+    let socket = || first.as_fd().try_clone_to_owned().unwrap();
+
+    let early = tokio::spawn({
+        let path = path.clone();
+        async move { status(&mut client(&path).await).await.unwrap_err().code() }
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    let second = Listener::inherit(socket(), first.place()).unwrap().unwrap();
+    assert_eq!(second.path(), path);
+    let elsewhere = Place { inode: first.place().inode + 1, ..first.place() };
+    assert!(Listener::inherit(socket(), elsewhere).unwrap().is_none(), "another's file");
+    // As an exec does, which runs no destructor.
+    std::mem::forget(first);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let task = tokio::spawn(async move {
+        let shutdown = async {
+            let _ = stopped.await;
+        };
+        second.serve(plugin, shutdown).await.unwrap();
+    });
+    assert_eq!(early.await.unwrap(), Code::Unavailable, "not ready, but answered");
+    stop.send(()).unwrap();
+    task.await.unwrap();
+    assert!(!path.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

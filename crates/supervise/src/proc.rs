@@ -5,7 +5,7 @@ use claviger_domain::cluster::Process;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 pub use rustix::process::Signal;
-use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, pidfd_send_signal};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 struct Stat {
     /// Field 3; `Z` and `X` are dead.
     state: u8,
+    /// Field 4.
+    parent: i32,
     /// Field 6.
     session: i32,
     /// Field 22, clock ticks since boot.
@@ -28,9 +30,10 @@ fn stat(pid: i32) -> Option<Stat> {
     // Field 2 is the program's name in parentheses and may hold anything, so count from its end.
     let mut fields = line.get(line.rfind(')')? + 1..)?.split_ascii_whitespace();
     let state = *fields.next()?.as_bytes().first()?;
-    let session = fields.nth(2)?.parse().ok()?;
+    let parent = fields.next()?.parse().ok()?;
+    let session = fields.nth(1)?.parse().ok()?;
     let start = fields.nth(15)?.parse().ok()?;
-    Some(Stat { state, session, start })
+    Some(Stat { state, parent, session, start })
 }
 
 /// The process with this id, unless there is none or it is a zombie.
@@ -42,6 +45,24 @@ pub fn alive(pid: i32) -> Option<Process> {
 /// Whether exactly this process, not another with its id, still runs. A zombie does not.
 pub fn is_alive(process: Process) -> bool {
     alive(process.pid) == Some(process)
+}
+
+/// Watches the children that this process has from before it became another program by exec, so
+/// that none stays as a zombie. Only those that are there now; to be called before any is started.
+pub fn adopt_children() {
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    let Ok(entries) = fs::read_dir("/proc") else { return };
+    for entry in entries.flatten() {
+        let pid = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
+        let Some(pid) = pid.filter(|pid| stat(*pid).is_some_and(|s| s.parent == own)) else {
+            continue;
+        };
+        let reaper = std::thread::Builder::new().name(format!("reap {pid}")).stack_size(64 << 10);
+        let wait = move || rustix::process::waitpid(Pid::from_raw(pid), WaitOptions::empty());
+        if let Err(e) = reaper.spawn(wait) {
+            tracing::warn!(pid, error = %e, "cannot watch a child: it will stay as a zombie");
+        }
+    }
 }
 
 /// Identifies this run of the kernel: a start time counts only together with it.

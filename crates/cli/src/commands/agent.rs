@@ -1,10 +1,16 @@
 //! `claviger agent`: what runs beside a kube-apiserver.
 
 use crate::exit::{self, Done, Failure};
+use crate::render::{pairs, print_text};
 use clap::Subcommand;
 use claviger_cluster::config::{AgentConfig, ConfigError};
+use claviger_cluster::desk::{self, Asked, Said, Status};
+use claviger_cluster::hand_over::FORMAT;
 use claviger_cluster::run::{AgentError, run as run_agent};
+use claviger_domain::cluster::Access;
+use claviger_domain::id::UnixMs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// Arguments of `claviger agent`.
 #[derive(clap::Args)]
@@ -27,6 +33,22 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Say how the agent of this node is
+    Status {
+        /// The agent's settings (TOML)
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Let this program take the running agent's place, with its open keys
+    ///
+    /// The running agent becomes this program: same process, same arguments, its keys handed over
+    /// in memory, its socket kept. So it works while the key server is away, when a restart would
+    /// leave the node waiting. If this program cannot be started, the agent goes on as it is.
+    Upgrade {
+        /// The agent's settings (TOML)
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
 }
 
 /// Runs it.
@@ -34,6 +56,84 @@ pub fn run(args: Args) -> Done {
     match args.verb {
         Verb::Check { config } => load(&config).map(|_| println!("OK")),
         Verb::Run { config } => start(load(&config)?),
+        Verb::Status { config } => {
+            tell(&status(&load(&config)?)?);
+            Ok(())
+        }
+        Verb::Upgrade { config } => upgrade(&load(&config)?),
+    }
+}
+
+/// How long a successor may take until it answers.
+const UPGRADE: Duration = Duration::from_secs(60);
+
+fn ask(config: &AgentConfig, asked: &Asked) -> Result<Vec<Said>, Failure> {
+    desk::ask(&config.state_dir, asked).map_err(|e| {
+        Failure::new(
+            exit::UNREACHABLE,
+            format!("no agent answers in {}: {e}", config.state_dir.display()),
+            "is it running, and are you root or its user?",
+        )
+    })
+}
+
+fn status(config: &AgentConfig) -> Result<Status, Failure> {
+    match ask(config, &Asked::Status)?.pop() {
+        Some(Said::Status(status)) => Ok(status),
+        other => Err(Failure::new(exit::FAULT, format!("unexpected answer: {other:?}"), "")),
+    }
+}
+
+fn tell(status: &Status) {
+    let open: Vec<String> = status.open.iter().map(ToString::to_string).collect();
+    let access = match &status.access {
+        Access::Open => "open".to_owned(),
+        Access::Waiting { reason } => format!("waiting: {reason}"),
+        Access::Coasting { since } => format!("coasting since {}", stamp(*since)),
+        Access::Fenced { root, since, .. } => {
+            format!("fenced since {}, root key {}", stamp(*since), root.key)
+        }
+    };
+    let rows = [
+        ("Agent", status.agent.to_string()),
+        ("Cluster", status.cluster.to_string()),
+        ("Version", status.version.clone()),
+        ("Process", status.pid.to_string()),
+        ("Open KEKs", if open.is_empty() { "none".to_owned() } else { open.join(", ") }),
+        ("Access", access),
+    ];
+    for line in pairs(&rows) {
+        print_text(&line);
+    }
+}
+
+fn stamp(at: UnixMs) -> String {
+    jiff::Timestamp::from_millisecond(at.0).map_or_else(|_| at.0.to_string(), |t| format!("{t:.0}"))
+}
+
+fn upgrade(config: &AgentConfig) -> Done {
+    let before = status(config)?;
+    let program = std::env::current_exe()
+        .map_err(|e| Failure::new(exit::FAULT, format!("cannot find my own file: {e}"), ""))?;
+    let said = ask(config, &Asked::Upgrade { program, format: FORMAT })?;
+    if let Some(Said::Not { why }) = said.last() {
+        return Err(Failure::new(exit::NO, why, "the agent goes on as before"));
+    }
+    let until = Instant::now() + UPGRADE;
+    let hint = "its log says why; where the server answers, a restart is as good";
+    loop {
+        match status(config) {
+            Ok(now) => {
+                tell(&now);
+                if before.open.is_empty() || now.inherited {
+                    return Ok(());
+                }
+                let error = "the successor did not take the open keys";
+                return Err(Failure::new(exit::NO, error, hint));
+            }
+            Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(100)),
+            Err(error) => return Err(Failure { hint: hint.to_owned(), ..error }),
+        }
     }
 }
 
