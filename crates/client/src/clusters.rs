@@ -7,6 +7,7 @@ use crate::keys::operator;
 use crate::token::{Credential, Session};
 use claviger_crypto::SecretBytes;
 use claviger_domain::id::{AgentName, InstanceId, JobId};
+use claviger_wire::agent::{Certificate, ReissueRequest};
 use claviger_wire::ks::{
     CancelOperation, ClusterView, Crk, EnableKms, GivenUp, JobView, KeyOwner, KmsInstance,
     KmsStatus, NewJob, NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered,
@@ -68,6 +69,16 @@ impl ClusterService {
     /// A join token for one more agent.
     pub async fn join_token(&self, cluster: &str) -> Result<Registered, Error> {
         let call = Call::post(below(cluster, "/join-tokens"));
+        self.session.send(call).await?.json()
+    }
+
+    /// A new certificate for a node that cannot ask for it itself.
+    pub async fn reissue(
+        &self,
+        cluster: &str,
+        request: &ReissueRequest,
+    ) -> Result<Certificate, Error> {
+        let call = Call::post(below(cluster, "/node-certificates")).json(request)?;
         self.session.send(call).await?.json()
     }
 

@@ -60,6 +60,31 @@ pub struct RenewRequest {
     pub csr: String,
 }
 
+/// Asks for a new certificate for a node that cannot reach the server: a file that the node
+/// writes and an operator carries.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ReissueRequest {
+    /// The cluster, for people.
+    pub cluster: ClusterId,
+    /// The node's agent, for people.
+    pub agent: AgentName,
+    /// PKCS#10 certificate request, PEM. Its subject alternative name is a [`reissue_name`]: so
+    /// the node's key signs for which node and when this was asked.
+    pub csr: String,
+    /// The certificate that the node has, PEM; it may have expired.
+    pub certificate: String,
+}
+
+/// What the request of [`ReissueRequest`] names.
+pub fn reissue_name(cluster: &ClusterId, agent: &AgentName, at: UnixMs) -> String {
+    format!("{}/asked/{}", identity(cluster, agent), at.0)
+}
+
+/// What a node's certificate says of who it is.
+pub fn identity(cluster: &ClusterId, agent: &AgentName) -> String {
+    format!("claviger://cluster/{cluster}/agent/{agent}")
+}
+
 /// A node's certificate. Its subject alternative name is
 /// `URI:claviger://cluster/<cluster id>/agent/<name>`; it lives 30 days.
 #[derive(Debug, Serialize, Deserialize)]

@@ -11,6 +11,7 @@
 //! | `POST /v3/clusters` | [`RegisterCluster`] | 201 [`Registered`] |
 //! | `POST /v3/clusters/{c}/join-tokens` | | 201 [`Registered`] |
 //! | `DELETE /v3/clusters/{c}/nodes/{node}?force=true` | | 200 [`NodeRemoved`]; 409 while its agent is heard, or without `force` |
+//! | `POST /v3/clusters/{c}/node-certificates` | [`crate::agent::ReissueRequest`] | 201 [`crate::agent::Certificate`]; 400 when the request is not good |
 //! | `GET /v3/clusters/{c}/kms` | | 200 [`KmsStatus`] |
 //! | `POST /v3/clusters/{c}/kms/operations` | [`OpenOperation`] | 202 [`Opened`], 200 when it is so already |
 //! | `POST /v3/clusters/{c}/kms/operations/cancel` | [`CancelOperation`] | 200 [`GivenUp`]; 409 when it cannot be given up |
@@ -335,6 +336,8 @@ pub mod code {
     pub const NO_CERTIFICATE: &str = "E0002";
     /// A join token that is unknown, used or past its hour.
     pub const JOIN_TOKEN: &str = "E4011";
+    /// A node's request for a new certificate that is not good.
+    pub const REISSUE: &str = "E4013";
     /// The caller lacks a role.
     pub const FORBIDDEN: &str = "E4031";
     /// No such cluster, or not visible to the caller.

@@ -35,6 +35,9 @@ pub enum Fault {
     /// The join token is not good.
     #[error("the join token {0}")]
     JoinToken(&'static str),
+    /// A node's request for a new certificate is not good.
+    #[error("the request for a certificate {0}")]
+    Reissue(String),
     /// The role does not suffice.
     #[error("{who} lacks platform role {needs} on clusters")]
     Forbidden {
@@ -151,7 +154,7 @@ impl Fault {
     pub fn status(&self) -> StatusCode {
         use StatusCode as S;
         match self {
-            Fault::Bad(_) | Fault::NotRoot(_) => S::BAD_REQUEST,
+            Fault::Bad(_) | Fault::NotRoot(_) | Fault::Reissue(_) => S::BAD_REQUEST,
             Fault::TooLarge(_) => S::PAYLOAD_TOO_LARGE,
             Fault::TooSlow => S::REQUEST_TIMEOUT,
             Fault::Replaced(_) | Fault::JoinToken(_) | Fault::Forbidden { .. } => S::UNAUTHORIZED,
@@ -186,6 +189,7 @@ impl Fault {
             Fault::Bad(_) | Fault::TooLarge(_) | Fault::TooSlow => code::BAD_REQUEST,
             Fault::Replaced(_) => agent::code::CERTIFICATE_REPLACED,
             Fault::JoinToken(_) => code::JOIN_TOKEN,
+            Fault::Reissue(_) => code::REISSUE,
             Fault::Forbidden { .. } => code::FORBIDDEN,
             Fault::NoCluster(_) => code::NO_CLUSTER,
             Fault::NoInstance(_) => code::NO_INSTANCE,
@@ -248,6 +252,9 @@ impl Fault {
             ),
             Fault::JoinToken(_) | Fault::Replaced(_) => {
                 "claviger ks cluster join-token -c CLUSTER".into()
+            }
+            Fault::Reissue(_) => {
+                "claviger agent request-certificate --config FILE --out FILE (on the node)".into()
             }
             Fault::NameTaken(_) => "claviger ks cluster ls".into(),
             _ => String::new(),

@@ -4,10 +4,12 @@ use super::commits;
 use super::fault::Fault;
 use super::limits::{
     AGENTS_MAX, CERTIFICATE_MS, JOIN_TOKEN_MS, JOIN_TOKEN_REMEMBERED_MS, JOIN_TOKENS_OPEN_MAX,
+    REISSUE_AHEAD_MS, REISSUE_MS,
 };
 use super::node_ca::{Issued, Proven, issue};
 use super::state::row_of;
 use crate::app::App;
+use crate::authority::Authority;
 use crate::http::auth::Node;
 use claviger_crypto::SecretBytes;
 use claviger_crypto::digest::{MacKey, hex, sha256};
@@ -15,6 +17,14 @@ use claviger_domain::cluster::commit::Commit;
 use claviger_domain::id::{AgentName, ClusterId, UnixMs};
 use claviger_store::clusters::{self, TokenUse};
 use claviger_store::{StoreError, Tx};
+use claviger_wire::agent::{ReissueRequest, reissue_name};
+use rustls::RootCertStore;
+use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use std::sync::Arc;
+use std::time::Duration;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 /// What a join token begins with, so that people and secret scanners know one.
@@ -97,17 +107,84 @@ pub fn renew(
     Ok(issued)
 }
 
+/// Signs a new certificate for a node of `cluster` that cannot ask for it itself: by its written
+/// request, which its key has signed, and the certificate that it has, expired or not.
+pub fn reissue(
+    app: &App,
+    tx: &Tx<'_>,
+    cluster: &ClusterId,
+    request: &ReissueRequest,
+    now: UnixMs,
+) -> Result<Issued, Fault> {
+    let no = |why: &str| Fault::Reissue(why.to_owned());
+    let shown = signed_by_us(&app.authority, &request.certificate).ok_or_else(|| {
+        no("shows a certificate that this server did not sign: it is of another server, or was changed")
+    })?;
+    let node = crate::listen::node(&shown).ok_or_else(|| no("shows no certificate of a node"))?;
+    if node.cluster != *cluster {
+        return Err(Fault::Reissue(format!(
+            "is of cluster {}, not of {cluster}; name that one with -c",
+            node.cluster
+        )));
+    }
+    let key = Proven::read(&request.csr)
+        .map_err(|e| Fault::Reissue(format!("was changed or is none of a node: {e}")))?;
+    let (_, certificate) =
+        X509Certificate::from_der(&shown).map_err(|_| no("shows no certificate"))?;
+    if !key.is_of(&certificate) {
+        return Err(no("is signed by another key than that of the certificate it shows"));
+    }
+    let asked = key.uris().iter().find_map(|uri| {
+        let at = UnixMs(uri.rsplit_once('/')?.1.parse().ok()?);
+        (*uri == reissue_name(&node.cluster, &node.agent, at)).then_some(at)
+    });
+    let asked = asked.ok_or_else(|| no("was made for another node, or for another purpose"))?;
+    if now.since(asked) > REISSUE_MS {
+        return Err(no("is older than 7 days"));
+    }
+    if asked.since(now) > REISSUE_AHEAD_MS {
+        return Err(no("is dated more than a day ahead; set the node's clock"));
+    }
+    if clusters::agent(tx, cluster, &node.agent)?.is_none() {
+        return Err(Fault::NoNode(node.agent));
+    }
+    if !counts(tx, &node)? {
+        return Err(Fault::Replaced(node.agent));
+    }
+    renew(app, tx, &node, &key, now)
+}
+
+/// The certificate of `pem`, if this authority signed it for a client, whenever that was.
+fn signed_by_us(authority: &Authority, pem: &str) -> Option<CertificateDer<'static>> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+    let end = crate::listen::node(&der)?.not_after;
+    // A moment at which it was good.
+    let then = Duration::from_millis(u64::try_from(end.0 - 1000).ok()?);
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.der().clone()).ok()?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let verifier = verifier.build().ok()?;
+    verifier.verify_client_cert(&der, &[], UnixTime::since_unix_epoch(then)).ok()?;
+    Some(der)
+}
+
 /// Whether the certificate that a node showed counts: any that was issued since the last join
 /// under its name. So a renewal needs no row of its own to count, and none is lost when the
 /// server comes back from a backup; a join under the same name ends all before it.
 pub fn admits(tx: &Tx<'_>, node: &Node, now: UnixMs) -> Result<bool, StoreError> {
+    Ok(counts(tx, node)? && node.not_after > now)
+}
+
+/// The same of a certificate that may have expired.
+fn counts(tx: &Tx<'_>, node: &Node) -> Result<bool, StoreError> {
     let Some(row) = clusters::agent(tx, &node.cluster, &node.agent)? else { return Ok(false) };
     // Certificates tell time in seconds; within the second of a join the fingerprint decides.
     let issued_s = (node.not_after.0 - CERTIFICATE_MS).div_euclid(1000);
     let newer = issued_s > row.joined.0.div_euclid(1000);
     let known = row.fingerprint == node.fingerprint
         || row.previous.as_deref() == Some(node.fingerprint.as_str());
-    Ok((newer || known) && node.not_after > now)
+    Ok(newer || known)
 }
 
 /// Like [`admits`], as an answer.

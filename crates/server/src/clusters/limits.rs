@@ -41,6 +41,11 @@ pub const JOIN_TOKENS_OPEN_MAX: usize = 2 * AGENTS_MAX;
 /// The life of a node's certificate, in milliseconds: 30 days.
 pub const CERTIFICATE_MS: i64 = 30 * 86_400_000;
 
+/// A node's written request for a certificate is good for a week: files travel slowly.
+pub const REISSUE_MS: u64 = 7 * 86_400_000;
+/// A node that was off or cut off may have a clock that runs ahead, by so much.
+pub const REISSUE_AHEAD_MS: u64 = 86_400_000;
+
 /// A lease lasts so long. An agent asks for more each 5 s, so two lost requests do no harm, and
 /// a dead agent is followed within 15 s.
 pub const LEASE_MS: i64 = 15_000;

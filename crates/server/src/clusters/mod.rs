@@ -46,6 +46,7 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v1/logging/{cluster}/clusterkeyowner", get(operators::key_owner))
         .route("/v3/clusters", post(operators::register))
         .route("/v3/clusters/{cluster}/join-tokens", post(operators::join_token))
+        .route("/v3/clusters/{cluster}/node-certificates", post(operators::reissue))
         .route("/v3/clusters/{cluster}/nodes/{node}", delete(operators::remove_node))
         .route("/v3/clusters/{cluster}/kms", get(operators::status))
         .route("/v3/clusters/{cluster}/kms/operations", post(operators::operation))

@@ -5,19 +5,23 @@ use super::limits::{CERTIFICATE_MS, JOIN_MAX};
 use crate::authority::{Authority, pem};
 use claviger_crypto::digest::{hex, sha256};
 use claviger_domain::id::{AgentName, ClusterId, UnixMs};
-use claviger_wire::agent::Certificate;
+use claviger_wire::agent::{Certificate, identity};
 use rcgen::{
     CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use std::time::Duration;
+use x509_parser::prelude::X509Certificate;
 
 /// A public key whose owner proved to hold the private one.
-pub struct Proven(rcgen::PublicKey);
+pub struct Proven {
+    key: rcgen::PublicKey,
+    uris: Vec<String>,
+}
 
 impl Proven {
     /// Reads a PKCS#10 request (RFC 2986, PEM) and checks its signature by its own key: ECDSA on
-    /// P-256 with SHA-256, or Ed25519. Nothing else of the request is used.
+    /// P-256 with SHA-256, or Ed25519. Of the rest only [`uris`](Self::uris) is of use.
     pub fn read(request: &str) -> Result<Proven, Fault> {
         if request.len() > JOIN_MAX {
             return Err(Fault::Bad(format!("a certificate request has at most {JOIN_MAX} bytes")));
@@ -25,7 +29,12 @@ impl Proven {
         let parsed = CertificateSigningRequestParams::from_pem(request).map_err(|e| {
             Fault::Bad(format!("the certificate request is not good: {e}; it must be PKCS#10, PEM"))
         })?;
-        let key = parsed.public_key;
+        let names = parsed.params.subject_alt_names.into_iter();
+        let uris = names.filter_map(|name| match name {
+            SanType::URI(uri) => Some(uri.as_str().to_owned()),
+            _ => None,
+        });
+        let (key, uris) = (parsed.public_key, uris.collect());
         // The request names the algorithm of its signature; the key must be one of that kind, an
         // uncompressed point of P-256 or 32 bytes of Ed25519.
         let (algorithm, bytes) = (key.algorithm(), key.der_bytes());
@@ -34,16 +43,21 @@ impl Proven {
             && bytes.first() == Some(&4);
         let ed25519 = *algorithm == rcgen::PKCS_ED25519 && bytes.len() == 32;
         if p256 || ed25519 {
-            Ok(Proven(key))
+            Ok(Proven { key, uris })
         } else {
             Err(Fault::Bad("a node's key is of ECDSA P-256 or Ed25519".into()))
         }
     }
-}
 
-/// What a node's certificate says of who it is.
-pub fn identity(cluster: &ClusterId, agent: &AgentName) -> String {
-    format!("claviger://cluster/{cluster}/agent/{agent}")
+    /// The URIs that the request names: what its owner signed, true or not.
+    pub fn uris(&self) -> &[String] {
+        &self.uris
+    }
+
+    /// Whether this is the public key of a certificate.
+    pub fn is_of(&self, certificate: &X509Certificate<'_>) -> bool {
+        *certificate.public_key().subject_public_key.data == *self.key.der_bytes()
+    }
 }
 
 /// A certificate and its fingerprint (SHA-256 of the DER, hexadecimal).
@@ -74,7 +88,7 @@ pub fn issue(
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let life = Duration::from_millis(CERTIFICATE_MS.unsigned_abs());
-    let der = authority.sign(params, &key.0, now, life).map_err(bug)?;
+    let der = authority.sign(params, &key.key, now, life).map_err(bug)?;
     Ok(Issued {
         fingerprint: hex(&sha256(&der)),
         certificate: Certificate {
@@ -90,7 +104,7 @@ pub fn issue(
 mod tests {
     use super::*;
     use rcgen::KeyPair;
-    use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+    use x509_parser::prelude::{FromDer, GeneralName};
 
     fn authority() -> Authority {
         let (certificate, key) = Authority::generate(UnixMs(1_700_000_000_000)).unwrap();

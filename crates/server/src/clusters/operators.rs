@@ -5,7 +5,7 @@ use super::limits::{BODY_MAX, CLUSTERS_MAX};
 use super::operations::{self, Outcome, Wanted, instance_of, key_of};
 use super::request::{Doing, allowed, json, recorded};
 use super::state::Whole;
-use super::{give_up, jobs, nodes, register, view};
+use super::{give_up, jobs, joining, nodes, register, view};
 use crate::app::App;
 use crate::http::auth::Caller;
 use axum::Json;
@@ -18,6 +18,7 @@ use claviger_domain::id::{InstanceId, JobId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
 use claviger_store::clusters::{self, ClusterRow};
 use claviger_store::{StoreError, Tx, audit, iam, keys, registrations};
+use claviger_wire::agent::{Certificate, ReissueRequest};
 use claviger_wire::ks::{
     CancelOperation, ClusterView, Crk, EnableKms, GivenUp, JobView, KeyOwner, KmsInstance,
     KmsStatus, NewJob, NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered,
@@ -395,6 +396,28 @@ pub async fn remove_node(
     let (id, removed) = removed.await?;
     app.hub.cluster_changed(id);
     Ok(Json(removed))
+}
+
+/// `POST /v3/clusters/{c}/node-certificates`
+pub async fn reissue(
+    State(app): Shared,
+    caller: Caller,
+    Path(name): Path<String>,
+    request: Request,
+) -> Result<(StatusCode, Json<Certificate>), Fault> {
+    let asked: ReissueRequest = json(request, BODY_MAX).await?;
+    let action = "containers-kubernetes.cluster-agent.reissue";
+    let doing = Doing::by(&caller, action, &*name);
+    let issued = recorded(&app, doing, move |app, doing, now| {
+        allowed(&caller, Administrator)?;
+        app.store.tx("reissue", |tx| {
+            let row = find(tx, &name)?;
+            let issued = joining::reissue(app, tx, &row.cluster.id, &asked, now)?;
+            audit::add(tx, &Doing { target: row.crn, ..doing.clone() }.done(now))?;
+            Ok::<_, Fault>(issued)
+        })
+    });
+    Ok((StatusCode::CREATED, Json(issued.await?.certificate)))
 }
 
 /// `POST /v3/clusters/{c}/jobs`

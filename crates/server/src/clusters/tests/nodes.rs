@@ -1,10 +1,11 @@
 //! Nodes that leave.
 
 use super::simulation::Sim;
-use super::world::{By, World, code};
+use super::world::{By, World, code, node_of};
 use axum::http::StatusCode;
 use claviger_domain::access::PlatformRole;
 use claviger_domain::cluster::plan::{Step, Why};
+use claviger_domain::id::UnixMs;
 use claviger_wire::ks::{KmsStatus, NodeRemoved, Registered};
 use serde_json::Value;
 
@@ -68,4 +69,105 @@ async fn a_node_that_is_gone_is_removed_and_nothing_waits_for_it() {
     assert!(world.join(&token, "n2").await.is_ok());
     let (status, _) = world.call(By::Node(&gone), "GET /agent/v1/state", &Value::Null).await;
     assert_eq!(status, StatusCode::UNAUTHORIZED, "its old certificate stays refused");
+}
+
+/// A node that cannot reach the server asks in writing.
+#[tokio::test]
+async fn a_written_request_is_answered_if_it_is_the_node_s_own() {
+    const DAY: i64 = 86_400_000;
+    let world = World::new();
+    let first = world.register("prod").await;
+    let joined = join_with_key(&world, &first.join_token, "n1").await;
+    let other = world.register("other").await;
+    let stranger = join_with_key(&world, &other.join_token, "n1").await;
+    world.advance(40 * DAY.unsigned_abs());
+    // A token lives for an hour.
+    let administrator = world.person("admin", None);
+    let line = "POST /v3/clusters/prod/node-certificates";
+    let ask = async |request: &Value| {
+        let (status, value) = world.call(By::Token(&administrator), line, request).await;
+        (status.as_u16(), value)
+    };
+    let good = joined.ask(world.now().0);
+    let refused = async |request: &Value, says: &str| {
+        let (status, value) = ask(request).await;
+        assert_eq!((status, code(&value)), (400, "E4013"), "{value}");
+        assert!(value["description"].as_str().unwrap().contains(says), "{says}: {value}");
+        assert!(value["recoveryCLI"].as_str().unwrap().contains("request-certificate"));
+    };
+    let with = |name: &str, value: Value| {
+        let mut changed = good.clone();
+        changed[name] = value;
+        changed
+    };
+    let theirs = stranger.ask(world.now().0);
+    refused(&theirs, "of cluster").await;
+    refused(&with("csr", theirs["csr"].clone()), "another key").await;
+    refused(&with("certificate", world.app.authority.pem().into()), "did not sign").await;
+    refused(&with("csr", "-----BEGIN".into()), "was changed").await;
+    refused(&joined.ask(world.now().0 - 8 * DAY), "older than 7 days").await;
+    refused(&joined.ask(world.now().0 + 2 * DAY), "clock").await;
+    let renamed = JoinedNode { agent: "n2".to_owned(), ..joined.clone() };
+    refused(&renamed.ask(world.now().0), "another node").await;
+    let operator = world.person("operator", Some(PlatformRole::Operator));
+    let (status, _) = world.call(By::Token(&operator), line, &good).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+
+    let state = "GET /agent/v1/state";
+    let (status, _) = world.call(By::Node(&joined.node), state, &Value::Null).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED, "expired");
+    let (status, value) = ask(&good).await;
+    assert_eq!(status, 201, "{value}");
+    let renewed = node_of(&serde_json::from_value(value).unwrap());
+    assert_eq!((&renewed.cluster, renewed.agent.as_str()), (&first.id, "n1"));
+    assert_eq!(world.call(By::Node(&renewed), state, &Value::Null).await.0, StatusCode::OK);
+
+    // Whoever joined again under the name has no claim by an older certificate.
+    let tokens = "POST /v3/clusters/prod/join-tokens";
+    let (_, token) = world.call(By::Token(&administrator), tokens, &Value::Null).await;
+    world.advance(1000);
+    world.join(token["join_token"].as_str().unwrap(), "n1").await.unwrap();
+    let (status, value) = ask(&good).await;
+    assert_eq!((status, code(&value)), (401, "E4012"), "{value}");
+}
+
+/// An agent that joined, and the key that it keeps.
+#[derive(Clone)]
+struct JoinedNode {
+    key: std::sync::Arc<rcgen::KeyPair>,
+    cluster: String,
+    agent: String,
+    certificate: String,
+    node: crate::http::auth::Node,
+}
+
+async fn join_with_key(world: &World, token: &str, agent: &str) -> JoinedNode {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let params = rcgen::CertificateParams::default();
+    let csr = params.serialize_request(&key).unwrap().pem().unwrap();
+    let ask = serde_json::json!({ "token": token, "agent": agent, "csr": csr });
+    let (status, value) = world.call(By::Nobody, "POST /agent/v1/join", &ask).await;
+    assert_eq!(status, StatusCode::OK, "{value}");
+    JoinedNode {
+        key: key.into(),
+        cluster: value["cluster"].as_str().unwrap().to_owned(),
+        agent: agent.to_owned(),
+        certificate: value["certificate"].as_str().unwrap().to_owned(),
+        node: node_of(&serde_json::from_value(value).unwrap()),
+    }
+}
+
+impl JoinedNode {
+    /// Its request, dated `at`.
+    fn ask(&self, at: i64) -> Value {
+        let (cluster, agent) = (self.cluster.parse().unwrap(), self.agent.parse().unwrap());
+        let name = claviger_wire::agent::reissue_name(&cluster, &agent, UnixMs(at));
+        let mut params = rcgen::CertificateParams::default();
+        params.subject_alt_names = vec![rcgen::SanType::URI(name.as_str().try_into().unwrap())];
+        let csr = params.serialize_request(&*self.key).unwrap().pem().unwrap();
+        serde_json::json!({
+            "cluster": self.cluster, "agent": self.agent,
+            "csr": csr, "certificate": self.certificate,
+        })
+    }
 }
