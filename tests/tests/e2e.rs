@@ -311,6 +311,71 @@ fn signal(which: &str, pid: &str) {
     assert!(status.success(), "kill {which} {pid}");
 }
 
+/// A running agent takes up a certificate that came by file, and joins again with a new token
+/// once its own counts no longer.
+#[test]
+#[ignore = "needs the testbed: cargo xtask test"]
+fn a_certificate_comes_by_file_or_by_a_new_token() {
+    let flow = Flow::start("1.37", 1, true);
+    let home = flow.lab.dir().join("agent-1");
+    let path = |name: &str| home.join(name).display().to_string();
+    let config = path("agent.toml");
+    let known = || -> Value {
+        serde_json::from_slice(&std::fs::read(home.join("state/node.json")).unwrap()).unwrap()
+    };
+    let first = known();
+    let (request, answer) = (path("request.json"), path("answer.json"));
+    flow.lab
+        .must(&["agent", "request-certificate", "--config", &config, "--out", &request])
+        .unwrap();
+    let reissue = |cluster: &str| {
+        flow.lab
+            .claviger(&[
+                "ks",
+                "cluster",
+                "node",
+                "reissue",
+                "-c",
+                cluster,
+                "--request",
+                &request,
+                "--out",
+                &answer,
+            ])
+            .unwrap()
+    };
+    assert_eq!(reissue("nowhere").status.code(), Some(2));
+    assert!(reissue(&flow.cluster).status.success());
+    let install = ["agent", "install-certificate", "--config", &config, "--in", &answer];
+    let said = flow.lab.must(&install).unwrap();
+    assert!(said.contains("uses it"), "{said}");
+    let second = known();
+    assert_ne!(second["certificate"], first["certificate"]);
+    let changed = std::fs::read_to_string(&answer).unwrap().replacen("MII", "MIJ", 1);
+    std::fs::write(&answer, changed).unwrap();
+    assert_eq!(flow.lab.claviger(&install).unwrap().status.code(), Some(2), "changed on its way");
+
+    // The node was off for so long that its certificate has expired: it runs all the same, and
+    // finds the token that somebody puts there.
+    let agent = flow.lab.var("CLAVIGER_AGENT_PIDS").unwrap();
+    let mut expired = second.clone();
+    expired["not_after"] = 1.into();
+    std::fs::write(home.join("state/node.json"), expired.to_string()).unwrap();
+    signal("-KILL", &agent);
+    let runs = || flow.lab.claviger(&["agent", "status", "--config", &config]).unwrap();
+    within(MINUTE, "runs", || runs().status.success());
+    let made = flow
+        .lab
+        .claviger_json(&["ks", "cluster", "join-token", "-c", &flow.cluster, "--output", "json"])
+        .unwrap();
+    std::fs::write(home.join("join-token"), made["join_token"].as_str().unwrap()).unwrap();
+    within(MINUTE, "joined again", || known()["certificate"] != second["certificate"]);
+    assert!(known()["not_after"].as_i64().unwrap() > 1);
+    flow.create_key("root");
+    flow.enable("root", "restart");
+    flow.lab.down().unwrap();
+}
+
 /// The guard enables the key though its starter is killed at once.
 #[test]
 #[ignore = "needs the testbed: cargo xtask test"]

@@ -64,6 +64,23 @@ fn read(path: &Path, max: u64) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
+/// Reads JSON of a file, or of standard input for `-`.
+pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Failure> {
+    let text = read_text(path, CONFIG_MAX)?;
+    serde_json::from_str(&text).map_err(|e| {
+        let error = format!("{} is not what it should be: {e}", path.display());
+        Failure::new(exit::USAGE, error, "is it the right file, and whole?")
+    })
+}
+
+/// Writes JSON into a file that only its owner may read, whole or not at all.
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_vec_pretty(value)
+        .map_err(|e| Failure::new(exit::FAULT, format!("cannot write JSON: {e}"), ""))?;
+    text.push(b'\n');
+    write_secret(path, &text)
+}
+
 /// Writes a file that only its owner may read, whole or not at all.
 pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let fail = |e: std::io::Error| {

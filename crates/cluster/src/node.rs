@@ -14,6 +14,7 @@ use claviger_kms_plugin::Plugin;
 use claviger_supervise::Supervisor;
 use claviger_wire::agent::State;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 use tokio::sync::{Notify, watch};
@@ -55,6 +56,7 @@ pub struct Node {
     contact: Mutex<Contact>,
     observation: watch::Sender<Arc<Observation>>,
     look: Notify,
+    refused: AtomicBool,
 }
 
 impl fmt::Debug for Node {
@@ -118,6 +120,7 @@ impl Node {
             contact: Mutex::new(contact),
             observation: watch::Sender::new(Arc::new(observation)),
             look: Notify::new(),
+            refused: AtomicBool::new(false),
         })
     }
 
@@ -129,6 +132,16 @@ impl Node {
     /// Puts new clients in place.
     pub fn set_clients(&self, clients: Clients) {
         *self.clients.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(clients);
+    }
+
+    /// Whether the server's last answer was that this node's certificate does not count.
+    pub fn refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether the server takes this node's certificate.
+    pub fn note_refused(&self, refused: bool) {
+        self.refused.store(refused, Ordering::Relaxed);
     }
 
     /// The newest word of the server; none until it answered this process.

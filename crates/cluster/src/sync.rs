@@ -5,6 +5,7 @@
 
 use crate::node::Node;
 use crate::ring::jitter;
+use claviger_client::Error;
 use futures_util::StreamExt as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub async fn listen(node: Arc<Node>) {
         let clients = node.clients();
         match clients.api.state().await {
             Ok(state) => {
+                node.note_refused(false);
                 if std::mem::take(&mut away) {
                     tracing::info!("the server answers again");
                 }
@@ -34,6 +36,7 @@ pub async fn listen(node: Arc<Node>) {
                 }
             }
             Err(error) => {
+                node.note_refused(matches!(error, Error::Unauthorized { .. }));
                 if !std::mem::replace(&mut away, true) {
                     tracing::warn!(%error, "the server does not answer; this node coasts");
                 }

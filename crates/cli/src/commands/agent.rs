@@ -1,15 +1,18 @@
 //! `claviger agent`: what runs beside a kube-apiserver.
 
 use crate::exit::{self, Done, Failure};
+use crate::files;
 use crate::render::{pairs, print_text};
 use clap::Subcommand;
 use claviger_cluster::config::{AgentConfig, ConfigError};
 use claviger_cluster::desk::{self, Asked, Said, Status};
 use claviger_cluster::hand_over::FORMAT;
+use claviger_cluster::identity::{self, IdentityError};
 use claviger_cluster::run::{AgentError, run as run_agent};
 use claviger_domain::cluster::Access;
 use claviger_domain::id::UnixMs;
-use std::path::PathBuf;
+use claviger_wire::agent::Certificate;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Arguments of `claviger agent`.
@@ -39,6 +42,27 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Write a request for a new certificate, for a node that cannot reach the server
+    ///
+    /// An Administrator answers it with `claviger ks cluster node reissue`; the answer comes back
+    /// with `claviger agent install-certificate`. The files hold nothing secret.
+    RequestCertificate {
+        /// The agent's settings (TOML)
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Where to write it
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Give the agent of this node, running or not, the certificate that a request was answered with
+    InstallCertificate {
+        /// The agent's settings (TOML)
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// The answer
+        #[arg(long, value_name = "FILE")]
+        r#in: PathBuf,
+    },
     /// Let this program take the running agent's place, with its open keys
     ///
     /// The running agent becomes this program: same process, same arguments, its keys handed over
@@ -61,7 +85,53 @@ pub fn run(args: Args) -> Done {
             Ok(())
         }
         Verb::Upgrade { config } => upgrade(&load(&config)?),
+        Verb::RequestCertificate { config, out } => {
+            let request = identity::write_request(&load(&config)?).map_err(|e| no(&e))?;
+            files::write_json(&out, &request)?;
+            print_text(&format!(
+                "Let an Administrator run: claviger ks cluster node reissue -c {} --request {} --out FILE",
+                request.cluster,
+                out.display()
+            ));
+            Ok(())
+        }
+        Verb::InstallCertificate { config, r#in } => install(&load(&config)?, &r#in),
     }
+}
+
+fn no(error: &IdentityError) -> Failure {
+    let hint = match error {
+        IdentityError::NeverJoined => "claviger ks cluster join-token",
+        IdentityError::NotOurs(_) => {
+            "claviger agent request-certificate --config FILE --out FILE, on this node"
+        }
+        _ => "are you root or the agent's user?",
+    };
+    let code = match error {
+        IdentityError::File(_) => exit::UNREACHABLE,
+        IdentityError::NotOurs(_) => exit::USAGE,
+        _ => exit::NO,
+    };
+    Failure::new(code, with_causes(error), hint)
+}
+
+/// How long a running agent may take to see a new certificate; it looks every two seconds.
+const TAKEN_UP: Duration = Duration::from_secs(10);
+
+fn install(config: &AgentConfig, path: &Path) -> Done {
+    let certificate: Certificate = files::read_json(path)?;
+    identity::install(config, &certificate).map_err(|e| no(&e))?;
+    let until = Instant::now() + TAKEN_UP;
+    let runs = desk::ask(&config.state_dir, &Asked::Status).is_ok();
+    while runs && Instant::now() < until {
+        if identity::is_taken_up(config) {
+            print_text("The agent uses it.");
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    print_text("The agent takes it up when it starts.");
+    Ok(())
 }
 
 /// How long a successor may take until it answers.

@@ -7,6 +7,7 @@ use crate::files;
 use crate::render::{Look, attended, now, pairs, typed};
 use claviger_domain::cluster::{Access, FRESH_MS, Stage};
 use claviger_domain::id::{AgentName, UnixMs};
+use claviger_wire::agent::ReissueRequest;
 use claviger_wire::ks::{AgentView, KmsStatus, RegisterCluster};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -40,6 +41,25 @@ pub enum Node {
     /// heard. A machine that still runs, cut off, goes on with the keys in its memory: whether it
     /// is off is for you to say, by typing its name or with --force.
     Rm(Remove),
+    /// Answer a node's written request for a new certificate
+    ///
+    /// For a node whose certificate has expired or that cannot reach this server: it writes the
+    /// request with `claviger agent request-certificate` and takes the answer with `claviger agent
+    /// install-certificate`. Needs Administrator. A request is good for 7 days.
+    Reissue(Reissue),
+}
+
+/// Arguments of `node reissue`.
+#[derive(clap::Args)]
+pub struct Reissue {
+    #[command(flatten)]
+    which: Which,
+    /// The node's request
+    #[arg(long, value_name = "FILE")]
+    request: PathBuf,
+    /// Where to write the certificate
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
 }
 
 /// Arguments of `node rm`.
@@ -108,6 +128,19 @@ pub async fn run(verb: Verb, look: Look, link: &Link) -> Done {
             look.answer(&nodes, || view::nodes(&nodes, now()));
         }
         Verb::Node(Node::Rm(args)) => return remove(args, look, link).await,
+        Verb::Node(Node::Reissue(args)) => {
+            let request: ReissueRequest = files::read_json(&args.request)?;
+            look.doing(&format!("Answering the request of node {}", request.agent));
+            let answer = link.clusters.reissue(&args.which.cluster, &request).await?;
+            files::write_json(&args.out, &answer)?;
+            look.ok();
+            let out = args.out.display();
+            look.answer(&Written { path: args.out.clone() }, || {
+                vec![format!(
+                    "On the node: claviger agent install-certificate --config FILE --in {out}"
+                )]
+            });
+        }
         Verb::Config(args) => return config(args, look, link).await,
     }
     Ok(())
