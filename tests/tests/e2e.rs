@@ -311,11 +311,11 @@ fn signal(which: &str, pid: &str) {
     assert!(status.success(), "kill {which} {pid}");
 }
 
-/// A running agent takes up a certificate that came by file, and joins again with a new token
-/// once its own counts no longer.
+/// A running agent takes up a certificate that came by file, joins again with a new token once its
+/// own counts no longer, and uses the endpoint that an operator chooses.
 #[test]
 #[ignore = "needs the testbed: cargo xtask test"]
-fn a_certificate_comes_by_file_or_by_a_new_token() {
+fn an_agent_takes_up_certificates_and_endpoints_while_it_runs() {
     let flow = Flow::start("1.37", 1, true);
     let home = flow.lab.dir().join("agent-1");
     let path = |name: &str| home.join(name).display().to_string();
@@ -373,6 +373,20 @@ fn a_certificate_comes_by_file_or_by_a_new_token() {
     assert!(known()["not_after"].as_i64().unwrap() > 1);
     flow.create_key("root");
     flow.enable("root", "restart");
+
+    // Agents follow the endpoint that an operator chooses, and it is shown.
+    let urls = ["CLAVIGER_PUBLIC_URL", "CLAVIGER_URL"].map(|name| flow.lab.var(name).unwrap());
+    let enable = ["ks", "kms", "enable", "-c", &flow.cluster, "--crk", "root"];
+    for (url, flags) in urls.iter().zip([&["--public-endpoint"][..], &[]]) {
+        flow.lab.must(&[&enable[..], &["--instance-id", &flow.instance], flags].concat()).unwrap();
+        within(MINUTE, "the agent uses the endpoint", || {
+            String::from_utf8_lossy(&runs().stdout).contains(url)
+        });
+        assert!(
+            flow.lab.must(&["ks", "kms", "status", "-c", &flow.cluster]).unwrap().contains(url)
+        );
+    }
+    within(MINUTE, "open", || String::from_utf8_lossy(&runs().stdout).contains("Access:    open"));
     flow.lab.down().unwrap();
 }
 

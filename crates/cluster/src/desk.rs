@@ -70,6 +70,8 @@ pub struct Status {
     pub agent: AgentName,
     /// Its cluster.
     pub cluster: ClusterId,
+    /// The URL by which it reaches the server.
+    pub server: String,
     /// The KEKs that are open.
     pub open: Vec<Serial>,
     /// Whether its API server may read.
@@ -156,6 +158,7 @@ async fn answer(
                 pid: std::process::id(),
                 agent: node.config.name.clone(),
                 cluster: node.cluster.clone(),
+                server: node.clients().url.clone(),
                 open: node.plugin.self_test(),
                 access: node.observation().access.clone(),
                 inherited,

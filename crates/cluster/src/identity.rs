@@ -4,10 +4,12 @@
 //! certificate that an operator carried there; its ring and its fence stay.
 
 use crate::config::AgentConfig;
-use crate::contact::wall;
+use crate::contact::{Moment, wall};
+use crate::endpoint::Endpoint;
 use crate::file::{self, FileError};
 use crate::node::{Clients, Node};
 use crate::ring::jitter;
+use crate::run::with_causes;
 use claviger_client::{AgentApi, Error as ClientError, KeyService, NodeConfig};
 use claviger_crypto::{SecretBytes, digest};
 use claviger_domain::id::{ClusterId, UnixMs};
@@ -91,7 +93,7 @@ impl Identity {
         let csr = request(&key, None)?;
         let mut pause = PAUSE.0;
         let certificate = loop {
-            match join(config, ca, &token, &csr).await {
+            match join(config, &config.server, ca, &token, &csr).await {
                 Ok(certificate) => break certificate,
                 Err(error) if error.is_unreachable() => {
                     tracing::warn!(%error, "cannot join yet");
@@ -120,6 +122,7 @@ impl Identity {
             key: SecretBytes::new(self.key.serialize_pem().into_bytes()),
         };
         Ok(Clients {
+            url: url.to_owned(),
             api: AgentApi::connect(&config()).map_err(IdentityError::Unusable)?,
             keys: KeyService::for_node(&config()).map_err(IdentityError::Unusable)?,
         })
@@ -131,8 +134,10 @@ impl Identity {
         let mut tried = None;
         let mut said = None;
         let mut renewed: Option<Instant> = None;
+        let mut endpoint = Endpoint::default();
         loop {
             self.install(&node, &ca);
+            self.follow(&node, &ca, &mut endpoint).await;
             let left = self.certificate.not_after.0 - wall().0;
             let counts = left > 0 && !node.refused();
             if counts {
@@ -179,6 +184,40 @@ impl Identity {
         }
     }
 
+    /// Goes to the URL that the server names, or back to that of the settings, if it answers
+    /// this node there.
+    async fn follow(&self, node: &Node, ca: &str, endpoint: &mut Endpoint) {
+        let (using, named) = (node.clients().url.clone(), node.named_url());
+        let silent = node.contact().map_or(0, |mark| mark.elapsed_ms(&Moment::now()));
+        let silent = Duration::from_millis(silent);
+        let settings = &node.config.server;
+        let next = endpoint.next(&using, named.as_deref(), settings, silent, Instant::now());
+        let Some(url) = next else { return };
+        match self.answers(&url, node, ca).await {
+            Ok(clients) => {
+                tracing::info!(from = using, to = url, "uses another URL of the server");
+                endpoint.moved(&using, silent, Instant::now());
+                node.set_clients(clients);
+            }
+            Err(why) => {
+                if endpoint.failed(&url, silent, Instant::now()) {
+                    tracing::warn!(url, using, %why, "the server does not answer by this URL; this agent stays with the one it has");
+                }
+            }
+        }
+    }
+
+    /// Clients of `url`, if the server answers there and knows this node.
+    async fn answers(&self, url: &str, node: &Node, ca: &str) -> Result<Clients, String> {
+        let clients = self.clients(url, ca).map_err(|e| with_causes(&e))?;
+        let state = clients.api.state().await.map_err(|e| e.to_string())?;
+        if state.cluster.id != node.cluster {
+            return Err(format!("it speaks of cluster {}", state.cluster.id));
+        }
+        node.took(state).map_err(|e| with_causes(&e))?;
+        Ok(clients)
+    }
+
     /// Joins with a token that was not tried yet.
     async fn rejoin(&mut self, node: &Node, ca: &str, tried: &mut Option<[u8; 32]>) {
         let Ok(Some(token)) = token(&node.config) else { return };
@@ -187,7 +226,7 @@ impl Identity {
             return;
         }
         let Ok(csr) = request(&self.key, None) else { return };
-        match join(&node.config, ca, &token, &csr).await {
+        match join(&node.config, &node.clients().url, ca, &token, &csr).await {
             Err(error) if error.is_unreachable() => return,
             Err(error) => tracing::error!(%error, "the server does not let this agent join again"),
             Ok(certificate) => match self.take(certificate, node, ca) {
@@ -218,7 +257,7 @@ impl Identity {
         }
         file::write_json(&node.config.state(CERTIFICATE), &certificate)?;
         self.certificate = certificate;
-        node.set_clients(self.clients(&node.config.server, ca)?);
+        node.set_clients(self.clients(&node.clients().url, ca)?);
         Ok(())
     }
 
@@ -329,12 +368,13 @@ fn token(config: &AgentConfig) -> Result<Option<String>, FileError> {
 
 async fn join(
     config: &AgentConfig,
+    url: &str,
     ca: &str,
     token: &str,
     csr: &str,
 ) -> Result<Certificate, ClientError> {
     let (token, agent, csr) = (token.to_owned(), config.name.clone(), csr.to_owned());
-    AgentApi::join(&config.server, ca, &JoinRequest { token, agent, csr }).await
+    AgentApi::join(url, ca, &JoinRequest { token, agent, csr }).await
 }
 
 /// The key pair of the last run, or a new one (ECDSA P-256), durable before it is used.

@@ -9,6 +9,7 @@
 //! | [`config`] | the agent's file of settings |
 //! | [`encryption`] | the bytes of an EncryptionConfiguration, and back |
 //! | [`contact`] | how long the server has been away, across reboots and clock jumps |
+//! | [`endpoint`] | which of the server's URLs is used |
 //! | [`identity`] | key pair and certificate: join, renew |
 //! | [`sync`] | the server's state, and what the server is told |
 //! | [`ring`] | the opened KEKs |
@@ -27,6 +28,7 @@ pub mod control;
 pub mod desk;
 pub mod driver;
 pub mod encryption;
+pub mod endpoint;
 pub mod fence;
 mod file;
 pub mod hand_over;

@@ -30,6 +30,8 @@ pub struct Latest {
 
 /// Clients of the server, made anew when the certificate is renewed.
 pub struct Clients {
+    /// Base URL of the server.
+    pub url: String,
     /// `/agent/v1`.
     pub api: AgentApi,
     /// The key service, with a token for the node's certificate.
@@ -177,6 +179,11 @@ impl Node {
         drop(truth);
         self.look.notify_one();
         kept.and(counted)
+    }
+
+    /// The URL that the server named last for this cluster, in this run or an earlier one.
+    pub fn named_url(&self) -> Option<String> {
+        lock(&self.truth).key_service().map(str::to_owned)
     }
 
     /// The last authenticated contact, counted on to now.

@@ -311,7 +311,8 @@ fn become_other(program: &Path, end: &OwnedFd) -> std::io::Error {
     }
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
+/// An error with what caused it, in one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(c) = cause {

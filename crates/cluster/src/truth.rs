@@ -48,6 +48,11 @@ impl Truth {
         self.kept.as_ref().map(|k| &k.cluster)
     }
 
+    /// The URL that the server named last.
+    pub(crate) fn key_service(&self) -> Option<&str> {
+        self.kept.as_ref().map(|k| k.key_service.as_str())
+    }
+
     /// Replaces `state.cluster` by this node's own where that is to be believed, and keeps what
     /// is new, durably. `newest` is the server's date on the newest word so far and how long ago
     /// that came. After an error `state` may be used all the same.

@@ -285,6 +285,7 @@ fn bench_in<P: Supervisor + 'static>(dir: &Path, state: State, program: Arc<P>) 
         etcd: etcd.unwrap(),
         supervisor: program.clone(),
         clients: Clients {
+            url: "https://localhost:1".to_owned(),
             api: AgentApi::connect(&nobody()).unwrap(),
             keys: KeyService::for_node(&nobody()).unwrap(),
         },

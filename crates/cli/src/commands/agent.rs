@@ -169,6 +169,7 @@ fn tell(status: &Status) {
         ("Cluster", status.cluster.to_string()),
         ("Version", status.version.clone()),
         ("Process", status.pid.to_string()),
+        ("Server", status.server.clone()),
         ("Open KEKs", if open.is_empty() { "none".to_owned() } else { open.join(", ") }),
         ("Access", access),
     ];
