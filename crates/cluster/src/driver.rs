@@ -479,6 +479,7 @@ impl Driver {
             canary: probe.canary,
             preflight: probe.preflight.clone(),
             access: self.access(),
+            ahead: self.node.ahead(),
         }
     }
 

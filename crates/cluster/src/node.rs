@@ -108,6 +108,7 @@ impl Node {
             canary: None,
             preflight: None,
             access: Access::Waiting { reason: "the agent has just started".to_owned() },
+            ahead: None,
         };
         Ok(Self {
             config,
@@ -179,6 +180,16 @@ impl Node {
         drop(truth);
         self.look.notify_one();
         kept.and(counted)
+    }
+
+    /// Why this node does not follow the server's truth, if so.
+    pub fn ahead(&self) -> Option<String> {
+        lock(&self.truth).ahead()
+    }
+
+    /// Notes why the server does not take over what this node holds. Whether that is news.
+    pub fn note_not_taken_back(&self, why: String) -> bool {
+        lock(&self.truth).refused(why)
     }
 
     /// The URL that the server named last for this cluster, in this run or an earlier one.

@@ -34,18 +34,37 @@ pub(crate) fn keep_newer(roots: &mut [RootStatus], newest: Option<(&[RootStatus]
 pub(crate) struct Truth {
     path: PathBuf,
     kept: Option<Kept>,
+    /// Why the server's last word was not taken.
+    ahead: Option<String>,
+    /// Why the server does not take over what this node holds instead.
+    refused: Option<String>,
 }
 
 impl Truth {
     /// Reads what the last run kept of `cluster`.
     pub(crate) fn open(path: PathBuf, cluster: &ClusterId) -> Result<Self, FileError> {
         let kept = Kept::load(&path)?.filter(|k| k.cluster.id == *cluster);
-        Ok(Self { path, kept })
+        Ok(Self { path, kept, ahead: None, refused: None })
     }
 
     /// The cluster, if any was ever believed.
     pub(crate) fn cluster(&self) -> Option<&Cluster> {
         self.kept.as_ref().map(|k| &k.cluster)
+    }
+
+    /// Why the server's last word was not taken, if so, and why the server does not take this
+    /// node's.
+    pub(crate) fn ahead(&self) -> Option<String> {
+        let why = self.ahead.as_ref()?;
+        Some(match &self.refused {
+            Some(refused) => format!("{why}. It cannot be given back: {refused}"),
+            None => why.clone(),
+        })
+    }
+
+    /// Notes why the server does not take over what this node holds. Whether that is news.
+    pub(crate) fn refused(&mut self, why: String) -> bool {
+        self.refused.replace(why.clone()) != Some(why)
     }
 
     /// The URL that the server named last.
@@ -63,10 +82,17 @@ impl Truth {
     ) -> Result<(), FileError> {
         let Some(known) = &self.kept else { return self.keep(state) };
         let late = newest.is_some_and(|(now, age)| state.now < now && age < CROSSING);
-        if let Err(why) = may_follow(&known.cluster, &state.cluster) {
+        let ahead = may_follow(&known.cluster, &state.cluster).err();
+        // The same at each look is one line, not many.
+        if let Some(why) = ahead.as_ref().filter(|why| self.ahead.as_ref() != Some(why)) {
             tracing::error!(%why, "the server's truth is not taken");
-            state.cluster = known.cluster.clone();
-        } else if late && state.cluster.revision < known.cluster.revision {
+        }
+        self.ahead = ahead;
+        if self.ahead.is_none() {
+            self.refused = None;
+        }
+        let overtaken = late && state.cluster.revision < known.cluster.revision;
+        if self.ahead.is_some() || overtaken {
             state.cluster = known.cluster.clone();
         }
         // A lower revision that is not late is that of a restored server: its word counts.
@@ -171,6 +197,10 @@ mod tests {
             truth.take(&mut next, Some((first.now, age))).unwrap();
             assert_eq!(next.cluster.revision, expected, "{name}");
             assert_eq!(truth.cluster().map(|c| c.revision), Some(expected), "{name}");
+            assert_eq!(truth.ahead().is_some(), keks < 2, "{name}");
+            assert!(truth.refused("no".to_owned()) && !truth.refused("no".to_owned()));
+            let told = truth.ahead().is_some_and(|why| why.ends_with("given back: no"));
+            assert_eq!(told, keks < 2, "{name}");
             let again = Truth::open(path, &first.cluster.id).unwrap();
             let ring = again.cluster().map(|c| c.ring.clone());
             assert_eq!(ring, truth.cluster().map(|c| c.ring.clone()), "{name}: durable");

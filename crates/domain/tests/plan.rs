@@ -95,6 +95,7 @@ impl Case {
                     process: process(i),
                     stage,
                 }),
+                ahead: None,
                 preflight: self
                     .cluster
                     .operation

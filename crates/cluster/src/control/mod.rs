@@ -17,7 +17,7 @@ use claviger_domain::cluster::commit::Commit;
 use claviger_domain::cluster::plan::{Facts, Step, Why, plan};
 use claviger_etcd::census::{Census, Keep};
 use claviger_etcd::resource::Resource;
-use claviger_wire::agent::State;
+use claviger_wire::agent::{State, code};
 use lease::Lease;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,6 +61,10 @@ pub async fn run(node: Arc<Node>) {
                     trouble = Trouble::default();
                     IDLE
                 }
+                Ok(Outcome::Apart) => {
+                    trouble = Trouble::default();
+                    BACK_OFF_MAX
+                }
                 Err(error) => trouble.met(&mut steps, &error).await,
             }
         } else {
@@ -87,11 +91,33 @@ enum Outcome {
     Waits(Box<State>, Why),
     /// Nothing to do.
     Rests,
+    /// The server and this node do not agree, and only an operator can mend it.
+    Apart,
 }
 
 async fn look(node: &Node, steps: &mut Steps, jobs: &mut jobs::Jobs) -> Result<Outcome, StepError> {
     let state = node.clients().api.state().await?;
     node.took(state.clone())?;
+    if node.ahead().is_some()
+        && let Some(held) = node.cluster_truth()
+    {
+        // Nothing can be planned on a truth that lacks KEKs, and nothing counted by it.
+        let recovered = Commit::Recovered { held: Box::new(held) };
+        return match steps.commit(&state, recovered).await {
+            Ok(state) => {
+                tracing::warn!("the server had forgotten KEKs of this cluster; it has them again");
+                Ok(Outcome::Moved(Box::new(state)))
+            }
+            Err(StepError::Server(error)) if error.reason() == Some(code::REFUSED) => {
+                let why = error.to_string();
+                if node.note_not_taken_back(why.clone()) {
+                    tracing::error!(%why, "the server does not take back what this node holds");
+                }
+                Ok(Outcome::Apart)
+            }
+            Err(error) => Err(error),
+        };
+    }
     jobs.look(&state).await;
     let mut tally = None;
     let mut step = next(&state, None);

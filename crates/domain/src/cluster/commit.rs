@@ -118,6 +118,12 @@ pub enum Commit {
         /// The root key.
         root: RootKey,
     },
+    /// The server was restored from a backup that lacks KEKs which agents hold: what an agent
+    /// holds is the cluster's truth again.
+    Recovered {
+        /// The cluster as the agent knows it.
+        held: Box<Cluster>,
+    },
     /// The root key of a lost KEK is active again, so that live records can be read.
     Readmitted {
         /// Which KEK.
@@ -163,7 +169,8 @@ pub enum Refusal {
 /// unchanged. Keeps these, whatever the order of calls: at most one KEK has the role Write;
 /// serials rise and are never reused; a KEK is Staged before it is Write; a stage never falls;
 /// a root key that sealed is never asked for a second time, and gone back to only while records
-/// may be under it; no KEK is removed once it has sealed.
+/// may be under it; no KEK is removed once it has sealed. [`Commit::Recovered`] takes over a truth
+/// for which they held.
 pub fn apply(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Refusal> {
     let mut next = cluster.clone();
     change(&mut next, commit, now)?;
@@ -403,6 +410,7 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
                 }
             }
         }
+        Commit::Recovered { held } => recover(cluster, held)?,
         Commit::Readmitted { serial } => {
             operation(cluster)?;
             let lost = |k: &&mut Kek| k.serial == *serial && k.role == Role::Lost;
@@ -410,6 +418,47 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
             kek.ok_or(Refusal::OutOfOrder("only a lost KEK can be readmitted"))?.role = Role::Read;
         }
     }
+    Ok(())
+}
+
+/// Takes over what an agent holds of a cluster whose truth fell back. Nothing that may have
+/// sealed is dropped: a KEK that only this truth knows may be Staged at most.
+fn recover(cluster: &mut Cluster, held: &Cluster) -> Result<(), Refusal> {
+    let out_of_order = |why| Err(Refusal::OutOfOrder(why));
+    if held.id != cluster.id {
+        return out_of_order("another cluster's truth");
+    }
+    for kek in &cluster.ring.keks {
+        let same = held.ring.get(kek.serial).is_some_and(|k| k.wrapped == kek.wrapped);
+        if !same && kek.role != Role::Staged {
+            return out_of_order("a KEK here may have sealed, and the agent does not hold it");
+        }
+    }
+    let serials: Vec<Serial> = held.ring.keks.iter().map(|k| k.serial).collect();
+    let writes = held.ring.keks.iter().filter(|k| k.role == Role::Write).count();
+    if writes > 1 || !serials.is_sorted_by(|a, b| a < b) {
+        return out_of_order("not a ring");
+    }
+    let write = |c: &Cluster| c.ring.write().map(|k| k.serial);
+    let lacks = held.ring.keks.iter().any(|k| cluster.ring.get(k.serial) != Some(k));
+    if !lacks || write(held) < write(cluster) {
+        return out_of_order("the agent holds nothing that is missing here");
+    }
+    let minted = held.ring.minted.max(cluster.ring.minted);
+    cluster.ring = held.ring.clone();
+    cluster.ring.minted = minted;
+    for (agent, target) in &mut cluster.servers {
+        if let Some(known) = held.servers.get(agent).filter(|known| known.stage > target.stage) {
+            *target = *known;
+        }
+    }
+    for root in &held.used {
+        if !cluster.used.contains(root) {
+            cluster.used.push(*root);
+        }
+    }
+    cluster.operation.clone_from(&held.operation);
+    void_proof(cluster);
     Ok(())
 }
 

@@ -278,6 +278,10 @@ pub struct Observation {
     pub preflight: Option<Preflight>,
     /// Whether the node is fenced, or coasts.
     pub access: Access,
+    /// Why the node does not follow the server's truth, if so: it holds KEKs that this truth
+    /// lacks, since the server was restored from an older backup.
+    #[serde(default)]
+    pub ahead: Option<String>,
 }
 
 /// A Secret written through one API server, and the key it was found under in etcd.

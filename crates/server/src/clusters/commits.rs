@@ -4,12 +4,13 @@ use super::fault::Fault;
 use super::limits::{REASON_MAX, WRAPPED_MAX};
 use super::state::{Whole, keep_status, row_of};
 use super::{give_up, lease, roots};
-use claviger_domain::cluster::OperationKind;
 use claviger_domain::cluster::commit::{Commit, Refusal, apply};
+use claviger_domain::cluster::{Cluster, OperationKind};
 use claviger_domain::id::{AgentName, ClusterId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
 use claviger_store::clusters::{self, ClusterRow};
-use claviger_store::{Tx, keys};
+use claviger_store::registrations::Registration;
+use claviger_store::{Tx, keys, registrations};
 use claviger_wire::agent::CommitRequest;
 
 /// Applies an agent's commit: under the lease's token, upon the revision it was planned on.
@@ -91,6 +92,16 @@ fn checked(tx: &Tx<'_>, row: &ClusterRow, commit: &Commit, now: UnixMs) -> Resul
                 by: "system".into(),
             })
         }
+        Commit::Recovered { held } => {
+            for root in roots::roots_of(held) {
+                // It would count as destroyed, and the cluster would be fenced for it.
+                if keys::get(tx, &root)?.is_none() {
+                    return Err(Fault::Refused(Refusal::OutOfOrder(UNKNOWN_ROOT)));
+                }
+            }
+            register(tx, row, held, now)?;
+            Ok(commit.clone())
+        }
         Commit::Registered => {
             let target = row.cluster.operation.as_ref().map(|op| op.target);
             match target {
@@ -126,6 +137,37 @@ fn checked(tx: &Tx<'_>, row: &ClusterRow, commit: &Commit, now: UnixMs) -> Resul
     }
 }
 
+/// What an agent passes on to the operator.
+const UNKNOWN_ROOT: &str =
+    "a root key of this cluster was created after the backup that this server was restored from";
+
+/// Prevents the deletion of the root keys of what an agent brings back: the backup may be older
+/// than the registration.
+fn register(tx: &Tx<'_>, row: &ClusterRow, held: &Cluster, now: UnixMs) -> Result<(), Fault> {
+    for root in roots::roots_of(held) {
+        let current = keys::get(tx, &root)?.and_then(|key| key.current);
+        let (Some(version), false) = (current, roots::registered(tx, &root, &row.crn)?) else {
+            continue;
+        };
+        registrations::put(
+            tx,
+            &Registration {
+                root,
+                crn: row.crn.clone(),
+                description: Some(format!("Secrets of cluster {}", row.cluster.name)),
+                prevent: true,
+                version,
+                created: now,
+                created_by: "system".into(),
+                updated: None,
+                updated_by: None,
+                metadata: None,
+            },
+        )?;
+    }
+    Ok(())
+}
+
 fn state_of(tx: &Tx<'_>, root: &RootKey, now: UnixMs) -> Result<KeyState, Fault> {
     let status = roots::statuses(tx, &[*root], now)?;
     Ok(status.first().map_or(KeyState::Destroyed, |r| r.state))
@@ -153,6 +195,7 @@ pub fn audit_name(commit: &Commit) -> &'static str {
         Commit::Cancelled { .. } => "containers-kubernetes.cluster-kms.cancel",
         Commit::Reversed { .. } => "containers-kubernetes.cluster-kms.reverse",
         Commit::WentWithout { .. } => "containers-kubernetes.cluster-kek.lose",
+        Commit::Recovered { .. } => "containers-kubernetes.cluster-kms.recover",
         Commit::Readmitted { .. } => "containers-kubernetes.cluster-kek.readmit",
     }
 }

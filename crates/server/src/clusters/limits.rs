@@ -8,8 +8,9 @@ pub const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 pub const BODY_MAX: usize = 128 * 1024;
 /// An agent's observation: a few hundred bytes, plus nine for each KEK that ever was.
 pub const OBSERVATION_MAX: usize = 64 * 1024;
-/// A commit carries at most a wrapped KEK (4 KiB) or a reason.
-pub const COMMIT_MAX: usize = 16 * 1024;
+/// A commit carries at most a wrapped KEK (4 KiB) or a reason; one that brings a ring back, all of
+/// that: 1,000 KEKs have about 600 KiB.
+pub const COMMIT_MAX: usize = 1 << 20;
 /// A job's report: a census of a cluster with some hundred kinds of records.
 pub const REPORT_MAX: usize = 256 * 1024;
 /// A certificate request and a token.

@@ -316,7 +316,14 @@ fn agents(status: &KmsStatus, now: UnixMs) -> Vec<String> {
             vec![a.agent.to_string(), ago(a.last_contact, now), when(a.not_after), acted]
         })
         .collect();
-    table(&["Name", "Last contact", "Certificate until", "Last key event"], &rows)
+    let mut lines = table(&["Name", "Last contact", "Certificate until", "Last key event"], &rows);
+    lines.extend(status.state.seen.iter().filter_map(|(agent, seen)| {
+        let why = seen.observation.ahead.as_ref()?;
+        Some(format!(
+            "{agent} does not follow this server: {why}. See docs/runbooks/server-lost.md"
+        ))
+    }));
+    lines
 }
 
 fn features(status: &KmsStatus) -> Vec<String> {

@@ -8,11 +8,12 @@ use claviger_domain::cluster::commit::Commit;
 use claviger_domain::cluster::plan::{Facts, Step, Why, plan};
 use claviger_domain::cluster::ring::{Kek, Role};
 use claviger_domain::cluster::{
-    Access, Canary, Observation, OperationKind, Preflight, Process, Rewrite, Stage, TakeUp, Tally,
-    Verified,
+    Access, Canary, Cluster, Observation, OperationKind, Preflight, Process, Rewrite, Stage,
+    TakeUp, Tally, Verified,
 };
 use claviger_domain::id::{ClusterId, OperationId, Serial};
 use claviger_domain::key::{KeyState, RootKey, RootVersion};
+use claviger_store::clusters;
 use claviger_store::events::EventKind;
 use claviger_wire::agent::{CommitRequest, Lease, State};
 use claviger_wire::ks::{ClusterView, KmsStatus, OpenOperation};
@@ -47,6 +48,7 @@ impl<'w> Sim<'w> {
             process: Some(Process { pid: 100, start: 1 }),
             ready: true,
             canary: None,
+            ahead: None,
             preflight: None,
             access: Access::Open,
         };
@@ -380,4 +382,62 @@ async fn rotate_switch_suspend_and_return() {
     let (status, _) = world.call(By::Token(&world.admin), config, &Value::Null).await;
     assert_eq!(status, StatusCode::OK);
     assert_eq!(sim.view().await.master_status, "Ready");
+}
+
+/// The server comes back from a backup that is older than a KEK: what an agent holds counts.
+#[tokio::test]
+async fn a_ring_that_the_server_forgot_is_brought_back() {
+    let world = World::new();
+    let root = world.key("root", true);
+    let mut sim = Sim::new(&world, "prod", &["n1", "n2"]).await;
+    sim.nodes_act().await;
+    assert_eq!(world.open("prod", root).await.0, StatusCode::ACCEPTED);
+    sim.run().await;
+    let backup = sim.state(&sim.nodes[0]).await.cluster;
+    let known = world.app.store.read("t", |tx| claviger_store::keys::get(tx, &root)).unwrap();
+    world.change(root, EventKind::Rotate);
+    sim.run().await;
+    let held = sim.state(&sim.nodes[0]).await.cluster;
+    assert!(sim.all_under(2));
+
+    // As after a restore: the cluster and its root key as they were, the new version unknown.
+    let restored = world.app.store.tx("t", |tx| -> Result<(), claviger_store::StoreError> {
+        let mut row = clusters::get(tx, &backup.id)?.unwrap();
+        let revision = row.cluster.revision;
+        row.cluster = Cluster { revision: revision + 1, ..backup.clone() };
+        assert!(clusters::update(tx, &row.cluster)?);
+        let mut key = known.clone().unwrap();
+        key.updated = None;
+        claviger_store::keys::update(tx, &key)
+    });
+    restored.unwrap();
+    let node = sim.nodes[0].clone();
+    let ask = json!({ "fencing": null });
+    let (_, lease) = world.call(By::Node(&node), "POST /agent/v1/lease", &ask).await;
+    let fencing = lease["fencing"].as_u64().unwrap();
+    let commit = async |held: Cluster| {
+        let revision = sim.state(&node).await.cluster.revision;
+        let commit = Commit::Recovered { held: Box::new(held) };
+        let ask = serde_json::to_value(CommitRequest { fencing, revision, commit }).unwrap();
+        world.call(By::Node(&node), "POST /agent/v1/commit", &ask).await
+    };
+    // A root key that this server has never had would count as destroyed.
+    let mut foreign = held.clone();
+    foreign.ring.keks[1].root.root.key = claviger_domain::id::KeyId::random();
+    let (status, value) = commit(foreign).await;
+    assert_eq!((status, code(&value)), (StatusCode::CONFLICT, "E4099"), "{value}");
+    assert!(value["description"].as_str().unwrap().contains("after the backup"), "{value}");
+
+    let (status, value) = commit(held.clone()).await;
+    assert_eq!(status, StatusCode::OK, "{value}");
+    let state: State = serde_json::from_value(value).unwrap();
+    assert_eq!(state.cluster.ring, held.ring);
+    let (status, _) = commit(held.clone()).await;
+    assert_eq!(status, StatusCode::CONFLICT, "nothing is missing any more");
+    // The version that wraps KEK 2 is gone, so the cluster moves to the one that is current.
+    world.advance(15_000);
+    sim.run().await;
+    assert!(sim.all_under(3), "{:?}", sim.steps);
+    let state = sim.state(&sim.nodes[0]).await;
+    assert_eq!(Some(state.cluster.ring.write().unwrap().root.version), state.roots[0].current);
 }
