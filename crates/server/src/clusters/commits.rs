@@ -99,6 +99,11 @@ fn checked(tx: &Tx<'_>, row: &ClusterRow, commit: &Commit, now: UnixMs) -> Resul
                     return Err(Fault::Refused(Refusal::OutOfOrder(UNKNOWN_ROOT)));
                 }
             }
+            for root in roots::roots_of(held).iter().chain(&held.used) {
+                if !chosen(tx, row, root)? {
+                    return Err(Fault::Refused(Refusal::OutOfOrder(NOT_CHOSEN)));
+                }
+            }
             register(tx, row, held, now)?;
             Ok(commit.clone())
         }
@@ -140,6 +145,18 @@ fn checked(tx: &Tx<'_>, row: &ClusterRow, commit: &Commit, now: UnixMs) -> Resul
 /// What an agent passes on to the operator.
 const UNKNOWN_ROOT: &str =
     "a root key of this cluster was created after the backup that this server was restored from";
+
+/// As above.
+const NOT_CHOSEN: &str = "no operator chose this root key for this cluster on this server: the cluster moved to it after the backup that this server was restored from";
+
+/// Whether this server knows by itself that an operator chose `root` for the cluster. A ring is
+/// the word of one node, and whoever is in the ring may be unwrapped with: a node must not come
+/// to a root key by naming it.
+fn chosen(tx: &Tx<'_>, row: &ClusterRow, root: &RootKey) -> Result<bool, Fault> {
+    Ok(roots::roots_of(&row.cluster).contains(root)
+        || row.cluster.used.contains(root)
+        || roots::registered(tx, root, &row.crn)?)
+}
 
 /// Prevents the deletion of the root keys of what an agent brings back: the backup may be older
 /// than the registration.

@@ -428,6 +428,17 @@ async fn a_ring_that_the_server_forgot_is_brought_back() {
     assert_eq!((status, code(&value)), (StatusCode::CONFLICT, "E4099"), "{value}");
     assert!(value["description"].as_str().unwrap().contains("after the backup"), "{value}");
 
+    // Nor does a node come to somebody else's root key by naming it.
+    let theirs = world.key("theirs", true);
+    let (mut by_ring, mut by_used) = (held.clone(), held.clone());
+    by_ring.ring.keks[1].root.root = theirs;
+    by_used.used.push(theirs);
+    for greedy in [by_ring, by_used] {
+        let (status, value) = commit(greedy).await;
+        assert_eq!((status, code(&value)), (StatusCode::CONFLICT, "E4099"), "{value}");
+        assert!(value["description"].as_str().unwrap().contains("no operator chose"), "{value}");
+    }
+
     let (status, value) = commit(held.clone()).await;
     assert_eq!(status, StatusCode::OK, "{value}");
     let state: State = serde_json::from_value(value).unwrap();
