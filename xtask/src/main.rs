@@ -8,6 +8,7 @@ use std::process::ExitCode;
 mod bench;
 mod conformance;
 mod demo;
+mod openapi;
 mod sh;
 mod test;
 mod testbed;
@@ -26,6 +27,7 @@ usage: cargo xtask TASK [OPTIONS]
   conformance [--check] [--only SUITE]
                              real clients of Key Protect against a running key service
                              (--check leaves the table in conformance/README.md as it is)
+  openapi                    write docs/openapi.json, the description of the server's interface
   testbed [--kubernetes V]   build kube-apiserver, kubectl, etcd from source, once
   torture [--runs N] [--seed S] [--minutes M]
                              kill processes at random moments of enable and rotate
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         "demo" => demo::run(rest),
         "bench" => bench::run(rest),
         "conformance" => conformance::run(rest),
+        "openapi" => openapi::run(rest),
         "testbed" => testbed::run(rest),
         "torture" => torture::run(rest),
         "help" | "-h" | "--help" => {

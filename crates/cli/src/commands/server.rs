@@ -1,7 +1,7 @@
 //! `claviger server`: the key service, IAM and the cluster service in one process.
 
 use crate::exit::{Done, Failure};
-use crate::render::print_text;
+use crate::render::{print_line, print_text};
 use clap::Subcommand;
 use claviger_crypto::Key32;
 use claviger_custody::software::{self, KeyFileError, MASTER, RECOVERY, Software};
@@ -36,6 +36,8 @@ enum Verb {
     Backup(Backup),
     /// Bring a backup back into an empty directory
     Restore(Restore),
+    /// Print the description of everything that a server answers (OpenAPI 3.1, JSON)
+    Openapi,
 }
 
 #[derive(clap::Args)]
@@ -123,6 +125,10 @@ pub fn run(args: Args) -> Done {
         Verb::Run(args) => serve(args),
         Verb::Backup(args) => back_up(args),
         Verb::Restore(args) => bring_back(args),
+        Verb::Openapi => {
+            print_line(claviger_server::http::openapi().trim_end());
+            Ok(())
+        }
     }
 }
 
