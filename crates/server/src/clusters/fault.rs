@@ -1,7 +1,8 @@
 //! What the cluster service answers when it does not do what was asked: whose fault, whether to
 //! retry, what now, in the shape that IBM's clients read.
 
-use super::limits::{BODY_TIMEOUT, JOB_LIFE_MS, JOBS_OPEN_MAX};
+use super::limits::{JOB_LIFE_MS, JOBS_OPEN_MAX};
+use crate::http::body::BODY_TIMEOUT;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use claviger_domain::cluster::FRESH_MS;

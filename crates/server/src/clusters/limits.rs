@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-/// How long a body may take: all are small, so only a stalled client takes longer.
-pub const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 /// An operator's request: names, a CA certificate chain and a kubeconfig of 32 KiB.
 pub const BODY_MAX: usize = 128 * 1024;
 /// An agent's observation: a few hundred bytes, plus nine for each KEK that ever was.

@@ -28,13 +28,13 @@ pub use fault::Fault;
 pub use joining::admits;
 pub use roots::{LAST_BACKUP, scope_of};
 
-use crate::http::api::content::{Content, json, text};
+use crate::http::api::content::{Content, events, json};
 use crate::http::api::parameters::{CLUSTER, FORCE_NODE, KMS_INSTANCE};
 use crate::http::api::{Api, Description, Kind, delete, get, post, says};
 use claviger_domain::cluster::Observation;
 use claviger_wire::agent::{
     Acknowledgement, Certificate, CommitRequest, JobReport, JoinRequest, Lease, LeaseRequest,
-    ReissueRequest, RenewRequest, State,
+    Nudge, ReissueRequest, RenewRequest, State,
 };
 use claviger_wire::ks::{
     CancelOperation, ClusterView, Crk, EnableKms, GivenUp, JobView, KeyOwner, KmsInstance,
@@ -53,6 +53,12 @@ pub(crate) fn api() -> Api {
 const EMPTY: Content = Content {
     media_type: "application/json",
     schema: |_| json_schema!({ "type": "object", "maxProperties": 0 }),
+};
+
+/// What `kubectl` reads.
+const KUBECONFIG: Content = Content {
+    media_type: "application/yaml",
+    schema: |_| json_schema!({ "type": "object", "description": "A kubeconfig." }),
 };
 
 /// Paths that IBM's clients call.
@@ -122,7 +128,7 @@ fn ours() -> Api {
         .refuses(&[429, 507]);
     let job = on_cluster("getJob", "How a job stands").answers(200, json::<JobView>());
     let kubeconfig = on_cluster("getKubeconfig", "What leads to a cluster")
-        .answers(200, text("application/yaml"))
+        .answers(200, KUBECONFIG)
         .refuses(&[409, 500, 507]);
     Api::new("clusters", Kind::Service)
         .at("/v3/clusters", [post(operators::register, register)])
@@ -152,7 +158,7 @@ fn agents() -> Api {
         .refuses(&[500, 507]);
     let state = says("getState", "All that an agent needs to know").answers(200, json::<State>());
     let stream = says("streamNudges", "Server-sent events that say when to look again")
-        .answers(200, text("text/event-stream"))
+        .answers(200, events::<Nudge>())
         .refuses(&[429]);
     let observation = says("observe", "What an agent sees of its node")
         .takes(json::<Observation>())

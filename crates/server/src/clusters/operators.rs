@@ -381,7 +381,7 @@ pub async fn remove_node(
         allowed(&caller, Administrator)?;
         let agent = node.parse().map_err(|e| Fault::Bad(format!("node: {e}")))?;
         let force = match params.get("force").map(String::as_str) {
-            None | Some("false") => false,
+            None | Some("" | "false") => false,
             Some("true") => true,
             Some(_) => return Err(Fault::Bad("force is true or false".into())),
         };

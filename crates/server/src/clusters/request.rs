@@ -1,12 +1,11 @@
 //! What every handler of the cluster service does: read a body, keep the record.
 
 use super::fault::Fault;
-use super::limits::BODY_TIMEOUT;
 use crate::app::App;
 use crate::http::auth::Caller;
-use axum::body::to_bytes;
+use crate::http::body::{self, Unread};
+use crate::http::objects;
 use axum::extract::Request;
-use axum::http::header;
 use claviger_domain::access::PlatformRole;
 use claviger_domain::id::UnixMs;
 use claviger_store::audit::Act;
@@ -15,27 +14,16 @@ use std::sync::Arc;
 
 /// Reads a JSON body of at most `max` bytes, whatever its content type.
 pub async fn json<T: DeserializeOwned>(request: Request, max: usize) -> Result<T, Fault> {
-    // Refused before the first byte is asked for: a client that waits for 100 Continue sends none.
-    let declared = request.headers().get(header::CONTENT_LENGTH);
-    let declared = declared.and_then(|len| len.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|len| len > max as u64) {
-        return Err(Fault::TooLarge(max));
+    let bytes = body::read(request, max).await.map_err(|e| match e {
+        Unread::TooLong => Fault::TooLarge(max),
+        Unread::TooSlow => Fault::TooSlow,
+        Unread::Broken => Fault::Bad("the body ended too early; send it again".into()),
+    })?;
+    // A tagged type is not read as a struct: this is for those that are a whole body.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Fault::Bad("the body must be a JSON object".into()));
     }
-    let body = to_bytes(request.into_body(), max);
-    let bytes = match tokio::time::timeout(BODY_TIMEOUT, body).await {
-        Err(_) => return Err(Fault::TooSlow),
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(e)) => {
-            let cause = std::error::Error::source(&e);
-            let long = cause.is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
-            return Err(if long {
-                Fault::TooLarge(max)
-            } else {
-                Fault::Bad("the body ended too early; send it again".into())
-            });
-        }
-    };
-    serde_json::from_slice(&bytes).map_err(|e| Fault::Bad(format!("the body cannot be read: {e}")))
+    objects::read(&bytes).map_err(|e| Fault::Bad(format!("the body cannot be read: {e}")))
 }
 
 /// Checks that the caller holds at least `least`.
@@ -109,20 +97,4 @@ pub async fn recorded<T: Send + 'static>(
         let _ = app.recorder.record(kept.failed(now, fault)).await;
     }
     result
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use axum::body::Body;
-    use futures_util::stream;
-    use std::convert::Infallible;
-
-    #[tokio::test]
-    async fn a_body_declared_too_long_is_not_waited_for() {
-        let never = Body::from_stream(stream::pending::<Result<Vec<u8>, Infallible>>());
-        let request = Request::post("/").header(header::CONTENT_LENGTH, "101").body(never);
-        let refused = json::<serde_json::Value>(request.expect("a request"), 100).await;
-        assert!(matches!(refused, Err(Fault::TooLarge(100))));
-    }
 }

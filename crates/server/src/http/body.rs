@@ -1,18 +1,18 @@
 //! Request bodies: bounded in size and time, whatever their content type.
 
 use crate::http::error::Form;
-use axum::body::to_bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
 use axum::response::Response;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
 use std::time::Duration;
 
 /// Largest body: the largest wrapped DEK is half of it.
 pub const BODY_MAX: usize = 64 << 10;
 
-/// How long a body may take; it is at most [`BODY_MAX`], so only a stalled client takes longer.
-const BODY_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a body may take; all are small, so only a stalled client takes longer.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A whole body, at most [`BODY_MAX`] bytes.
 pub struct Body(pub Bytes);
@@ -26,35 +26,120 @@ impl Body {
     }
 }
 
+/// Why a body was not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unread {
+    /// It has more bytes than it may.
+    TooLong,
+    /// It did not arrive in time.
+    TooSlow,
+    /// It ended too early.
+    Broken,
+}
+
+/// How much more than it may have of a body is read and thrown away: a connection that is closed
+/// while the other end still writes loses the answer, and with it why.
+const DRAINED_MAX: usize = 1 << 20;
+
+/// A whole body of at most `max` bytes.
+///
+/// # Errors
+/// When it is longer, slower than [`BODY_TIMEOUT`], or ends too early.
+pub async fn read(request: Request, max: usize) -> Result<Bytes, Unread> {
+    let headers = request.headers();
+    let declared = headers.get(header::CONTENT_LENGTH);
+    let declared = declared.and_then(|len| len.to_str().ok()?.parse::<u64>().ok());
+    let long = declared.is_some_and(|len| len > max as u64);
+    // Who waits for 100 Continue has sent nothing yet, and need not.
+    if long && headers.contains_key(header::EXPECT) {
+        return Err(Unread::TooLong);
+    }
+    let keep = if long { 0 } else { max };
+    let body = tokio::time::timeout(BODY_TIMEOUT, collect(request.into_body(), keep, max));
+    match body.await {
+        Ok(read) => read.and_then(|bytes| if long { Err(Unread::TooLong) } else { Ok(bytes) }),
+        Err(_) if long => Err(Unread::TooLong),
+        Err(_) => Err(Unread::TooSlow),
+    }
+}
+
+async fn collect(mut body: axum::body::Body, keep: usize, max: usize) -> Result<Bytes, Unread> {
+    let (mut bytes, mut seen) = (BytesMut::new(), 0);
+    while seen <= max + DRAINED_MAX
+        && let Some(frame) = body.frame().await
+    {
+        let Ok(data) = frame.map_err(|_| Unread::Broken)?.into_data() else { continue };
+        seen += data.len();
+        if seen <= keep {
+            bytes.extend_from_slice(&data);
+        }
+    }
+    if seen > max { Err(Unread::TooLong) } else { Ok(bytes.freeze()) }
+}
+
 impl<S: Sync> FromRequest<S> for Body {
     type Rejection = Response;
     async fn from_request(request: Request, _: &S) -> Result<Self, Response> {
         let form = Form::of(request.uri().path());
-        let declared = request.headers().get(header::CONTENT_LENGTH);
-        let declared = declared.and_then(|len| len.to_str().ok()?.parse::<u64>().ok());
-        if declared.is_some_and(|len| len > BODY_MAX as u64) {
-            return Err(too_long(form));
-        }
-        match tokio::time::timeout(BODY_TIMEOUT, to_bytes(request.into_body(), BODY_MAX)).await {
-            Ok(Ok(bytes)) => Ok(Body(bytes)),
-            Ok(Err(e)) => {
-                let e = std::error::Error::source(&e);
-                if e.is_some_and(|e| e.is::<http_body_util::LengthLimitError>()) {
-                    return Err(too_long(form));
-                }
-                let what = "The body ended too early. Send it again";
-                Err(form.answer(StatusCode::BAD_REQUEST, "BAD_BODY_ERR", what, None))
+        let (status, code, what) = match read(request, BODY_MAX).await {
+            Ok(bytes) => return Ok(Body(bytes)),
+            Err(Unread::TooLong) => {
+                let what =
+                    format!("The body is longer than {BODY_MAX} bytes; nothing here takes more");
+                (StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE_ERR", what)
             }
-            Err(_) => {
+            Err(Unread::TooSlow) => {
                 let what =
                     format!("The body did not arrive within {BODY_TIMEOUT:?}. Send it again");
-                Err(form.answer(StatusCode::REQUEST_TIMEOUT, "BODY_TIMEOUT_ERR", &what, None))
+                (StatusCode::REQUEST_TIMEOUT, "BODY_TIMEOUT_ERR", what)
             }
-        }
+            Err(Unread::Broken) => {
+                let what = "The body ended too early. Send it again".to_owned();
+                (StatusCode::BAD_REQUEST, "BAD_BODY_ERR", what)
+            }
+        };
+        Err(form.answer(status, code, &what, None))
     }
 }
 
-fn too_long(form: Form) -> Response {
-    let what = format!("The body is longer than {BODY_MAX} bytes; nothing here takes more");
-    form.answer(StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE_ERR", &what, None)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use futures_util::stream;
+    use std::convert::Infallible;
+
+    #[tokio::test]
+    async fn a_body_declared_too_long_is_not_waited_for_by_who_was_not_told_to_send_it() {
+        let never = Body::from_stream(stream::pending::<Result<Vec<u8>, Infallible>>());
+        let request = Request::post("/")
+            .header(header::CONTENT_LENGTH, "101")
+            .header(header::EXPECT, "100-continue");
+        let request = request.body(never).expect("a request");
+        assert_eq!(read(request, 100).await, Err(Unread::TooLong));
+    }
+
+    #[tokio::test]
+    async fn a_body_is_read_up_to_its_bound() {
+        for (len, declared, fits) in [
+            (0, true, true),
+            (100, true, true),
+            (100, false, true),
+            (101, true, false),
+            (101, false, false),
+            (3 << 20, true, false),
+            (3 << 20, false, false),
+        ] {
+            let parts = vec![b'x'; len];
+            let parts: Vec<_> =
+                parts.chunks(60).map(|part| Ok::<_, Infallible>(part.to_vec())).collect();
+            let mut request = Request::post("/");
+            if declared {
+                request = request.header(header::CONTENT_LENGTH, len);
+            }
+            let request = request.body(Body::from_stream(stream::iter(parts)));
+            let got = read(request.expect("a request"), 100).await.map(|bytes| bytes.len());
+            assert_eq!(got, if fits { Ok(len) } else { Err(Unread::TooLong) }, "{len} {declared}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ pub mod auth;
 pub mod body;
 pub mod error;
 pub mod network;
+pub(crate) mod objects;
 
 use crate::app::App;
 use api::content::{Content, text};

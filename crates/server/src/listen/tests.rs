@@ -11,7 +11,14 @@ use tokio::task::JoinHandle;
 const SOON: Duration = Duration::from_secs(50);
 
 fn begin(patience: Patience) -> (DuplexStream, JoinHandle<bool>, watch::Sender<bool>) {
-    let (ours, theirs) = tokio::io::duplex(1 << 20);
+    begin_with(1 << 20, patience)
+}
+
+fn begin_with(
+    buffer: usize,
+    patience: Patience,
+) -> (DuplexStream, JoinHandle<bool>, watch::Sender<bool>) {
+    let (ours, theirs) = tokio::io::duplex(buffer);
     let router = Router::new()
         .route("/", post(async |body: crate::http::body::Body| body.0.len().to_string()));
     let (close, closed) = watch::channel(false);
@@ -75,6 +82,22 @@ async fn a_body_too_long_is_answered_over_http2() {
         let text = answer.into_body().collect().await.expect("whole").to_bytes();
         assert!(text.starts_with(b"{"), "{text:?}");
     }
+}
+
+/// The same over HTTP/1.1, where a connection that ends while the client writes loses the answer.
+#[tokio::test]
+async fn a_body_too_long_is_taken_before_it_is_refused() {
+    let (mut client, _served, _close) = begin_with(4 << 10, patient());
+    let body = vec![b'x'; 400_000];
+    let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+    let talk = async {
+        client.write_all(head.as_bytes()).await.expect("is taken");
+        client.write_all(&body).await.expect("all of it is taken");
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 413");
+    };
+    tokio::time::timeout(SOON, talk).await.expect("in time");
 }
 
 #[tokio::test]

@@ -149,6 +149,7 @@ pub struct Key {
     pub purge_scheduled_on: Option<String>,
     /// Base64; standard keys only.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(extend("contentEncoding" = "base64"))]
     pub payload: Option<String>,
 }
 
@@ -223,6 +224,7 @@ pub struct NewKey {
     pub expiration_date: Option<String>,
     /// Base64: of a root key 16, 24 or 32 bytes, of a standard key at most 7,500. Absent: made here.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(extend("contentEncoding" = "base64"))]
     pub payload: Option<String>,
     /// Only with an import token.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -247,6 +249,7 @@ pub struct NewKey {
 pub struct WrapRequest {
     /// Base64.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(extend("contentEncoding" = "base64"))]
     pub plaintext: Option<String>,
     /// In order; a null counts as an empty string.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -276,6 +279,7 @@ pub struct UnwrapRequest {
 pub struct ActionAnswer {
     /// Base64; wrap without a plaintext, and unwrap.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(extend("contentEncoding" = "base64"))]
     pub plaintext: Option<String>,
     /// Wrap and rewrap; unwrap when a newer version exists.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -295,6 +299,7 @@ pub struct ActionAnswer {
 pub struct RotateRequest {
     /// Base64.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(extend("contentEncoding" = "base64"))]
     pub payload: Option<String>,
     /// Only with an import token.
     #[serde(skip_serializing_if = "Option::is_none", default)]

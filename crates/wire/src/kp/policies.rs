@@ -116,6 +116,7 @@ pub struct PolicyData {
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct InstancePolicyInput {
+    #[schemars(extend("enum" = ["allowedIP", "allowedNetwork", "dualAuthDelete", "keyCreateImportAccess", "metrics", "rotation"]))]
     pub policy_type: String,
     pub policy_data: PolicyData,
     #[serde(rename = "creationDate", skip_serializing, default)]

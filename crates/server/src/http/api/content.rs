@@ -27,7 +27,29 @@ pub(crate) const fn envelope<T: JsonSchema>(media_type: &'static str) -> Content
     Content { media_type, schema: |generator| generator.subschema_for::<Envelope<T>>() }
 }
 
-/// What is not JSON.
+/// Server-sent events, whose data are each a `T` in JSON.
+pub(crate) const fn events<T: JsonSchema>() -> Content {
+    Content {
+        media_type: "text/event-stream",
+        schema: |generator| {
+            let data = generator.subschema_for::<T>();
+            json_schema!({
+                "description": "One event.",
+                "type": "object",
+                "properties": {
+                    "data": {
+                        "type": "string",
+                        "contentMediaType": JSON,
+                        "contentSchema": data,
+                    },
+                },
+                "required": ["data"],
+            })
+        },
+    }
+}
+
+/// Plain text.
 pub(crate) const fn text(media_type: &'static str) -> Content {
     Content { media_type, schema: |_| json_schema!({ "type": "string" }) }
 }

@@ -102,10 +102,14 @@ fn operation(
         })
         .collect();
     parameters.extend(said.query.iter().map(|query| {
-        json!({
+        let mut parameter = json!({
             "name": query.name, "in": "query", "required": query.required,
             "description": query.what, "schema": (query.schema)(),
-        })
+        });
+        if !query.required {
+            parameter["allowEmptyValue"] = true.into();
+        }
+        parameter
     }));
     parameters.extend(said.headers.iter().map(|header| asked(header, false)));
     let shared = match kind {
@@ -160,7 +164,8 @@ fn operation(
         out["deprecated"] = true.into();
     }
     if let Some((content, required)) = &said.takes {
-        out["requestBody"] = json!({ "required": required, "content": schemas.sent(content) });
+        out["requestBody"] =
+            json!({ "required": required, "content": schemas.sent(content, *required) });
     }
     out
 }
@@ -238,9 +243,13 @@ impl Schemas {
         }
     }
 
-    /// References in what is sent are marked, to be told apart until all are known.
-    fn sent(&mut self, content: &Content) -> Value {
+    /// References in what is sent are marked, to be told apart until all are known. Where no body
+    /// is needed, `null` counts as none.
+    fn sent(&mut self, content: &Content, required: bool) -> Value {
         let mut schema = (content.schema)(&mut self.sent).to_value();
+        if !required {
+            schema = json!({ "anyOf": [schema, { "type": "null" }] });
+        }
         rename(&mut schema, &|name| format!("{name}{SENT}"));
         json!({ (content.media_type): { "schema": schema } })
     }

@@ -1,4 +1,4 @@
-//! Parameters of paths, queries and headers. An empty query parameter counts as absent.
+//! Parameters of paths, queries and headers.
 
 use claviger_wire::kp::rings::RING_HEADER;
 use claviger_wire::kp::{CORRELATION_HEADER, INSTANCE_HEADER};
@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 pub(crate) struct Query {
     pub(crate) name: &'static str,
     pub(crate) what: &'static str,
+    /// Whether it must be there. Else it counts as absent when it is empty.
     pub(crate) required: bool,
     pub(crate) schema: fn() -> Value,
 }

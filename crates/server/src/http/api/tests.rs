@@ -4,7 +4,9 @@ use crate::http::openapi;
 use crate::testing::World;
 use axum::body::Body;
 use axum::http::Request;
-use serde_json::Value;
+use claviger_domain::access::{PlatformRole, ServiceRole};
+use claviger_store::iam::Grant;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
 fn document() -> Value {
@@ -92,6 +94,28 @@ async fn anybody_may_read_it() {
     let answer = world.send(request).await;
     assert_eq!(answer.media_type, "application/json");
     assert_eq!(answer.is(200), document());
+}
+
+/// As they are described: what serde would read out of an array is no body of anything.
+#[tokio::test]
+async fn a_body_is_an_object() {
+    let world = World::new();
+    let manager = Grant::Service { role: ServiceRole::Manager, instance: None, key: None };
+    let grants = [manager, Grant::Platform(PlatformRole::Administrator)];
+    let token = world.token(&world.person("admin", &grants)).await;
+    let key = world.root_key(&token, world.one, "root").await;
+    for (method, path, body) in [
+        ("POST", format!("/api/v2/keys/{key}/actions/wrap"), json!(["AAAA", [null]])),
+        ("POST", "/api/v2/keys".to_owned(), json!([["x", 1], [["x", "name", false]]])),
+        ("PUT", format!("/api/v2/keys/{key}/policies"), json!([["x", 1], [["x", [true, 1]]]])),
+        ("POST", "/v2/resource_instances".to_owned(), json!(["name"])),
+        ("POST", "/v3/principals".to_owned(), json!(["name"])),
+        ("POST", "/v3/clusters/x/kms/operations/cancel".to_owned(), json!([true])),
+    ] {
+        let answer = world.ask(&token, method, &path, body).await;
+        assert_eq!(answer.status, 400, "{path}: {}", answer.body);
+    }
+    assert_eq!(world.audited("kms.instance.create"), 1, "only the refusal");
 }
 
 #[tokio::test]

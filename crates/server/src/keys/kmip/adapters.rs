@@ -106,6 +106,7 @@ fn root_key(
     query: &Query,
     now: UnixMs,
 ) -> Result<Key, KpError> {
+    let expiring = query.flag("allowExpiringKey")?.unwrap_or(false);
     if named.is_empty() {
         let what = "The field 'profile_data.crk_id' must be: the id or alias of a root key";
         return Err(KpError::field("profile_data.crk_id", what));
@@ -118,7 +119,7 @@ fn root_key(
         let what = format!("The key is {state}; an adapter needs an active root key");
         return Err(KpError::conflict("KEY_ACTION_INVALID_STATE_ERR", what));
     }
-    if key.expires.is_some() && !query.flag("allowExpiringKey")?.unwrap_or(false) {
+    if key.expires.is_some() && !expiring {
         let what = "The key has an expiration date, after which the adapter's objects cannot be \
                     used. Take another key, or say allowExpiringKey=true";
         return Err(KpError::field("profile_data.crk_id", what));

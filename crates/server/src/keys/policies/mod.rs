@@ -5,6 +5,7 @@ pub(crate) mod key;
 
 use crate::http::body::Body;
 use crate::http::error::KpError;
+use crate::http::objects;
 use axum::http::StatusCode;
 use claviger_domain::id::{InstanceId, UnixMs};
 use claviger_store::keys::Key;
@@ -21,7 +22,7 @@ const NAME_MAX: usize = 64;
 /// Reads an envelope in which every field must be known.
 fn strict<T: DeserializeOwned>(body: &Body) -> Result<Envelope<T>, KpError> {
     let text = body.text().ok_or_else(|| KpError::body("The body is missing"))?;
-    let envelope: Envelope<T> = serde_json::from_slice(text).map_err(told)?;
+    let envelope: Envelope<T> = objects::read(text).map_err(told)?;
     let (said, found) = (envelope.metadata.collection_total, envelope.resources.len());
     if said != found as u64 {
         let what = format!("collectionTotal is {said}, but there are {found} resources");
