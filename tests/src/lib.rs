@@ -8,6 +8,7 @@ pub mod kube;
 pub mod lab;
 pub mod load;
 pub mod raw;
+pub mod schemathesis;
 pub mod torture;
 pub mod traffic;
 

@@ -9,6 +9,7 @@ mod bench;
 mod conformance;
 mod demo;
 mod openapi;
+mod schemathesis;
 mod sh;
 mod test;
 mod testbed;
@@ -28,6 +29,8 @@ usage: cargo xtask TASK [OPTIONS]
                              real clients of Key Protect against a running key service
                              (--check leaves the table in conformance/README.md as it is)
   openapi                    write docs/openapi.json, the description of the server's interface
+  schemathesis [--examples N] [--seed S]
+                             the running server against its own description
   testbed [--kubernetes V]   build kube-apiserver, kubectl, etcd from source, once
   torture [--runs N] [--seed S] [--minutes M]
                              kill processes at random moments of enable and rotate
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         "bench" => bench::run(rest),
         "conformance" => conformance::run(rest),
         "openapi" => openapi::run(rest),
+        "schemathesis" => schemathesis::run(rest),
         "testbed" => testbed::run(rest),
         "torture" => torture::run(rest),
         "help" | "-h" | "--help" => {

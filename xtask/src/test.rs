@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test there is, cheapest first.
 
 use crate::sh::{self, Done, cargo, say};
-use crate::{conformance, testbed, tidy, torture};
+use crate::{conformance, schemathesis, testbed, tidy, torture};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -52,6 +52,7 @@ pub fn run(args: &[String]) -> Done {
     }
     if !quick {
         whole &= conformance(&mut count)?;
+        whole &= schemathesis(&mut count)?;
         whole &= torture(&mut count)?;
     }
     eprintln!("    {} s in all", started.elapsed().as_secs());
@@ -71,6 +72,23 @@ fn conformance(count: &mut Count) -> Result<bool, String> {
             line.strip_prefix("conformance: ").and_then(|rest| rest.split(' ').next())
         {
             count.passed += passed.parse::<u64>().unwrap_or(0);
+        }
+    })?;
+    if !whole {
+        count.failed += 1;
+    }
+    Ok(whole)
+}
+
+/// Every operation that the server describes, by the same requests each time.
+fn schemathesis(count: &mut Count) -> Result<bool, String> {
+    let mut command = Command::new(sh::beside_us(schemathesis::PROGRAM)?);
+    let command = command.env("CLAVIGER_BIN", sh::beside_us("claviger")?);
+    let whole = told("the server against its own description", command, |line| {
+        if let Some(operations) =
+            line.strip_prefix("schemathesis: ").and_then(|rest| rest.split(' ').next())
+        {
+            count.passed += operations.parse::<u64>().unwrap_or(0);
         }
     })?;
     if !whole {

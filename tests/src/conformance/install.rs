@@ -24,8 +24,8 @@ pub fn need(chosen: &[&Suite]) -> Outcome<()> {
         (cloud, "ip", "Debian: iproute2"),
     ];
     for (needed, program, package) in needs {
-        if needed && !found(program) {
-            return Err(format!("{program} is not in PATH ({package})"));
+        if needed {
+            need_program(program, package)?;
         }
     }
     // The owner of our entry in /proc is who we are.
@@ -43,6 +43,11 @@ pub fn need(chosen: &[&Suite]) -> Outcome<()> {
         );
     }
     Ok(())
+}
+
+/// Fails when this program is missing; `package` says where it comes from.
+pub fn need_program(program: &str, package: &str) -> Outcome<()> {
+    if found(program) { Ok(()) } else { Err(format!("{program} is not in PATH ({package})")) }
 }
 
 fn found(program: &str) -> bool {
@@ -79,7 +84,7 @@ pub fn directory() -> PathBuf {
 fn install(client: Client, dir: &Path) -> Outcome<()> {
     let log = dir.join(format!("install-{}.log", client.directory()));
     match client {
-        Client::Python3 | Client::Python2 => python(client, dir, &log),
+        Client::Python3 | Client::Python2 => python(client.directory(), dir, &log),
         Client::Npm => npm(dir, &log),
         Client::Go => {
             let module = client.sources();
@@ -104,10 +109,10 @@ fn go(module: &Path, args: &[&str], log: &Path) -> Outcome<()> {
     process::run(Command::new("go").current_dir(module).args(args), log, LIMIT)
 }
 
-/// A virtual environment, made anew when what it is to hold changes.
-fn python(client: Client, dir: &Path, log: &Path) -> Outcome<()> {
-    let requirements = client.sources().join("requirements.txt");
-    let venv = dir.join(client.directory());
+/// The virtual environment `name` in `dir`, made anew when what it is to hold changes.
+pub fn python(name: &str, dir: &Path, log: &Path) -> Outcome<()> {
+    let requirements = root().join("conformance").join(name).join("requirements.txt");
+    let venv = dir.join(name);
     unless_there(&venv, &[&requirements], || {
         process::run(
             Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv),

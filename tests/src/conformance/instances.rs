@@ -46,7 +46,8 @@ pub fn root_key(server: &Server, instance: &str, name: &str) -> Outcome<String> 
     })
 }
 
-struct Api {
+/// The server, to somebody who has logged in.
+pub(crate) struct Api {
     client: Client,
     url: String,
     token: String,
@@ -55,23 +56,43 @@ struct Api {
 
 impl Api {
     async fn log_in(server: &Server) -> Outcome<Self> {
+        Self::log_in_with(server, &server.api_key).await
+    }
+
+    /// The token of whoever has this API key.
+    pub(crate) fn token_of(server: &Server, api_key: &str) -> Outcome<String> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| format!("no runtime: {e}"))?;
+        runtime.block_on(async { Self::token(&Self::client(server)?, server, api_key).await })
+    }
+
+    fn client(server: &Server) -> Outcome<Client> {
         let pem = std::fs::read(&server.ca_file)
             .map_err(|e| format!("cannot read {}: {e}", server.ca_file.display()))?;
         let ca = Certificate::from_pem(&pem).map_err(|e| e.to_string())?;
         // Whoever came first has installed it; there is one provider in this project.
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
-        let client = Client::builder()
+        Client::builder()
             .tls_certs_only([ca])
             .timeout(Duration::from_secs(20))
             .build()
-            .map_err(|e| e.to_string())?;
+            .map_err(|e| e.to_string())
+    }
+
+    async fn token(client: &Client, server: &Server, api_key: &str) -> Outcome<String> {
+        let form = [("grant_type", "urn:ibm:params:oauth:grant-type:apikey"), ("apikey", api_key)];
+        let request = client.post(format!("{}/identity/token", server.url)).form(&form);
+        let answer = Self::send(request).await?;
+        Ok(answer["access_token"].as_str().ok_or("an answer without token")?.to_owned())
+    }
+
+    /// Logs in by this API key, which may see resource groups.
+    pub(crate) async fn log_in_with(server: &Server, api_key: &str) -> Outcome<Self> {
+        let client = Self::client(server)?;
         let url = server.url.clone();
-        let form = [
-            ("grant_type", "urn:ibm:params:oauth:grant-type:apikey"),
-            ("apikey", server.api_key.as_str()),
-        ];
-        let answer = Self::send(client.post(format!("{url}/identity/token")).form(&form)).await?;
-        let token = answer["access_token"].as_str().ok_or("an answer without token")?.to_owned();
+        let token = Self::token(&client, server, api_key).await?;
         let request = client.get(format!("{url}/v2/resource_groups")).bearer_auth(&token);
         let groups = Self::send(request).await?;
         let group = groups.pointer("/resources/0/id").and_then(Value::as_str);
@@ -79,7 +100,27 @@ impl Api {
         Ok(Self { client, url, token, group })
     }
 
-    async fn instance(&self, name: &str) -> Outcome<String> {
+    /// The one resource group.
+    pub(crate) fn group(&self) -> &str {
+        &self.group
+    }
+
+    /// Asks for something to be made, in an instance of the key service if one is named.
+    pub(crate) async fn post(
+        &self,
+        path: &str,
+        instance: Option<&str>,
+        body: &Value,
+    ) -> Outcome<Value> {
+        let mut request = self.client.post(format!("{}{path}", self.url)).bearer_auth(&self.token);
+        if let Some(instance) = instance {
+            request = request.header("Bluemix-Instance", instance);
+        }
+        Self::send(request.json(body)).await
+    }
+
+    /// Makes an instance and returns its id.
+    pub(crate) async fn instance(&self, name: &str) -> Outcome<String> {
         let body = json!({
             "name": name, "target": "us-south", "resource_group": self.group,
             "resource_plan_id": PLAN,
@@ -95,8 +136,11 @@ impl Api {
         let answer = request.send().await.map_err(|e| format!("no answer: {e:?}"))?;
         let (status, url) = (answer.status(), answer.url().clone());
         let text = answer.text().await.map_err(|e| e.to_string())?;
-        if !matches!(status, StatusCode::OK | StatusCode::CREATED) {
+        if !matches!(status, StatusCode::OK | StatusCode::CREATED | StatusCode::ACCEPTED) {
             return Err(format!("{url}: {status}: {text}"));
+        }
+        if text.is_empty() {
+            return Ok(Value::Null);
         }
         serde_json::from_str(&text).map_err(|e| format!("{url}: not JSON: {e}"))
     }

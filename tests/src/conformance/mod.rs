@@ -11,11 +11,11 @@ use std::time::Instant;
 use suites::{Place, Suite};
 
 mod cloud;
-mod install;
-mod instances;
-mod process;
+pub(crate) mod install;
+pub(crate) mod instances;
+pub(crate) mod process;
 mod report;
-mod suites;
+pub(crate) mod suites;
 
 /// What a run is to do.
 #[derive(Debug, Default)]
@@ -29,7 +29,7 @@ pub struct Settings {
 }
 
 /// The workspace's root directory.
-fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace")
 }
 
