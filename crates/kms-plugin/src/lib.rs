@@ -7,6 +7,7 @@
 //! It must never answer Status with a `healthz` other than `ok`: kube-apiserver goes on writing
 //! then (kubernetes#138950). A gRPC error stops it.
 
+mod frame;
 mod message;
 pub mod resolve;
 pub mod ring;
