@@ -212,7 +212,8 @@ impl Bench {
         let begun = Instant::now();
         loop {
             let path = "jsonpath={.status.conditions[?(@.status==\"True\")].type}";
-            let seen = self.real.lab.kubectl(&["get", "storageversionmigration", &name, "-o", path])?;
+            let seen =
+                self.real.lab.kubectl(&["get", "storageversionmigration", &name, "-o", path])?;
             let seen = String::from_utf8_lossy(&seen.stdout).into_owned();
             if seen.contains("Succeeded") {
                 return Ok(());

@@ -86,7 +86,8 @@ async fn store_again(real: &Real, state: usize) -> Result<(), Failure> {
         for kv in page {
             let opened = match Record::parse(&kv.value) {
                 Record::KmsV2(record) => {
-                    let seed = kek.kek().open(record.encrypted_dek).map_err(|_| "a strange seed")?;
+                    let seed =
+                        kek.kek().open(record.encrypted_dek).map_err(|_| "a strange seed")?;
                     record.open(seed.expose(), &kv.key).map_err(|_| "a strange body")?
                 }
                 Record::Plaintext(_) => SecretBytes::new(kv.value.to_vec()),
