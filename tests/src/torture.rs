@@ -1,5 +1,6 @@
 //! Seeded runs of kill -9 against a real cluster.
 
+use crate::dice::Dice;
 use crate::lab::{Lab, Options};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,7 +40,9 @@ pub fn run(settings: &Settings) -> Result<(), String> {
         }
         let started = Instant::now();
         one(seed).map_err(|why| {
-            format!("seed {seed}: {why}\nreplay it: cargo xtask torture --runs 1 --seed {seed}")
+            format!(
+                "seed {seed}: {why}\nreplay it: cargo xtask torture cluster --runs 1 --seed {seed}"
+            )
         })?;
         done += 1;
         println!("seed {seed}: passed in {} s", started.elapsed().as_secs());
@@ -153,18 +156,5 @@ impl Writer {
     fn stop(self) -> Written {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap_or_default()
-    }
-}
-
-/// SplitMix64: small, seeded, the same on every machine.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
     }
 }

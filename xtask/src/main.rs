@@ -22,13 +22,14 @@ usage: cargo xtask TASK [OPTIONS]
                              (--quick leaves the end-to-end tests out)
   demo [--keep] [--kubernetes 1.37|1.34] [--secrets N]
                              watch a real cluster being encrypted, rotated, revoked, given back
-  bench [NAME] [OPTIONS]     measure: plugin, rewrite
+  bench [NAME] [OPTIONS]     measure: plugin, rewrite, start
   conformance [--check] [--only SUITE]
                              real clients of Key Protect against a running key service
                              (--check leaves the table in conformance/README.md as it is)
   testbed [--kubernetes V]   build kube-apiserver, kubectl, etcd from source, once
-  torture [--runs N] [--seed S] [--minutes M]
-                             kill processes at random moments of enable and rotate
+  torture [cluster|key-service] [--runs N] [--seed S] [--minutes M]
+                             kill processes at random moments: of a cluster that is enabled and
+                             rotated, of a key service that is compared with a model
 ";
 
 fn main() -> ExitCode {

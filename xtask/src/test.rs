@@ -79,14 +79,21 @@ fn conformance(count: &mut Count) -> Result<bool, String> {
     Ok(whole)
 }
 
-/// Ten seeds of kill -9 at random moments; the hundred of `cargo xtask torture` take an hour.
+/// Ten seeds of each kind of kill -9 at random moments; the hundred of `cargo xtask torture` take
+/// hours.
 fn torture(count: &mut Count) -> Result<bool, String> {
+    // No new seed begins after so many minutes, so that a slow machine still gets an answer.
+    let key_service = seeds("a key server against a model", "key-service", "5", count)?;
+    let cluster = seeds("a whole cluster", "cluster", "12", count)?;
+    Ok(key_service && cluster)
+}
+
+fn seeds(what: &str, kind: &str, minutes: &str, count: &mut Count) -> Result<bool, String> {
     let mut command = Command::new(sh::beside_us(torture::PROGRAM)?);
-    // No new seed begins after twelve minutes, so that a slow machine still gets an answer.
-    command.args(["--runs", "10", "--minutes", "12"]);
+    command.args([kind, "--runs", "10", "--minutes", minutes]);
     let claviger = sh::beside_us("claviger")?;
     let whole = told(
-        "kill -9 at random moments, ten seeds",
+        &format!("kill -9 at random moments, ten seeds: {what}"),
         command.env("CLAVIGER_BIN", claviger),
         |line| {
             if line.starts_with("seed ") && line.contains(": passed") {

@@ -1,4 +1,5 @@
-//! `cargo xtask torture [--runs N] [--seed S] [--minutes M]`: kills processes at random moments.
+//! `cargo xtask torture [KIND] [--runs N] [--seed S] [--minutes M]`: kills processes at random
+//! moments.
 
 use crate::sh::{self, Done};
 use crate::testbed;
