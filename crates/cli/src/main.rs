@@ -38,6 +38,8 @@ enum Command {
     Dev(commands::dev::Args),
     /// Print a completion script for a shell
     Completions(commands::completions::Args),
+    /// Write man pages into a directory
+    Man(commands::man::Args),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::Census(args) => commands::census::run(args),
         Command::Dev(args) => commands::dev::run(args),
         Command::Completions(args) => commands::completions::run(args),
+        Command::Man(args) => commands::man::run(args),
     };
     exit::code(done)
 }

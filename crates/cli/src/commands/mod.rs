@@ -7,4 +7,5 @@ pub mod dev;
 pub mod instance;
 pub mod key;
 pub mod ks;
+pub mod man;
 pub mod server;

@@ -96,8 +96,7 @@ impl Act {
                         app.custodian.forget(version);
                     }
                     if let Some(event) = &changed.event {
-                        tracing::info!(event = event.id, kind = event.kind.as_str(), "key event");
-                        app.hub.key_changed(event.clone());
+                        app.announce(event.clone());
                     }
                 }
                 (self, done)
