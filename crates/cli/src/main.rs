@@ -113,7 +113,6 @@ mod tests {
         assert!(parse("claviger ks kms verify -c shop --by-disabling --for 2h").is_err());
         assert!(parse("claviger instance create tenant --region eu-de --output json").is_ok());
         assert!(parse("claviger instance delete tenant --yes").is_ok());
-        assert!(parse("claviger server run --data d --public-name keys").is_err(), "no listener");
         assert!(parse("claviger key import k --material - --output json").is_ok());
         assert!(parse("claviger key import k").is_err(), "material never comes by an argument");
     }

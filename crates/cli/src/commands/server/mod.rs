@@ -238,6 +238,9 @@ fn bring_back(args: Restore) -> Done {
 
 fn failed(e: BackupError) -> Failure {
     let hint = match &e {
+        BackupError::Key(KeyFileError::File { .. }) => {
+            "is --data the server's data directory? --master-key names the key file elsewhere"
+        }
         BackupError::Key(_) => {
             "the recovery key and master key files hold one line each, mode 0600"
         }
@@ -248,7 +251,10 @@ fn failed(e: BackupError) -> Failure {
             "look at the path, its permissions and the space on its disk"
         }
     };
-    let code = if matches!(e, BackupError::Broken { .. } | BackupError::Apart(_)) { 1 } else { 3 };
+    let code = match &e {
+        BackupError::Broken { .. } | BackupError::Apart(_) | BackupError::Exists(_) => 1,
+        _ => 3,
+    };
     Failure::new(code, e, hint)
 }
 
@@ -400,7 +406,11 @@ fn bind(flag: &str, asked: SocketAddr, e: std::io::Error) -> Failure {
 }
 
 fn master(e: KeyFileError) -> Failure {
-    Failure::new(3, e, "a key file must be readable by its user alone")
+    let hint = match &e {
+        KeyFileError::Form { .. } => "is it the file of another key?",
+        _ => "a key file must be readable by its user alone",
+    };
+    Failure::new(3, e, hint)
 }
 
 fn store(e: StoreError) -> Failure {

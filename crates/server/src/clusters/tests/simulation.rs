@@ -415,6 +415,15 @@ async fn a_ring_that_the_server_forgot_is_brought_back() {
     let ask = json!({ "fencing": null });
     let (_, lease) = world.call(By::Node(&node), "POST /agent/v1/lease", &ask).await;
     let fencing = lease["fencing"].as_u64().unwrap();
+    // Until then it cannot say that all is well.
+    sim.seen.get_mut("n2").unwrap().ahead = Some("it holds KEK 2".to_owned());
+    sim.nodes_act().await;
+    let view = sim.view().await;
+    assert_eq!(view.state, "critical", "{}", view.master_status);
+    assert!(view.master_status.contains("newer backup"), "{}", view.master_status);
+    sim.seen.get_mut("n2").unwrap().ahead = None;
+    sim.nodes_act().await;
+
     let commit = async |held: Cluster| {
         let revision = sim.state(&node).await.cluster.revision;
         let commit = Commit::Recovered { held: Box::new(held) };
