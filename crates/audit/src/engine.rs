@@ -209,6 +209,11 @@ impl<F: Files> Engine<F> {
         self.active.as_ref().map_or(self.before.mark.records, |active| active.whole.records)
     }
 
+    /// Whether there is a segment to write to that holds all that was answered.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.active.is_some() && !self.unsynced.owed
+    }
+
     /// Checkpoints made since the last call; they are durable.
     pub(crate) fn made(&mut self) -> Vec<Checkpoint> {
         std::mem::take(&mut self.made)
@@ -231,15 +236,14 @@ impl<F: Files> Engine<F> {
         let checkpoint = self.uncovered.map(|since| since + pause);
         // What failed has its own pause, or it would be tried without one.
         let checkpoint = checkpoint.map(|at| self.again.map_or(at, |again| at.max(again)));
-        let stuck = self.active.is_none() || self.unsynced.owed;
-        let again = stuck.then(|| self.again.unwrap_or_else(|| self.elapsed()));
+        let again = (!self.is_ready()).then(|| self.again.unwrap_or_else(|| self.elapsed()));
         [flush, checkpoint, again].into_iter().flatten().min()
     }
 
     /// Does what has become due.
     pub(crate) fn tick(&mut self) {
         self.poll();
-        if self.active.is_none() || self.unsynced.owed {
+        if !self.is_ready() {
             if self.again.is_some_and(|again| self.elapsed() < again) {
                 return;
             }
@@ -268,7 +272,7 @@ impl<F: Files> Engine<F> {
     ///
     /// After an error none of them may be answered as done. They may stand in the log all the
     /// same if the process ends before it could cut them off.
-    pub(crate) fn commit(&mut self, group: &mut Group) -> io::Result<()> {
+    pub(crate) fn put(&mut self, group: &mut Group) -> io::Result<()> {
         let (records, newest) = (group.count(), group.newest());
         let frame = group.frame();
         let mut done = self.attempt(frame, records);

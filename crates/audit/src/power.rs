@@ -118,7 +118,7 @@ impl History {
         wrong(format!("record {id}, answered at {at:?}, is lost; ends: {ends:?}"))
     }
 
-    fn commit(&mut self, engine: &mut Engine<Disk>) {
+    fn put(&mut self, engine: &mut Engine<Disk>) {
         let mut group = Group::new();
         let first = self.next;
         for _ in 0..=self.rng.below(4) {
@@ -130,7 +130,7 @@ impl History {
             self.next += 1;
         }
         let ids = first..self.next;
-        match engine.commit(&mut group) {
+        match engine.put(&mut group) {
             Ok(()) => {
                 let now = self.now();
                 self.answered.extend(ids.map(|id| (id, now)));
@@ -165,7 +165,7 @@ impl History {
             (2, _) => {
                 self.disk.set_room(Some(self.rng.below(1_000)));
                 for _ in 0..self.rng.below(6) {
-                    self.commit(engine);
+                    self.put(engine);
                 }
                 self.disk.set_room(None);
                 self.pass(engine, Duration::from_secs(2));
@@ -215,7 +215,7 @@ fn run(seed: u64, durability: Durability, lies: Lies) -> Result<(), Wrong> {
         }
         for _ in 0..history.rng.below(60) {
             match history.rng.below(12) {
-                0..7 => history.commit(&mut engine),
+                0..7 => history.put(&mut engine),
                 7..10 => {
                     let ms = history.rng.below(30) as u64;
                     history.pass(&mut engine, Duration::from_millis(ms));
@@ -280,6 +280,28 @@ fn a_disk_that_lies_is_noticed() {
     }
 }
 
+/// A checkpoint behind torn bytes would mean damage, so it is written only once they are durable.
+#[test]
+fn a_stop_while_closing_is_not_taken_for_damage() {
+    for seed in 0..200 {
+        let disk = Disk::new(seed, Lies::default());
+        let options = Options { durability: Durability::Written, ..Options::default() };
+        let opened = recover::open(parts(&disk), WRITER, &[], options);
+        let (mut engine, _) = opened.expect("opens");
+        for _ in 0..3 {
+            let mut group = Group::new();
+            group.push(Record { at: UnixMs(1), kind: 1, body: &[7; 1_000] });
+            engine.put(&mut group).expect("writes");
+        }
+        disk.light_fuse(usize::try_from(seed % 4).expect("small"));
+        let _ = engine.close();
+        drop(engine);
+        disk.restart(true);
+        let opened = recover::open(parts(&disk), WRITER, &[], options);
+        assert_eq!(opened.expect("opens").1.findings, [], "seed {seed}");
+    }
+}
+
 /// While a disk is full, each record is refused; what was torn is cut off at once, and all goes
 /// on when there is room.
 #[test]
@@ -287,26 +309,52 @@ fn a_full_disk_refuses_and_goes_on() {
     let disk = Disk::new(1, Lies::default());
     let (mut engine, _) =
         recover::open(parts(&disk), WRITER, &[], Options::default()).expect("opens");
-    let mut commit = |body: &[u8]| {
+    let mut put = |body: &[u8]| {
         let mut group = Group::new();
         group.push(Record { at: UnixMs(1), kind: 1, body });
-        engine.commit(&mut group)
+        engine.put(&mut group)
     };
-    commit(b"before").expect("there is room");
+    put(b"before").expect("there is room");
     let whole = disk.bytes("000000000001.segment");
     disk.set_room(Some(40));
     for _ in 0..3 {
-        let refused = commit(&[7; 300]).expect_err("no room");
+        let refused = put(&[7; 300]).expect_err("no room");
         assert_eq!(refused.kind(), std::io::ErrorKind::StorageFull);
         assert_eq!(disk.bytes("000000000001.segment"), whole, "nothing torn stays");
         disk.set_room(Some(40));
     }
     disk.set_room(None);
-    commit(b"after").expect("there is room again");
+    put(b"after").expect("there is room again");
     drop(engine);
     let bodies: Vec<Vec<u8>> = Reader::open(disk.clone(), UnixMs(0))
         .expect("opens")
         .map(|entry| entry.expect("reads").body)
         .collect();
     assert_eq!(bodies, [b"before".to_vec(), b"after".to_vec()]);
+}
+
+/// A server starts on a full disk, so that somebody can make room.
+#[test]
+fn a_start_on_a_full_disk_goes_on_when_there_is_room() {
+    let disk = Disk::new(1, Lies::default());
+    disk.set_room(Some(100));
+    let opened = recover::open(parts(&disk), WRITER, &[], Options::default());
+    let (mut engine, _) = opened.expect("opens");
+    assert!(!engine.is_ready());
+    let mut group = Group::new();
+    group.push(Record { at: UnixMs(1), kind: 1, body: b"refused" });
+    engine.put(&mut group).expect_err("no room");
+    disk.set_room(None);
+    assert!(engine.due().is_some_and(|due| due > engine.elapsed()), "not without a pause");
+    disk.advance(Duration::from_secs(1));
+    engine.tick();
+    assert!(engine.is_ready());
+    assert_eq!(engine.due(), None);
+    let mut group = Group::new();
+    group.push(Record { at: UnixMs(1), kind: 1, body: b"recorded" });
+    engine.put(&mut group).expect("there is room");
+    drop(engine);
+    let reader = Reader::open(disk.clone(), UnixMs(0)).expect("opens");
+    let bodies: Vec<_> = reader.map(|entry| entry.expect("reads").body).collect();
+    assert_eq!(bodies, [b"recorded".to_vec()]);
 }

@@ -87,10 +87,8 @@ pub(crate) fn open<F: Files>(
         to_cut: last.to_cut,
     };
     let mut engine = Engine::new(parts, origin, options);
-    if let Err(e) = engine.ready() {
-        // Nothing is answered until there is room; the caller's first record says so.
-        tracing::error!(error = %e, "no audit segment can be begun");
-    }
+    // What cannot be begun now is tried again.
+    engine.tick();
     Ok((engine, recovery))
 }
 

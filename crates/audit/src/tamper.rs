@@ -23,15 +23,15 @@ fn open(disk: &Disk, known: &[Checkpoint]) -> (Engine<Disk>, Recovery) {
     recover::open(parts(disk), WRITER, known, options).expect("opens")
 }
 
-/// Commits groups of two records, ten seconds apart from each other after every third, as the
+/// Writes groups of two records, ten seconds apart from each other after every third, as the
 /// log's thread would.
-fn commit(disk: &Disk, engine: &mut Engine<Disk>, groups: i64) {
+fn fill(disk: &Disk, engine: &mut Engine<Disk>, groups: i64) {
     for number in 0..groups {
         let mut group = Group::new();
         for at in [number, number + 1] {
             group.push(Record { at: UnixMs(at), kind: 3, body: b"somebody read something" });
         }
-        engine.commit(&mut group).expect("commits");
+        engine.put(&mut group).expect("writes");
         if number % 3 == 2 {
             disk.advance(Duration::from_secs(10));
             engine.tick();
@@ -46,7 +46,7 @@ fn log() -> (Disk, Vec<Checkpoint>) {
     for _ in 0..2 {
         let (mut engine, recovery) = open(&disk, &sent);
         assert_eq!(recovery.findings, []);
-        commit(&disk, &mut engine, 14);
+        fill(&disk, &mut engine, 14);
         engine.close().expect("closes");
         sent.extend(engine.made());
     }
@@ -246,7 +246,7 @@ fn a_checkpoint_by_another_key_is_forged() {
 fn a_torn_tail_is_cut_off_and_the_next_start_says_so() {
     let disk = Disk::new(1, Lies::default());
     let (mut engine, _) = open(&disk, &[]);
-    commit(&disk, &mut engine, 2);
+    fill(&disk, &mut engine, 2);
     drop(engine);
     let name = format::name(1);
     let whole = disk.bytes(&name);
@@ -260,7 +260,7 @@ fn a_torn_tail_is_cut_off_and_the_next_start_says_so() {
     assert_eq!((ended, sequence, cut, records), (Ended::Torn, 1, 6, 4));
     assert_eq!(findings, []);
     assert_eq!(disk.bytes(&name), whole, "the torn bytes are gone");
-    commit(&disk, &mut engine, 1);
+    fill(&disk, &mut engine, 1);
     drop(engine);
     let report = report(&disk, &[]);
     assert_eq!((report.findings.len(), report.cuts, report.to), (0, 1, 6));
@@ -274,7 +274,7 @@ fn damage_is_not_taken_for_a_torn_tail() {
     // Before a checkpoint: what a checkpoint follows was durable, so no stop has torn it.
     let disk = Disk::new(1, Lies::default());
     let (mut engine, _) = open(&disk, &[]);
-    commit(&disk, &mut engine, 3);
+    fill(&disk, &mut engine, 3);
     drop(engine);
     let name = format::name(1);
     let mut bytes = disk.bytes(&name);
@@ -287,14 +287,14 @@ fn damage_is_not_taken_for_a_torn_tail() {
     assert_eq!(recovery.findings, [Finding { sequence: 1, offset, record: 1, what }]);
     assert_eq!(recovery.ended, Ended::Damaged);
     assert_eq!(disk.bytes(&name), bytes, "evidence stays");
-    commit(&disk, &mut engine, 1);
+    fill(&disk, &mut engine, 1);
     drop(engine);
     assert_eq!(whats(&report(&disk, &[])), [(1, What::Edited), (2, What::FoundDamaged)]);
 
     // More than one flush can cover.
     let disk = Disk::new(1, Lies::default());
     let (mut engine, _) = open(&disk, &[]);
-    commit(&disk, &mut engine, 1);
+    fill(&disk, &mut engine, 1);
     drop(engine);
     let mut bytes = disk.bytes(&name);
     bytes.resize(bytes.len() + usize::try_from(CUT_MAX).expect("fits") + 1, 0);
@@ -320,7 +320,7 @@ fn a_start_finds_an_end_that_is_missing_or_rewritten() {
     let (mut engine, recovery) = open(&copy, &known);
     let what = What::Truncated { records: 56 };
     assert_eq!(recovery.findings.iter().map(|f| f.what).collect::<Vec<_>>(), [what]);
-    commit(&copy, &mut engine, 1);
+    fill(&copy, &mut engine, 1);
     drop(engine);
     let after = report(&copy, &sent);
     assert_eq!(after.to, 58, "no number is given twice");
@@ -444,7 +444,7 @@ fn a_reader_follows_a_log_that_grows() {
     let mut reader = Reader::open(disk.clone(), UnixMs(0)).expect("opens");
     let mut next = 1;
     for groups in [0, 1, 20, 0, 3] {
-        commit(&disk, &mut engine, groups);
+        fill(&disk, &mut engine, groups);
         for entry in reader.by_ref() {
             assert_eq!(entry.expect("reads").number, next);
             next += 1;
@@ -458,7 +458,7 @@ fn a_reader_follows_a_log_that_grows() {
     file.write_at(&[0, 0, 0, 60, 1], len).expect("writes");
     assert!(reader.next().is_none());
     file.truncate(len).expect("cuts");
-    commit(&disk, &mut engine, 1);
+    fill(&disk, &mut engine, 1);
     assert_eq!(reader.next().expect("goes on").expect("reads").number, 49);
 }
 

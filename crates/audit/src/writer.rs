@@ -84,7 +84,8 @@ pub struct Seams<T> {
 /// How a log is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Health {
-    /// Why the last group was not recorded; none if it was.
+    /// Why the last group was not recorded, or no segment can be begun; none if all is well. It
+    /// is the next record that shows whether a full disk has room again: do not stop appending.
     pub failing: Option<NotRecorded>,
     /// Number of the last record.
     pub records: u64,
@@ -146,7 +147,8 @@ impl<T: Send + 'static> Log<T> {
         let parts = Parts { files, clock: Box::new(System::new()), syncer, signer, anchor };
         let (engine, recovery) = recover::open(parts, writer, known, options)?;
         let queue = Queue { group: Group::new(), tokens: Vec::new(), asleep: false, closed: false };
-        let health = Health { records: recovery.records, ..Health::default() };
+        let failing = (!engine.is_ready()).then_some(NotRecorded::Disk);
+        let health = Health { failing, records: recovery.records, ..Health::default() };
         let shared = Arc::new(Shared {
             queue: Mutex::new(queue),
             work: Condvar::new(),
@@ -215,17 +217,17 @@ struct Thread<T, F: Files> {
 impl<T, F: Files> Thread<T, F> {
     fn run(mut self) {
         let (mut group, mut tokens) = (Group::new(), Vec::new());
-        let mut failing = None;
+        let mut failing = locked(&self.shared.health).failing;
         loop {
             let closed = self.wait(&mut group, &mut tokens);
             if !group.is_empty() {
-                let committed = self.engine.commit(&mut group);
-                let outcome = committed.as_ref().map_err(NotRecorded::of).copied();
+                let put = self.engine.put(&mut group);
+                let outcome = put.as_ref().map_err(NotRecorded::of).copied();
                 let now = outcome.err();
                 // A disk that stays full would say so in each line of the logs.
                 if now.is_some()
                     && now != failing
-                    && let Err(error) = &committed
+                    && let Err(error) = &put
                 {
                     tracing::error!(%error, "audit records are not recorded");
                 }
@@ -243,7 +245,14 @@ impl<T, F: Files> Thread<T, F> {
                 break;
             }
             if self.engine.due().is_some_and(|due| due <= self.engine.elapsed()) {
+                let before = self.engine.is_ready();
                 self.engine.tick();
+                match (before, self.engine.is_ready()) {
+                    (false, true) => failing = None,
+                    (_, false) => failing = failing.or(Some(NotRecorded::Disk)),
+                    (true, true) => {}
+                }
+                locked(&self.shared.health).failing = failing;
             }
             self.told();
         }
