@@ -21,6 +21,10 @@ pub(crate) const LINK_LEN: usize = 32;
 /// Bytes of a record before its body: length, time, kind.
 const RECORD_HEAD: usize = 12;
 
+/// Numbers and times are below this, which no writer reaches, so that sums of what a forged file
+/// says stay in range.
+const NUMBER_MAX: u64 = 1 << 48;
+
 /// Kinds of frames.
 pub(crate) const KIND_GROUP: u8 = 1;
 pub(crate) const KIND_CHECKPOINT: u8 = 2;
@@ -160,7 +164,7 @@ pub(crate) fn name(sequence: u64) -> String {
 /// Number in the name of a segment's file; none of other files.
 pub(crate) fn sequence(file: &str) -> Option<u64> {
     let sequence = file.strip_suffix(".segment")?.parse().ok()?;
-    (sequence > 0 && name(sequence) == file).then_some(sequence)
+    (sequence > 0 && sequence < NUMBER_MAX && name(sequence) == file).then_some(sequence)
 }
 
 /// Records on their way into one frame, in the frame's own bytes. Nothing is copied twice.
@@ -289,9 +293,9 @@ fn hash(parts: &[&[u8]]) -> Link {
     hash.finish()
 }
 
-/// A time as it is stored: before 1970 nothing was recorded.
+/// A time as it is stored: before 1970 nothing was recorded, nor will be after the year 10889.
 pub(crate) fn unsigned(at: UnixMs) -> u64 {
-    u64::try_from(at.0).unwrap_or(0)
+    u64::try_from(at.0).unwrap_or(0).min(NUMBER_MAX - 1)
 }
 
 /// Takes fields off the front of bytes.
@@ -309,7 +313,7 @@ impl<'a> Bytes<'a> {
     }
 
     pub(crate) fn number(&mut self) -> Option<u64> {
-        self.array().map(u64::from_be_bytes)
+        self.array().map(u64::from_be_bytes).filter(|number| *number < NUMBER_MAX)
     }
 
     pub(crate) fn time(&mut self) -> Option<UnixMs> {

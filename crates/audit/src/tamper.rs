@@ -12,6 +12,7 @@ use crate::{
     Checkpoint, Finding, Keep, OpenError, Reader, Record, Recovery, Report, RetireError, What,
     WriterId, recover, retire, verify,
 };
+use claviger_crypto::digest::sha256;
 use claviger_domain::id::UnixMs;
 use std::time::Duration;
 use uuid::Uuid;
@@ -223,6 +224,39 @@ fn a_chain_that_was_made_anew_is_found() {
         assert!(joined || sequence == last, "{found:?}");
         let found = whats(&report(&copy, &sent));
         assert!(found.contains(&(sequence, What::Rewritten)), "{found:?}");
+    }
+}
+
+/// Numbers as whoever forges a header may choose them.
+#[test]
+fn absurd_numbers_are_found_and_stop_nobody() {
+    let (disk, sent) = log();
+    for name in names(&disk) {
+        let sequence = format::sequence(&name).expect("a segment");
+        for field in (34..90).step_by(8) {
+            for number in [0, (1 << 48) - 1, 1 << 48, u64::MAX] {
+                let mut bytes = disk.bytes(&name);
+                let field = &mut bytes[field..field + 8];
+                if field == number.to_be_bytes() {
+                    continue;
+                }
+                field.copy_from_slice(&number.to_be_bytes());
+                let link = sha256(&bytes[..HEADER_LEN - format::LINK_LEN]);
+                bytes[HEADER_LEN - format::LINK_LEN..HEADER_LEN].copy_from_slice(&link);
+                if number < 1 << 48 {
+                    chain_anew(&mut bytes);
+                }
+                let copy = disk.copy();
+                copy.put(&name, &bytes);
+                let found = report(&copy, &sent);
+                let here = found.findings.iter().any(|f| f.sequence == sequence);
+                assert!(here, "{name}: {:?}", found.findings);
+                Reader::open(copy.clone(), UnixMs(0)).expect("opens").for_each(drop);
+                let keep = Keep { bytes: Some(0), since: None };
+                let _ = retire(&copy, &key(1), keep, UnixMs(1));
+                open(&copy, &sent).0.close().expect("goes on");
+            }
+        }
     }
 }
 
