@@ -5,7 +5,7 @@ use crate::authority::Authority;
 use crate::iam::token::Tokens;
 use claviger_crypto::SecretBytes;
 use claviger_custody::Custodian;
-use claviger_domain::access::{PlatformRole, ServiceRole};
+use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
 use claviger_domain::id::{InstanceId, UnixMs};
 use claviger_store::iam::{self, Grant, Instance, Principal};
 use claviger_store::{Store, StoreError, Tx, meta};
@@ -172,7 +172,7 @@ pub fn bootstrap(app: &App) -> Result<Option<Bootstrap>, StartError> {
             };
             iam::add_principal(tx, &admin, now)?;
             let role = ServiceRole::Manager;
-            iam::add_grant(tx, &iam_id, &Grant::Service { role, instance: None, key: None })?;
+            iam::add_grant(tx, &iam_id, &Grant::Service { role, scope: Scope::Everywhere })?;
             iam::add_grant(tx, &iam_id, &Grant::Platform(PlatformRole::Administrator))?;
         }
         iam::add_api_key(tx, &iam_id, "bootstrap", &mac, now)?;

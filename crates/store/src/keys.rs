@@ -1,9 +1,10 @@
 //! Keys, their versions and aliases.
 
 use crate::{StoreError, Tx};
-use claviger_domain::id::{InstanceId, KeyVersionId, UnixMs};
+use claviger_domain::id::{InstanceId, KeyId, KeyVersionId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
 use rusqlite::{OptionalExtension, Row, params};
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 /// A key as it is stored. Its state may be overtaken by its expiry: see [`Key::state_at`].
@@ -110,6 +111,22 @@ pub fn all(tx: &Tx<'_>, instance: InstanceId) -> Result<Vec<Key>, StoreError> {
     let mut out = Vec::new();
     while let Some(row) = rows.next()? {
         out.push(read(row)?);
+    }
+    Ok(out)
+}
+
+/// The ring of each key of an instance that something is registered on.
+pub fn rings_of_used(
+    tx: &Tx<'_>,
+    instance: InstanceId,
+) -> Result<BTreeMap<KeyId, String>, StoreError> {
+    let sql = "SELECT id, ring FROM keys k WHERE instance = ?1 AND EXISTS
+        (SELECT 1 FROM registrations r WHERE r.instance = k.instance AND r.key = k.id)";
+    let mut query = tx.prepare_cached(sql)?;
+    let mut rows = query.query([instance.to_string()])?;
+    let mut out = BTreeMap::new();
+    while let Some(row) = rows.next()? {
+        out.insert(id(&row.get::<_, String>(0)?)?, row.get(1)?);
     }
     Ok(out)
 }

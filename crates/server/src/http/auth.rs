@@ -8,9 +8,9 @@ use axum::extract::FromRequestParts;
 use axum::http::{StatusCode, header, request::Parts};
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::{
-    KeyOperation, PlatformRole, ServiceRole, role_allows, services_only,
+    KeyOperation, On, PlatformRole, Scope, ServiceRole, role_allows, services_only,
 };
-use claviger_domain::id::{AgentName, ClusterId, InstanceId, KeyId, UnixMs};
+use claviger_domain::id::{AgentName, ClusterId, InstanceId, UnixMs};
 use claviger_store::iam::{self, Grant};
 use claviger_store::{StoreError, Tx};
 use claviger_wire::kp::rings::RING_HEADER;
@@ -38,23 +38,15 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Whether the caller may do `operation` on `key`, or on any key of the instance if none is
-    /// named.
-    pub fn permits(
-        &self,
-        operation: KeyOperation,
-        instance: InstanceId,
-        key: Option<KeyId>,
-    ) -> bool {
+    /// Whether the caller may do `operation` on this of the instance.
+    pub fn permits(&self, operation: KeyOperation, instance: InstanceId, on: On<'_>) -> bool {
         if services_only(operation) && !self.service {
             return false;
         }
-        self.grants.iter().any(|grant| match *grant {
+        self.grants.iter().any(|grant| match grant {
             Grant::Platform(_) => false,
-            Grant::Service { role, instance: i, key: k } => {
-                role_allows(role, operation)
-                    && i.is_none_or(|i| i == instance)
-                    && (k.is_none() || k == key)
+            Grant::Service { role, scope } => {
+                role_allows(*role, operation) && scope.covers(instance, on)
             }
         })
     }
@@ -67,16 +59,16 @@ impl Caller {
         &self,
         operation: KeyOperation,
         instance: InstanceId,
-        key: Option<KeyId>,
+        on: On<'_>,
     ) -> Result<(), KpError> {
-        if self.permits(operation, instance, key) { Ok(()) } else { Err(KpError::unauthorized()) }
+        if self.permits(operation, instance, on) { Ok(()) } else { Err(KpError::unauthorized()) }
     }
 
     /// Whether some grant of the caller is about this instance.
     pub fn sees(&self, instance: InstanceId) -> bool {
         self.grants.iter().any(|grant| match grant {
             Grant::Platform(_) => false,
-            Grant::Service { instance: i, .. } => i.is_none_or(|i| i == instance),
+            Grant::Service { scope, .. } => scope.reaches(instance),
         })
     }
 
@@ -139,7 +131,7 @@ pub(crate) fn find(
         let role = ServiceRole::Reader;
         let grants = crate::clusters::scope_of(tx, &cluster)?
             .into_iter()
-            .map(|root| Grant::Service { role, instance: Some(root.instance), key: Some(root.key) })
+            .map(|root| Grant::Service { role, scope: Scope::Key(root) })
             .collect();
         return Ok(Some(Caller {
             iam_id: iam_id.to_owned(),

@@ -8,7 +8,7 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use claviger_domain::access::KeyOperation;
+use claviger_domain::access::{KeyOperation, On};
 use claviger_domain::id::{InstanceId, UnixMs};
 use claviger_domain::key::{KeyAction, KeyState, RootVersion, Verdict, verdict};
 use claviger_store::audit;
@@ -174,10 +174,21 @@ impl Act {
         }
     }
 
-    /// Checks that the caller may do `operation` on something of the instance, and that the
-    /// instance exists.
+    /// Checks that the caller may do `operation` on the instance, and that there is one.
     pub(crate) fn on_instance(&self, tx: &Tx<'_>, operation: KeyOperation) -> Result<(), KpError> {
-        self.caller.permit(operation, self.instance, None)?;
+        self.caller.permit(operation, self.instance, On::Instance)?;
+        self.exists(tx)
+    }
+
+    /// Checks that the caller may do `operation` on a key ring, and that the instance exists;
+    /// whether the ring does is another question.
+    pub(crate) fn on_ring(
+        &self,
+        tx: &Tx<'_>,
+        operation: KeyOperation,
+        ring: &str,
+    ) -> Result<(), KpError> {
+        self.caller.permit(operation, self.instance, On::Ring(ring))?;
         self.exists(tx)
     }
 
@@ -200,12 +211,15 @@ impl Act {
         let found = keys::find(tx, self.instance, &self.key)?;
         match found.filter(|key| self.caller.ring.as_ref().is_none_or(|ring| *ring == key.ring)) {
             Some(key) => {
-                self.caller.permit(operation, self.instance, Some(key.root.key))?;
+                let on = On::Key(key.root.key, &key.ring);
+                self.caller.permit(operation, self.instance, on)?;
                 Ok(key)
             }
-            // Only who may do it on any key learns that this one does not exist.
+            // Only who may do it on any key that was looked through learns that this one is not
+            // among them.
             None => {
-                self.caller.permit(operation, self.instance, None)?;
+                let searched = self.caller.ring.as_deref().map_or(On::Instance, On::Ring);
+                self.caller.permit(operation, self.instance, searched)?;
                 Err(KpError::no_key())
             }
         }

@@ -19,6 +19,7 @@ use claviger_custody::CustodyError;
 use claviger_domain::access::KeyOperation;
 use claviger_domain::id::{InstanceId, KeyId, KeyVersionId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey, RootVersion};
+use claviger_store::Tx;
 use claviger_store::keys::{self, Key};
 use claviger_wire::kp::{self, Envelope, NewKey};
 use std::sync::Arc;
@@ -93,6 +94,7 @@ async fn make(
         Policies::OfBody => "kms.secrets-with-policy-overrides.create",
     };
     let failed = "Key could not be created";
+    let ring = rings::of_new_key(&caller).to_owned();
     let act = Act { caller, instance, action, failed, key: String::new() };
     let minimal = prefers(&headers) == Some(Prefer::Minimal);
     let read = body.text().ok_or_else(|| KpError::body("The body is missing")).and_then(parse);
@@ -100,11 +102,13 @@ async fn make(
     let wanted = read.and_then(|body: Envelope<NewKey>| check(body, app.clock.now()));
     let wanted = match wanted {
         Err(e) => Err(e),
-        Ok((wanted, arriving)) => import::arrived(&app, &act, arriving, |tx, act| {
-            act.on_instance(tx, KeyOperation::Import)
-        })
-        .await
-        .map(|material| Wanted { material, ..wanted }),
+        Ok((wanted, arriving)) => {
+            let ring = ring.clone();
+            let allowed =
+                move |tx: &Tx<'_>, act: &Act| act.on_ring(tx, KeyOperation::Import, &ring);
+            let material = import::arrived(&app, &act, arriving, allowed).await;
+            material.map(|material| Wanted { material, ..wanted })
+        }
     };
     let key = act
         .change(&app, move |app, tx, act, now| {
@@ -113,9 +117,9 @@ async fn make(
                 Some(Intent { import: true, .. }) => KeyOperation::Import,
                 _ => KeyOperation::Create,
             };
-            act.on_instance(tx, operation)?;
+            act.on_ring(tx, operation, &ring)?;
             if own == Policies::OfBody {
-                act.on_instance(tx, KeyOperation::CreateWithPolicies)?;
+                act.on_ring(tx, KeyOperation::CreateWithPolicies, &ring)?;
             }
             if let Some(intent) = intent {
                 policies::may_make(tx, act.instance, intent)?;
@@ -126,8 +130,8 @@ async fn make(
                     format!("The instance has {} keys, as many as it may", app.settings.keys_max);
                 return Err(KpError::conflict("KEY_QUOTA_ERR", what));
             }
-            let ring = rings::of_new_key(tx, act)?;
-            let key = add(app, tx, act, wanted, ring, now)?;
+            rings::there(tx, act.instance, &ring)?;
+            let key = add(app, tx, act, wanted, ring.clone(), now)?;
             match own {
                 Policies::OfInstance => policies::inherit(tx, &key, now)?,
                 Policies::OfBody => policies::own(tx, &key, &wanted.new, now)?,
@@ -144,7 +148,7 @@ async fn make(
 
 fn add(
     app: &App,
-    tx: &claviger_store::Tx<'_>,
+    tx: &Tx<'_>,
     act: &Act,
     wanted: &Wanted,
     ring: String,

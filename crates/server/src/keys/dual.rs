@@ -8,7 +8,7 @@ use crate::keys::act::{Act, Changed, state_allows};
 use crate::keys::view;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use claviger_domain::access::KeyOperation;
+use claviger_domain::access::{KeyOperation, On};
 use claviger_domain::id::UnixMs;
 use claviger_domain::key::KeyAction;
 use claviger_store::Tx;
@@ -106,7 +106,7 @@ pub(crate) fn authorised(tx: &Tx<'_>, act: &Act, key: &Key, now: UnixMs) -> Resu
     let first = auth::find(tx, first, String::new(), Origin::default())?;
     let operation = KeyOperation::SetForDeletion;
     let first = first
-        .filter(|f| f.permits(operation, key.root.instance, Some(key.root.key)))
+        .filter(|f| f.permits(operation, key.root.instance, On::Key(key.root.key, &key.ring)))
         .ok_or_else(|| {
             not_met(
                 "Who set the key for deletion may not do so any longer; another person must set it",

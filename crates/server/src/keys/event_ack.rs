@@ -11,10 +11,11 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use claviger_domain::access::KeyOperation;
+use claviger_domain::access::{KeyOperation, On};
 use claviger_domain::id::KeyVersionId;
+use claviger_domain::key::RootKey;
 use claviger_store::answers::{self, Answer};
-use claviger_store::keys;
+use claviger_store::{Tx, keys, registrations};
 use claviger_wire::kp::Envelope;
 use claviger_wire::kp::ack::EventAcknowledge;
 use std::sync::Arc;
@@ -58,17 +59,14 @@ async fn acknowledge(
             return Err(KpError::unauthorized());
         }
         act.exists(tx)?;
-        let crn = match &act.caller.crn {
-            Some(crn) if act.caller.service => crn,
-            _ => {
-                let what = "Only a service that uses keys can acknowledge their events";
-                return Err(KpError::new(StatusCode::FORBIDDEN, "SERVICE_ONLY_ERR", what));
-            }
-        };
+        if !act.caller.service {
+            let what = "Only a service that uses keys can acknowledge their events";
+            return Err(KpError::new(StatusCode::FORBIDDEN, "SERVICE_ONLY_ERR", what));
+        }
         let said = said.as_ref().map_err(Clone::clone)?;
         if key.is_none() {
             // Only who may do it on any key learns that there is no such event.
-            act.caller.permit(KeyOperation::AcknowledgeEvent, act.instance, None)?;
+            act.caller.permit(KeyOperation::AcknowledgeEvent, act.instance, On::Instance)?;
             let what = "There is no such event of a key of this instance";
             return Err(KpError::new(StatusCode::NOT_FOUND, "EVENT_NOT_FOUND_ERR", what));
         }
@@ -80,19 +78,39 @@ async fn acknowledge(
             let status = StatusCode::UNPROCESSABLE_ENTITY;
             return Err(KpError::new(status, "KEY_VERSION_INVALID", what));
         }
-        let answer = Answer {
-            root: key.root,
-            event: said.event,
-            crn: crn.clone(),
-            state: said.state.clone(),
-            rewrapped: said.rewrapped,
-            at: now,
-        };
-        answers::put(tx, &answer)?;
+        for crn in users(tx, act, &key.root)? {
+            let answer = Answer {
+                root: key.root,
+                event: said.event,
+                crn,
+                state: said.state.clone(),
+                rewrapped: said.rewrapped,
+                at: now,
+            };
+            answers::put(tx, &answer)?;
+        }
         Ok(Changed::just(()))
     })
     .await?;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// For which users of a key the caller speaks: a resource for itself, a service ID for what it
+/// registered on the key.
+fn users(tx: &Tx<'_>, act: &Act, root: &RootKey) -> Result<Vec<String>, KpError> {
+    if let Some(own) = &act.caller.crn {
+        return Ok(vec![own.clone()]);
+    }
+    let own: Vec<String> = registrations::of_key(tx, root)?
+        .into_iter()
+        .filter(|registration| registration.created_by == act.caller.iam_id)
+        .map(|registration| registration.crn)
+        .collect();
+    if own.is_empty() {
+        let what = "The service has registered nothing on the key";
+        return Err(KpError::new(StatusCode::FORBIDDEN, "RESOURCE_OWNER_ERR", what));
+    }
+    Ok(own)
 }
 
 fn read(body: &Body) -> Result<Said, KpError> {

@@ -10,7 +10,7 @@ use crate::keys::view;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use claviger_domain::access::KeyOperation;
+use claviger_domain::access::{KeyOperation, On};
 use claviger_domain::id::{KeyVersionId, UnixMs};
 use claviger_domain::key::KeyAction;
 use claviger_store::keys::{self, Key};
@@ -20,7 +20,7 @@ use claviger_wire::kp::{self, Envelope, KeyVersion, REGISTRATION_TYPE, Registrat
 use std::sync::Arc;
 
 /// How the CRNs of this server's clusters begin.
-const CLUSTER: &str = "crn:v1:claviger:";
+pub(crate) const CLUSTER: &str = "crn:v1:claviger:";
 /// Segments of a CRN up to the service instance: what a service may call its own.
 const OWN: usize = 8;
 /// Registrations of one key; a bound on what deletion has to look at.
@@ -301,18 +301,14 @@ pub(crate) async fn of_instance(
                 return Err(KpError::unauthorized());
             }
             act.exists(tx)?;
+            let rings = keys::rings_of_used(tx, act.instance)?;
             let mut all = store::of_instance(tx, act.instance)?;
-            let operation = KeyOperation::ListRegistrations;
-            all.retain(|r| act.caller.permits(operation, act.instance, Some(r.root.key)));
-            if let Some(ring) = &act.caller.ring {
-                let mut inside = Vec::new();
-                for r in all {
-                    if keys::get(tx, &r.root)?.is_some_and(|key| key.ring == *ring) {
-                        inside.push(r);
-                    }
-                }
-                all = inside;
-            }
+            all.retain(|r| {
+                let Some(ring) = rings.get(&r.root.key) else { return false };
+                let (operation, on) = (KeyOperation::ListRegistrations, On::Key(r.root.key, ring));
+                act.caller.permits(operation, act.instance, on)
+                    && act.caller.ring.as_ref().is_none_or(|wanted| wanted == ring)
+            });
             page(tx, act, &query, all)
         })
         .await?;

@@ -1,14 +1,14 @@
 //! Registrations by service IDs, over the router.
 
 use crate::testing::World;
-use claviger_domain::access::{PlatformRole, ServiceRole};
+use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
 use claviger_store::iam::Grant;
 use serde_json::{Value, json};
 
 #[tokio::test]
 async fn a_service_id_registers_what_is_its_own() {
     let w = World::new();
-    let manager = Grant::Service { role: ServiceRole::Manager, instance: None, key: None };
+    let manager = Grant::Service { role: ServiceRole::Manager, scope: Scope::Everywhere };
     let admin = [manager, Grant::Platform(PlatformRole::Administrator)];
     let admin = w.token(&w.person("admin", &admin)).await;
     let key = w.root_key(&admin, w.one, "root").await;

@@ -2,11 +2,11 @@
 
 use crate::app::Settings;
 use crate::testing::World;
-use claviger_domain::access::{PlatformRole, ServiceRole};
+use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
 use claviger_store::iam::{self, Grant};
 use serde_json::{Value, json};
 
-const ALL: Grant = Grant::Service { role: ServiceRole::Manager, instance: None, key: None };
+const ALL: Grant = Grant::Service { role: ServiceRole::Manager, scope: Scope::Everywhere };
 
 #[tokio::test]
 async fn an_instance_from_its_making_to_its_end() {
@@ -190,6 +190,12 @@ async fn an_administrator_lets_people_and_services_in() {
     let known = w.app.store.read("t", |tx| iam::principal(tx, &iam_id)).unwrap();
     assert!(known.is_some_and(|p| p.service));
 
+    let roles = json!([{ "role": "Writer", "instance": w.one, "ring": "default" }]);
+    let made = w.ask(&admin, "POST", "/v3/principals", json!({ "name": "ring", "roles": roles }));
+    let token = w.token(made.await.is(201)["apikey"].as_str().unwrap()).await;
+    w.root_key(&token, w.one, "in-default").await;
+    w.ask(&token, "POST", "/api/v2/key_rings/other", Value::Null).await.is(401);
+
     for wrong in [
         json!({ "name": "" }),
         json!({ "name": "a", "owner": "IBMid-admin" }),
@@ -198,6 +204,11 @@ async fn an_administrator_lets_people_and_services_in() {
         json!({ "name": "a", "unknown": 1 }),
         json!({ "name": "a", "roles": [{ "role": "King" }] }),
         json!({ "name": "a", "roles": [{ "role": "Reader", "key": w.one.to_string() }] }),
+        json!({ "name": "a", "roles": [{ "role": "Reader", "ring": "default" }] }),
+        json!({ "name": "a", "roles": [{ "role": "Reader", "instance": w.one, "ring": "none" }] }),
+        json!({ "name": "a", "roles": [{
+            "role": "Reader", "instance": w.one, "ring": "default", "key": w.one.to_string(),
+        }] }),
         json!({ "name": "a", "roles": [{ "role": "Reader", "instance": w.app.account.resource_group }] }),
     ] {
         w.ask(&admin, "POST", "/v3/principals", wrong).await.is(400);

@@ -1,12 +1,12 @@
 //! KMIP management, over the router.
 
 use crate::testing::World;
-use claviger_domain::access::ServiceRole;
+use claviger_domain::access::{Scope, ServiceRole};
 use claviger_store::iam::Grant;
 use serde_json::{Value, json};
 
 fn grant(role: ServiceRole) -> Grant {
-    Grant::Service { role, instance: None, key: None }
+    Grant::Service { role, scope: Scope::Everywhere }
 }
 
 fn envelope(one: Value) -> Value {

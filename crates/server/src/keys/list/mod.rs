@@ -13,7 +13,7 @@ use crate::keys::view;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use claviger_domain::access::KeyOperation;
+use claviger_domain::access::{KeyOperation, On};
 use claviger_domain::id::UnixMs;
 use claviger_domain::key::KeyState;
 use claviger_store::Tx;
@@ -81,7 +81,8 @@ pub(crate) async fn count(
     Ok(response)
 }
 
-/// The keys that the query asks for and the caller may see.
+/// The keys that the query asks for and the caller may list: a role on a key alone lets it use
+/// the key, not find it.
 fn matches(
     tx: &Tx<'_>,
     act: &Act,
@@ -118,7 +119,7 @@ fn matches(
     };
     let mut found = keys::all(tx, act.instance)?;
     found.retain(|key| {
-        act.caller.permits(KeyOperation::List, act.instance, Some(key.root.key))
+        act.caller.permits(KeyOperation::List, act.instance, On::Ring(&key.ring))
             && act.caller.ring.as_ref().is_none_or(|ring| *ring == key.ring)
             && states.contains(&key.state_at(now))
             && extractable.is_none_or(|wanted| key.extractable == wanted)

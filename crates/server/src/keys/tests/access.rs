@@ -6,8 +6,8 @@ use super::*;
 async fn roles_count_for_their_instance_only_and_strangers_learn_nothing() {
     let w = World::new();
     let id = w.root().await;
-    let reader = w.person("reader", &[(ServiceRole::Reader, Some(w.one), None)]);
-    let elsewhere = w.person("elsewhere", &[(ServiceRole::Manager, Some(w.two), None)]);
+    let reader = w.person("reader", &[(ServiceRole::Reader, Scope::Instance(w.one))]);
+    let elsewhere = w.person("elsewhere", &[(ServiceRole::Manager, Scope::Instance(w.two))]);
     let nobody = w.person("nobody", &[]);
     w.by(&reader, &format!("POST /keys/{id}/actions/wrap"), "").await.is(200);
     for line in [

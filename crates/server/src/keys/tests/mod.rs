@@ -9,6 +9,7 @@ mod lists;
 mod material;
 mod policies;
 mod registrations;
+mod ring_roles;
 mod rings;
 mod states;
 mod users;
@@ -22,7 +23,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use claviger_crypto::Key32;
 use claviger_custody::software::Software;
-use claviger_domain::access::ServiceRole;
+use claviger_domain::access::{Scope, ServiceRole};
 use claviger_domain::cluster::{Cluster, Operation, OperationKind, TakeUp};
 use claviger_domain::id::{ClusterId, InstanceId, KeyId, OperationId, UnixMs};
 use claviger_domain::key::RootKey;
@@ -91,15 +92,11 @@ impl World {
         let router = crate::http::router(app.clone());
         let (one, two) = (instances[0].id, instances[1].id);
         let mut world = World { app, clock, router, manager: String::new(), one, two, dir };
-        world.manager = world.person("manager", &[(ServiceRole::Manager, None, None)]);
+        world.manager = world.person("manager", &[(ServiceRole::Manager, Scope::Everywhere)]);
         world
     }
 
-    fn person(
-        &self,
-        name: &str,
-        roles: &[(ServiceRole, Option<InstanceId>, Option<KeyId>)],
-    ) -> String {
+    fn person(&self, name: &str, roles: &[(ServiceRole, Scope)]) -> String {
         let principal = Principal {
             iam_id: format!("IBMid-{name}"),
             service: false,
@@ -108,8 +105,9 @@ impl World {
         };
         let added = self.app.store.tx("t", |tx| -> Result<(), StoreError> {
             iam::add_principal(tx, &principal, START)?;
-            for &(role, instance, key) in roles {
-                iam::add_grant(tx, &principal.iam_id, &Grant::Service { role, instance, key })?;
+            for (role, scope) in roles {
+                let grant = Grant::Service { role: *role, scope: scope.clone() };
+                iam::add_grant(tx, &principal.iam_id, &grant)?;
             }
             Ok(())
         });
