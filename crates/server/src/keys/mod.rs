@@ -69,6 +69,4 @@ pub fn routes() -> Router<Arc<App>> {
 }
 
 #[cfg(test)]
-mod service_tests;
-#[cfg(test)]
 mod tests;
