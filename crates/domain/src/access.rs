@@ -121,11 +121,13 @@ pub enum KeyOperation {
     ReadImportToken,
     /// Manage KMIP adapters, their certificates and objects.
     ManageKmip,
+    /// Read what is on record about the instance.
+    ReadAudit,
 }
 
 impl KeyOperation {
     /// Every operation.
-    pub const ALL: [KeyOperation; 35] = [
+    pub const ALL: [KeyOperation; 36] = [
         KeyOperation::List,
         KeyOperation::ReadMetadata,
         KeyOperation::ReadPayload,
@@ -161,6 +163,7 @@ impl KeyOperation {
         KeyOperation::CreateImportToken,
         KeyOperation::ReadImportToken,
         KeyOperation::ManageKmip,
+        KeyOperation::ReadAudit,
     ];
 }
 
@@ -188,7 +191,8 @@ pub fn role_allows(role: ServiceRole, operation: KeyOperation) -> bool {
         | ReadInstancePolicies
         | WriteInstancePolicies
         | ReadAllowedIp
-        | ManageKmip => ServiceRole::Manager,
+        | ManageKmip
+        | ReadAudit => ServiceRole::Manager,
     };
     let alone = matches!(role, ServiceRole::KeyPurge | ServiceRole::KmipAdapterManager);
     !alone && role >= least
@@ -319,6 +323,7 @@ mod tests {
             (KeyOperation::CreateImportToken, "nnyynn"),
             (KeyOperation::ReadImportToken, "nnyynn"),
             (KeyOperation::ManageKmip, "nnnyny"),
+            (KeyOperation::ReadAudit, "nnnynn"),
         ];
         assert_eq!(rows.len(), KeyOperation::ALL.len());
         for (operation, cells) in rows {

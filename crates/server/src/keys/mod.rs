@@ -5,7 +5,7 @@
 //! none or the wrong one.
 
 mod acks;
-mod act;
+pub(crate) mod act;
 mod actions;
 mod aliases;
 mod changes;
@@ -23,7 +23,7 @@ mod reading;
 mod registrations;
 mod rings;
 mod sync;
-mod view;
+pub(crate) mod view;
 
 use crate::app::App;
 use axum::Router;
