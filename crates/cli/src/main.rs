@@ -120,5 +120,6 @@ mod tests {
             parse("claviger audit ls --action kms.secrets.* --from 2027-01-01T00:00:00Z").is_ok()
         );
         assert!(parse("claviger audit ls --all --key k").is_err(), "a key is of an instance");
+        assert!(parse("claviger server unlock --data d").is_err(), "which instance?");
     }
 }

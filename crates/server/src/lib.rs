@@ -17,6 +17,7 @@ pub mod listen;
 mod pulse;
 pub mod record;
 pub mod resources;
+pub mod unlock;
 
 #[cfg(test)]
 mod testing;

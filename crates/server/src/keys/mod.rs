@@ -16,7 +16,7 @@ mod event_ack;
 mod import;
 mod kmip;
 mod list;
-mod policies;
+pub(crate) mod policies;
 mod purge;
 pub(crate) mod query;
 mod reading;
