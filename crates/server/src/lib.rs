@@ -4,6 +4,7 @@
 //! accept loop. The server never connects into a cluster.
 
 pub mod app;
+pub mod audit;
 pub mod authority;
 pub mod backup;
 pub mod clusters;
@@ -18,6 +19,7 @@ mod pulse;
 pub mod record;
 pub mod resources;
 pub mod status;
+pub mod unlock;
 
 #[cfg(test)]
 mod testing;

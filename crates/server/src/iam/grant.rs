@@ -1,7 +1,7 @@
 //! `POST /identity/token` and `POST /oidc/token`.
 
 use crate::app::App;
-use crate::http::Correlation;
+use crate::http::Trace;
 use crate::http::auth::Node;
 use crate::http::body::Body;
 use crate::iam::token::Issue;
@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use claviger_crypto::digest;
-use claviger_store::audit::Act;
+use claviger_domain::audit::{Credential, Record};
 use claviger_store::iam::{self, Principal};
 use claviger_wire::iam::{ErrorContext, GRANT_APIKEY, GRANT_NODE, Token, TokenError};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ struct Refused {
 pub(crate) async fn token(
     State(app): State<Arc<App>>,
     node: Option<axum::Extension<Node>>,
-    Correlation(correlation): Correlation,
+    trace: Trace,
     body: Body,
 ) -> Response {
     let fields = form(&body.0);
@@ -41,19 +41,14 @@ pub(crate) async fn token(
     };
     let now = app.clock.now();
     let (who, status, reason) = match &found {
-        Ok(principal) => (principal.iam_id.clone(), 200, ""),
-        Err(refused) => ("-".to_owned(), refused.status.as_u16(), refused.code),
+        Ok(principal) => (&*principal.iam_id, 200, ""),
+        Err(refused) => ("-", refused.status.as_u16(), refused.code),
     };
-    let act = Act {
-        at: now,
-        who,
-        action: "iam-identity.user-apikey.login",
-        target: grant.chars().take(80).collect(),
-        status,
-        reason: reason.to_owned(),
-        correlation: correlation.clone(),
-    };
-    let recorded = app.recorder.record(act).await;
+    let credential = if grant == GRANT_NODE { Credential::Certificate } else { Credential::ApiKey };
+    let target: String = grant.chars().take(80).collect();
+    let login = trace.record(who, credential, now, "iam-identity.user-apikey.login", target);
+    let record = Record { status, reason: reason.into(), ..login };
+    let recorded = app.recorder.record(record).await;
     let found = match recorded {
         Ok(()) => found,
         Err(e) => Err(Refused {
@@ -88,7 +83,7 @@ pub(crate) async fn token(
             let body = TokenError {
                 error_code: refused.code.to_owned(),
                 error_message: refused.message.to_owned(),
-                context: ErrorContext { request_id: correlation },
+                context: ErrorContext { request_id: trace.correlation },
             };
             (refused.status, Json(body)).into_response()
         }

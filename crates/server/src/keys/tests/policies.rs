@@ -157,7 +157,7 @@ async fn bad_key_policies_are_told_from_each_other() {
     w.call(&format!("PUT /keys/{imported}/policies"), &rotation(1))
         .await
         .refused(400, "KEY_PAYLOAD_REQ_ERR");
-    let writer = w.person("writer", &[(ServiceRole::Writer, Some(w.one), None)]);
+    let writer = w.person("writer", &[(ServiceRole::Writer, Scope::Instance(w.one))]);
     w.by(&writer, &put, rotation(1).to_string()).await.is(401);
     w.by(&writer, &format!("GET /keys/{id}/policies"), "").await.is(401);
     let left = w.call(&format!("GET /keys/{id}/policies"), &Value::Null).await;
@@ -250,7 +250,7 @@ async fn bad_instance_policies_are_told_from_each_other() {
         let line = format!("PUT /instance/policies{query}");
         w.call(&line, &body).await.refused(400, code);
     }
-    let writer = w.person("writer", &[(ServiceRole::Writer, Some(w.one), None)]);
+    let writer = w.person("writer", &[(ServiceRole::Writer, Scope::Instance(w.one))]);
     w.by(&writer, "PUT /instance/policies", policies(json!([dual])).to_string()).await.is(401);
     assert_eq!(w.call("GET /instance/policies", &Value::Null).await.body["resources"], json!([]));
 }
@@ -340,7 +340,7 @@ async fn new_keys_have_what_the_instance_says_or_what_comes_with_them() {
     ] {
         w.call(line, &envelope(bad)).await.refused(400, code);
     }
-    let writer = w.person("writer", &[(ServiceRole::Writer, Some(w.one), None)]);
+    let writer = w.person("writer", &[(ServiceRole::Writer, Scope::Instance(w.one))]);
     w.by(&writer, line, envelope(own).to_string()).await.is(401);
     assert_eq!(w.audited("kms.secrets-with-policy-overrides.create"), 2 + 4 + 1);
 }
