@@ -27,8 +27,10 @@ usage: cargo xtask TASK [OPTIONS]
                              real clients of Key Protect against a running key service
                              (--check leaves the table in conformance/README.md as it is)
   testbed [--kubernetes V]   build kube-apiserver, kubectl, etcd from source, once
-  torture [--runs N] [--seed S] [--minutes M]
-                             kill processes at random moments of enable and rotate
+  torture [KIND] [--runs N] [--seed S] [--minutes M]
+                             kill processes at random moments: cluster, of enable and rotate;
+                             key-service, among clients' operations, compared with a model.
+                             Both if none is named
 ";
 
 fn main() -> ExitCode {

@@ -52,7 +52,8 @@ pub fn run(args: &[String]) -> Done {
     }
     if !quick {
         whole &= conformance(&mut count)?;
-        whole &= torture(&mut count)?;
+        whole &= torture(torture::KEY_SERVICE, "3", &mut count)?;
+        whole &= torture(torture::CLUSTER, "12", &mut count)?;
     }
     eprintln!("    {} s in all", started.elapsed().as_secs());
     println!("{} passed, {} failed", count.passed, count.failed);
@@ -79,14 +80,14 @@ fn conformance(count: &mut Count) -> Result<bool, String> {
     Ok(whole)
 }
 
-/// Ten seeds of kill -9 at random moments; the hundred of `cargo xtask torture` take an hour.
-fn torture(count: &mut Count) -> Result<bool, String> {
+/// Ten seeds of kill -9 at random moments; the hundred of `cargo xtask torture` take an hour. No
+/// new seed begins after so many minutes, so that a slow machine still gets an answer.
+fn torture(kind: &str, minutes: &str, count: &mut Count) -> Result<bool, String> {
     let mut command = Command::new(sh::beside_us(torture::PROGRAM)?);
-    // No new seed begins after twelve minutes, so that a slow machine still gets an answer.
-    command.args(["--runs", "10", "--minutes", "12"]);
+    command.args([kind, "--runs", "10", "--minutes", minutes]);
     let claviger = sh::beside_us("claviger")?;
     let whole = told(
-        "kill -9 at random moments, ten seeds",
+        &format!("kill -9 at random moments ({kind}), ten seeds"),
         command.env("CLAVIGER_BIN", claviger),
         |line| {
             if line.starts_with("seed ") && line.contains(": passed") {

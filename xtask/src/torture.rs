@@ -1,4 +1,5 @@
-//! `cargo xtask torture [--runs N] [--seed S] [--minutes M]`: kills processes at random moments.
+//! `cargo xtask torture [KIND] [--runs N] [--seed S] [--minutes M]`: kills processes at random
+//! moments.
 
 use crate::sh::{self, Done};
 use crate::testbed;
@@ -7,10 +8,17 @@ use std::process::Command;
 /// A program of the crate `tests`.
 pub const PROGRAM: &str = "claviger-torture";
 
+/// The kind that needs no cluster.
+pub const KEY_SERVICE: &str = "key-service";
+/// The kind that does.
+pub const CLUSTER: &str = "cluster";
+
 /// Builds and starts it.
 pub fn run(args: &[String]) -> Done {
     sh::need_basics()?;
-    testbed::run(&[])?;
+    if args.first().is_none_or(|kind| kind != KEY_SERVICE) {
+        testbed::run(&[])?;
+    }
     let claviger = sh::build_claviger()?;
     let program = sh::beside_us(PROGRAM)?;
     let status = Command::new(&program)
