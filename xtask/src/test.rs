@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test there is, cheapest first.
 
 use crate::sh::{self, Done, cargo, say};
-use crate::{conformance, testbed, tidy, torture};
+use crate::{conformance, fuzz, testbed, tidy, torture};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -52,6 +52,7 @@ pub fn run(args: &[String]) -> Done {
     }
     if !quick {
         whole &= conformance(&mut count)?;
+        whole &= fuzz(&mut count)?;
         whole &= torture(torture::KEY_SERVICE, "3", &mut count)?;
         whole &= torture(torture::CLUSTER, "12", &mut count)?;
     }
@@ -78,6 +79,20 @@ fn conformance(count: &mut Count) -> Result<bool, String> {
         count.failed += 1;
     }
     Ok(whole)
+}
+
+/// A minute for each fuzz target; the hours are those of `cargo xtask torture`.
+fn fuzz(count: &mut Count) -> Result<bool, String> {
+    fuzz::build()?;
+    match fuzz::for_so_long(&fuzz::targets()?, fuzz::SECONDS) {
+        Ok(passed) => count.passed += passed,
+        Err(found) => {
+            eprintln!("{found}");
+            count.failed += 1;
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Ten seeds of kill -9 at random moments; the hundred of `cargo xtask torture` take an hour. No
