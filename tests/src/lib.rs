@@ -4,8 +4,6 @@
 //! Nothing here is a fake, and Claviger is driven by its own command line.
 
 pub mod conformance;
-pub mod dice;
-pub mod key_service;
 pub mod kube;
 pub mod lab;
 pub mod load;

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 mod bench;
 mod conformance;
 mod demo;
+mod fuzz;
 mod sh;
 mod test;
 mod testbed;
@@ -27,9 +28,13 @@ usage: cargo xtask TASK [OPTIONS]
                              real clients of Key Protect against a running key service
                              (--check leaves the table in conformance/README.md as it is)
   testbed [--kubernetes V]   build kube-apiserver, kubectl, etcd from source, once
-  torture [cluster|key-service] [--runs N] [--seed S] [--minutes M]
-                             kill processes at random moments: of a cluster that is enabled and
-                             rotated, of a key service that is compared with a model
+  fuzz [TARGET] [--seconds N]
+                             random inputs to every parser of bytes from outside, 60 s for each
+                             (fuzz TARGET FILE replays one)
+  torture [KIND] [--runs N] [--seed S] [--minutes M]
+                             cluster: kill processes at random moments of enable and rotate;
+                             key-service: kill the server among clients' operations, compare
+                             with a model; fuzz: an hour for each target. All if none is named
 ";
 
 fn main() -> ExitCode {
@@ -44,6 +49,7 @@ fn main() -> ExitCode {
         "demo" => demo::run(rest),
         "bench" => bench::run(rest),
         "conformance" => conformance::run(rest),
+        "fuzz" => fuzz::run(rest),
         "testbed" => testbed::run(rest),
         "torture" => torture::run(rest),
         "help" | "-h" | "--help" => {

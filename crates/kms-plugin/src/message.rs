@@ -161,10 +161,28 @@ fn field(tag: u32, content: &[u8], out: &mut Vec<u8>) {
     }
 }
 
+/// Fails unless prost, the oracle, takes and refuses the same bytes, and reads the same in them.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn agrees(bytes: &[u8]) {
+    use crate::proto::{DecryptRequest, EncryptRequest};
+    use prost::Message;
+    let ours = encrypt_request(bytes).ok();
+    let oracle = EncryptRequest::decode(bytes).ok();
+    assert_eq!(ours, oracle.as_ref().map(|r| r.plaintext.as_slice()), "{bytes:02x?}");
+    let ours = Stored::parse(bytes).ok();
+    let oracle = DecryptRequest::decode(bytes).ok();
+    let oracle = oracle.as_ref().map(|r| Stored {
+        ciphertext: &r.ciphertext,
+        key_id: &r.key_id,
+        carried: r.annotations.get(ANNOTATION).map(Vec::as_slice),
+    });
+    assert_eq!(ours, oracle, "{bytes:02x?}");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse};
+    use crate::proto::{DecryptRequest, DecryptResponse, EncryptResponse};
     use proptest::prelude::*;
     use prost::Message;
     use std::collections::HashMap;
@@ -175,21 +193,6 @@ mod tests {
         assert_eq!(prefix[0], 0, "not compressed");
         assert_eq!(prefix[1..], u32::try_from(message.len()).unwrap().to_be_bytes());
         message
-    }
-
-    /// What prost, the oracle, makes of the same bytes.
-    fn agrees(bytes: &[u8]) {
-        let ours = encrypt_request(bytes).ok();
-        let oracle = EncryptRequest::decode(bytes).ok();
-        assert_eq!(ours, oracle.as_ref().map(|r| r.plaintext.as_slice()), "{bytes:02x?}");
-        let ours = Stored::parse(bytes).ok();
-        let oracle = DecryptRequest::decode(bytes).ok();
-        let oracle = oracle.as_ref().map(|r| Stored {
-            ciphertext: &r.ciphertext,
-            key_id: &r.key_id,
-            carried: r.annotations.get(ANNOTATION).map(Vec::as_slice),
-        });
-        assert_eq!(ours, oracle, "{bytes:02x?}");
     }
 
     fn varint(value: u64) -> Vec<u8> {

@@ -1,49 +1,43 @@
-//! Kills real processes with SIGKILL at random moments and then asks for everything back.
+//! Kills processes with SIGKILL at random moments, and then asks for everything back.
 //!
-//! `cluster`: key server, agents, API servers and etcd, while a cluster is enabled, rotated,
-//! suspended and given back. After each phase all must be up again by itself, the operation
-//! finished by itself, and every Secret readable with the value that was last acknowledged.
+//! `cluster`: key server, agents, API servers and etcd, during enable, rotate and disable/enable.
+//! After each phase all must be up again by itself, the operation finished by itself, and every
+//! Secret readable with the value that was last acknowledged.
 //!
-//! `key-service`: a key server alone, under clients that change keys, compared with a model.
+//! `key-service`: the key server, while several clients change keys, and while it starts. After
+//! each start, whatever was acknowledged must be there, and what was not is there whole or not
+//! at all; so says a model of the key service.
 //!
-//! Without a name, both. A failing seed is printed with the command that replays it: the seed
-//! decides what is done, the victims and the pauses.
+//! A failing seed is printed with the command that replays it: the seed decides operations,
+//! victims and pauses.
 
-use claviger_tests::torture::Settings;
-use claviger_tests::{key_service, torture};
+use claviger_tests::torture::{Kind, Settings, run};
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: torture [cluster|key-service] [--runs N] [--seed S] [--minutes M]";
-
-type Kind = fn(&Settings) -> Result<(), String>;
-
-fn read(args: Vec<String>) -> Option<(Vec<Kind>, Settings)> {
+fn main() -> ExitCode {
     let mut settings = Settings::default();
-    let mut args = args.into_iter().peekable();
-    let kinds: Vec<Kind> = match args.next_if(|arg| !arg.starts_with('-')).as_deref() {
-        None => vec![key_service::run, torture::run],
-        Some("cluster") => vec![torture::run],
-        Some("key-service") => vec![key_service::run],
-        Some(_) => return None,
-    };
+    let mut args = std::env::args().skip(1).peekable();
+    let named = args.peek().and_then(|arg| Kind::ALL.into_iter().find(|kind| kind.name() == arg));
+    if named.is_some() {
+        args.next();
+    }
     while let Some(arg) = args.next() {
-        let number = args.next()?.parse::<u64>().ok()?;
-        match arg.as_str() {
-            "--runs" => settings.runs = number,
-            "--seed" => settings.seed = number,
-            "--minutes" => settings.minutes = number,
-            _ => return None,
+        let value = args.next();
+        let number = value.as_deref().and_then(|v| v.parse::<u64>().ok());
+        match (arg.as_str(), number) {
+            ("--runs", Some(runs)) => settings.runs = runs,
+            ("--seed", Some(seed)) => settings.seed = seed,
+            ("--minutes", Some(minutes)) => settings.minutes = minutes,
+            _ => {
+                eprintln!(
+                    "error: usage: torture [cluster|key-service] [--runs N] [--seed S] [--minutes M]"
+                );
+                return ExitCode::from(2);
+            }
         }
     }
-    Some((kinds, settings))
-}
-
-fn main() -> ExitCode {
-    let Some((kinds, settings)) = read(std::env::args().skip(1).collect()) else {
-        eprintln!("error: {USAGE}");
-        return ExitCode::from(2);
-    };
-    match kinds.into_iter().try_for_each(|kind| kind(&settings)) {
+    let kinds = named.map_or(Kind::ALL.to_vec(), |kind| vec![kind]);
+    match kinds.into_iter().try_for_each(|kind| run(kind, &settings)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("error: {why}");
