@@ -9,6 +9,7 @@ mod bench;
 mod conformance;
 mod demo;
 mod fuzz;
+mod openapi;
 mod sh;
 mod test;
 mod testbed;
@@ -27,6 +28,7 @@ usage: cargo xtask TASK [OPTIONS]
   conformance [--check] [--only SUITE]
                              real clients of Key Protect against a running key service
                              (--check leaves the table in conformance/README.md as it is)
+  openapi                    write docs/openapi.json, the description of the server's interface
   testbed [--kubernetes V]   build kube-apiserver, kubectl, etcd from source, once
   fuzz [TARGET] [--seconds N]
                              random inputs to every parser of bytes from outside, 60 s for each
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         "bench" => bench::run(rest),
         "conformance" => conformance::run(rest),
         "fuzz" => fuzz::run(rest),
+        "openapi" => openapi::run(rest),
         "testbed" => testbed::run(rest),
         "torture" => torture::run(rest),
         "help" | "-h" | "--help" => {

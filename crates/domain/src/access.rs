@@ -3,11 +3,14 @@
 
 use crate::id::{InstanceId, KeyId};
 use crate::key::RootKey;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A service role on an instance of the key service. Additive from Reader to Manager;
 /// `KeyPurge` and `KmipAdapterManager` stand alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub enum ServiceRole {
     /// Metadata, versions, wrap, unwrap, rewrap; a service may register what uses a key.
     Reader,
@@ -36,7 +39,9 @@ impl ServiceRole {
 }
 
 /// A platform role on instances and clusters. Additive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub enum PlatformRole {
     /// Sees instances and clusters.
     Viewer,

@@ -2,11 +2,12 @@
 //! section 7, with the rules of Key Protect where they differ.
 
 use crate::id::{InstanceId, KeyId, KeyVersionId};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The state of a key. The numbers are those of the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyState {
     /// May wrap and unwrap.
@@ -143,7 +144,9 @@ pub fn verdict(state: KeyState, action: KeyAction) -> Verdict {
 }
 
 /// A root key, wherever it lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 pub struct RootKey {
     /// The instance that owns it.
     pub instance: InstanceId,
@@ -158,7 +161,9 @@ impl fmt::Display for RootKey {
 }
 
 /// One version of a root key: what a KEK is wrapped under.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 pub struct RootVersion {
     /// The root key.
     pub root: RootKey,

@@ -25,6 +25,7 @@ use claviger_domain::cluster::commit::Commit;
 use claviger_domain::cluster::{Cluster, RootStatus, Seen};
 use claviger_domain::id::{AgentName, ClusterId, JobId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -43,7 +44,7 @@ pub mod code {
 }
 
 /// Asks for a node's first certificate.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 pub struct JoinRequest {
     /// One-time token that `ks cluster register` or `ks cluster join-token` printed.
     pub token: String,
@@ -54,7 +55,7 @@ pub struct JoinRequest {
 }
 
 /// Asks for a new certificate for the same node.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct RenewRequest {
     /// PKCS#10 certificate request, PEM.
     pub csr: String,
@@ -62,7 +63,7 @@ pub struct RenewRequest {
 
 /// Asks for a new certificate for a node that cannot reach the server: a file that the node
 /// writes and an operator carries.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ReissueRequest {
     /// The cluster, for people.
     pub cluster: ClusterId,
@@ -87,7 +88,8 @@ pub fn identity(cluster: &ClusterId, agent: &AgentName) -> String {
 
 /// A node's certificate. Its subject alternative name is
 /// `URI:claviger://cluster/<cluster id>/agent/<name>`; it lives 30 days.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "NodeCertificate")]
 pub struct Certificate {
     /// The cluster.
     pub cluster: ClusterId,
@@ -100,7 +102,7 @@ pub struct Certificate {
 }
 
 /// Everything an agent needs to know.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct State {
     /// The cluster's durable truth.
     pub cluster: Cluster,
@@ -121,7 +123,7 @@ pub struct State {
 }
 
 /// Who holds the lease.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LeaseHolder {
     /// The agent.
     pub agent: AgentName,
@@ -130,7 +132,7 @@ pub struct LeaseHolder {
 }
 
 /// Tells an agent to look again; the data of a server-sent event.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Nudge {
     /// The cluster's revision.
     pub revision: u64,
@@ -139,14 +141,14 @@ pub struct Nudge {
 }
 
 /// Asks for the lease, or for more of it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct LeaseRequest {
     /// The token held so far, to go on with it.
     pub fencing: Option<u64>,
 }
 
 /// The right to run the loop, for 15 seconds at a time.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
 pub struct Lease {
     /// Rises with each new holder; a commit with an older one is refused.
     pub fencing: u64,
@@ -155,7 +157,7 @@ pub struct Lease {
 }
 
 /// Asks for one durable change.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct CommitRequest {
     /// The lease's fencing token.
     pub fencing: u64,
@@ -166,7 +168,7 @@ pub struct CommitRequest {
 }
 
 /// An agent has acted on a key event.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Acknowledgement {
     /// The root key.
     pub root: RootKey,
@@ -179,7 +181,7 @@ pub struct Acknowledgement {
 }
 
 /// Work that an operator asked for. Whichever agent holds the lease does it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Job {
     /// Its identifier.
     pub id: JobId,
@@ -190,7 +192,7 @@ pub struct Job {
 }
 
 /// What an operator can ask a cluster's agents for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobKind {
     /// Count etcd's records; the result is a census.
@@ -202,7 +204,7 @@ pub enum JobKind {
 }
 
 /// How a job stands.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "is", rename_all = "kebab-case")]
 pub enum JobReport {
     /// Under way.

@@ -2,10 +2,11 @@
 //! sends to IBM's Activity Tracker: `GET /v3/audit`.
 
 use claviger_domain::id::{InstanceId, KeyId, KeyVersionId};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A page of events, newest first.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Events {
     /// May be fewer than asked for, or none, where there are more.
     pub events: Vec<Event>,
@@ -14,7 +15,7 @@ pub struct Events {
 }
 
 /// One event.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)] // The names are the contract.
 pub struct Event {
@@ -43,7 +44,7 @@ pub struct Event {
 }
 
 /// Who did it.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct Initiator {
@@ -59,7 +60,7 @@ pub struct Initiator {
 }
 
 /// How he proved who he is.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 pub struct Credential {
     /// `token`, `apikey`, `certificate` or `host`.
     #[serde(rename = "type")]
@@ -67,7 +68,7 @@ pub struct Credential {
 }
 
 /// Where the request came from.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct Host {
@@ -77,7 +78,7 @@ pub struct Host {
 }
 
 /// What it was done to.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct Target {
@@ -89,14 +90,14 @@ pub struct Target {
 }
 
 /// Who says so.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 #[allow(missing_docs)]
 pub struct Observer {
     pub name: String,
 }
 
 /// How it ended.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct Reason {
@@ -110,7 +111,7 @@ pub struct Reason {
 }
 
 /// What was asked for.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct RequestData {
@@ -131,7 +132,7 @@ pub struct RequestData {
 }
 
 /// What came of it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct ResponseData {
@@ -174,7 +175,7 @@ pub struct ResponseData {
 }
 
 /// What a user of a key said about one of its events.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct EventAckData {
@@ -191,7 +192,7 @@ pub struct EventAckData {
 }
 
 /// What something was, or is now.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct Values {
@@ -229,7 +230,7 @@ pub struct Values {
 }
 
 /// What a policy `keyCreateImportAccess` allows.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 pub struct KciaAttr {
     /// Create root keys.
     #[serde(rename = "PolicyKCIAAttrCRK")]

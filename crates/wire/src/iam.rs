@@ -2,6 +2,7 @@
 
 use claviger_domain::access::{PlatformRole, ServiceRole};
 use claviger_domain::id::{InstanceId, KeyId};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Grant type of an API key (field `apikey`).
@@ -11,7 +12,7 @@ pub const GRANT_APIKEY: &str = "urn:ibm:params:oauth:grant-type:apikey";
 pub const GRANT_NODE: &str = "urn:claviger:params:oauth:grant-type:node-certificate";
 
 /// A token, as clients of IBM's IAM expect it.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 pub struct Token {
     /// A JWT.
     pub access_token: String,
@@ -28,7 +29,7 @@ pub struct Token {
 }
 
 /// The body of an error of the token endpoint.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TokenError {
     /// For instance `BXNIM0415E`.
     #[serde(rename = "errorCode")]
@@ -42,7 +43,7 @@ pub struct TokenError {
 }
 
 /// Identifies the failed request.
-#[derive(Debug, Serialize, Deserialize, Default)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema, Default)]
 pub struct ErrorContext {
     /// The correlation id.
     #[serde(rename = "requestId")]
@@ -50,31 +51,35 @@ pub struct ErrorContext {
 }
 
 /// Someone or something to be let in: `POST /v3/principals`.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 pub struct NewPrincipal {
     /// For people.
+    #[schemars(length(min = 1, max = 180))]
     pub name: String,
     /// A service ID, not a person.
     #[serde(default)]
     pub service: bool,
     /// For a person; may be empty.
     #[serde(default)]
+    #[schemars(length(max = 180))]
     pub email: String,
     /// IAM id of the person that a service ID stands for; the caller if none is given.
     #[serde(default)]
     pub owner: Option<String>,
     /// Service roles.
     #[serde(default)]
+    #[schemars(length(max = 100))]
     pub roles: Vec<RoleOn>,
     /// Platform roles.
     #[serde(default)]
+    #[schemars(length(max = 100))]
     pub platform: Vec<PlatformRole>,
 }
 
 /// A service role and where it counts: in all instances if none is named, on the whole instance
 /// if neither a key ring nor a key of it is.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct RoleOn {
@@ -88,7 +93,7 @@ pub struct RoleOn {
 }
 
 /// Who was let in. The API key is shown this once.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct MadePrincipal {
     pub iam_id: String,

@@ -25,10 +25,11 @@
 use crate::agent::{JobKind, JobReport, State};
 use claviger_domain::cluster::TakeUp;
 use claviger_domain::id::{AgentName, ClusterId, InstanceId, JobId, KeyId, OperationId, UnixMs};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `POST /v2/enableKMS`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct EnableKms {
     pub cluster: String,
@@ -44,7 +45,7 @@ pub struct EnableKms {
 }
 
 /// An instance of a key service.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct KmsInstance {
     pub instance_id: InstanceId,
@@ -55,7 +56,7 @@ pub struct KmsInstance {
 }
 
 /// A root key. The first two fields are IBM's.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct Crk {
     pub crk_id: KeyId,
@@ -70,7 +71,7 @@ pub struct Crk {
 }
 
 /// What `getCluster` shows; names as IBM's clients decode them.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct ClusterView {
@@ -105,7 +106,7 @@ pub struct ClusterView {
 }
 
 /// Where the control plane is in its life.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct Lifecycle {
@@ -117,7 +118,7 @@ pub struct Lifecycle {
 }
 
 /// What the cluster can do.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct Features {
@@ -126,7 +127,7 @@ pub struct Features {
 }
 
 /// The key service as this cluster uses it.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct KmsView {
@@ -148,7 +149,7 @@ pub struct KmsView {
 }
 
 /// Whose credentials talk to the key service for a cluster.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct KeyOwner {
     pub id: String,
@@ -157,14 +158,17 @@ pub struct KeyOwner {
 }
 
 /// Makes a cluster known.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct RegisterCluster {
     /// 1 to 63 characters of `[a-z0-9-]`, unique in the account.
+    #[schemars(regex(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"))]
     pub name: String,
     /// URL of its API server, for kubeconfigs.
+    #[schemars(length(max = 1024), regex(pattern = "^https://[^/]"))]
     pub server_url: String,
     /// PEM of the CA of its API server.
+    #[schemars(length(min = 1, max = 32768))]
     pub ca: String,
     /// A kubeconfig that `ks cluster config` may hand out, at most 32 KiB; kept sealed. Without
     /// it, `ks cluster config` writes one that names server and CA and no credentials.
@@ -173,7 +177,7 @@ pub struct RegisterCluster {
 }
 
 /// A cluster and a one-time token with which one agent may join it, for one hour.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct Registered {
     pub id: ClusterId,
@@ -182,7 +186,7 @@ pub struct Registered {
 }
 
 /// Everything about a cluster's encryption, for `ks kms status`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct KmsStatus {
     pub view: ClusterView,
@@ -198,7 +202,7 @@ pub struct KmsStatus {
 }
 
 /// One row of the table of features by version.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct FeatureRow {
     pub name: String,
@@ -215,7 +219,7 @@ fn yes() -> bool {
 }
 
 /// One agent, as the server knows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct AgentView {
     pub agent: AgentName,
@@ -231,7 +235,7 @@ pub struct AgentView {
 }
 
 /// Asks for enablement, or a switch of key or instance.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct OpenOperation {
     pub instance_id: InstanceId,
@@ -243,7 +247,7 @@ pub struct OpenOperation {
 }
 
 /// The accepted operation; none when the cluster already is as asked.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct Opened {
     pub operation: Option<OperationId>,
@@ -252,7 +256,7 @@ pub struct Opened {
 }
 
 /// Gives up what is in progress.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct CancelOperation {
     /// Secrets under a root key that is not active may stay unread until it is active again.
     #[serde(default)]
@@ -260,7 +264,7 @@ pub struct CancelOperation {
 }
 
 /// What became of an operation that was given up.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct GivenUp {
     /// In one word.
     pub outcome: GaveUp,
@@ -271,7 +275,7 @@ pub struct GivenUp {
 }
 
 /// How an operation was given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum GaveUp {
     /// Nothing was sealed under its key: it ended.
@@ -283,7 +287,7 @@ pub enum GaveUp {
 }
 
 /// A node that left its cluster.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct NodeRemoved {
     /// Which.
     pub agent: AgentName,
@@ -292,14 +296,14 @@ pub struct NodeRemoved {
 }
 
 /// Asks a cluster's agents for work.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct NewJob {
     pub kind: JobKind,
 }
 
 /// A job and how it stands.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct JobView {
     pub id: JobId,
@@ -308,7 +312,7 @@ pub struct JobView {
 }
 
 /// The error body of the cluster service.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct ServiceError {
     #[serde(rename = "incidentID")]

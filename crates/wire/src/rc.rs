@@ -1,6 +1,7 @@
 //! The Resource Controller and Resource Manager, as clients of IBM's know them: instances of the
 //! key service under `/v2/resource_instances`, their groups under `/v2/resource_groups`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -13,7 +14,7 @@ pub const PLAN_ID: &str = "eedd3585-90c6-4c8f-be3d-062069e99fc3";
 pub const SERVICE_INSTANCE: &str = "service_instance";
 
 /// An instance of the key service.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)] // The names are the contract.
 pub struct ResourceInstance {
     /// The CRN.
@@ -46,7 +47,7 @@ pub struct ResourceInstance {
 }
 
 /// The last change of an instance; always done.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct LastOperation {
     #[serde(rename = "type")]
@@ -56,7 +57,7 @@ pub struct LastOperation {
 }
 
 /// Where an instance is reached. Terraform needs the maps.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct Extensions {
     pub endpoints: Endpoints,
@@ -64,7 +65,7 @@ pub struct Extensions {
 }
 
 /// Base URLs of the key service. Both are the private one where there is no public listener.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct Endpoints {
     pub public: String,
@@ -72,10 +73,12 @@ pub struct Endpoints {
 }
 
 /// An instance to make.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
+#[schemars(extend("required" = ["name"]))]
 #[allow(missing_docs)]
 pub struct NewResourceInstance {
     #[serde(default)]
+    #[schemars(length(min = 1, max = 180))]
     pub name: String,
     /// A region, or the CRN of a deployment.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -88,15 +91,16 @@ pub struct NewResourceInstance {
 }
 
 /// What can be changed in an instance; the rest of a body is ignored.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[allow(missing_docs)]
 pub struct ResourceInstanceChange {
     #[serde(default)]
+    #[schemars(length(min = 1, max = 180))]
     pub name: Option<String>,
 }
 
 /// A page of instances.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct ResourceInstances {
     pub rows_count: u64,
@@ -106,7 +110,7 @@ pub struct ResourceInstances {
 }
 
 /// A resource group.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct ResourceGroup {
     pub id: Uuid,
@@ -121,14 +125,14 @@ pub struct ResourceGroup {
 }
 
 /// All resource groups.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct ResourceGroups {
     pub resources: Vec<ResourceGroup>,
 }
 
 /// An error of both.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct ResourceError {
     pub error_code: String,

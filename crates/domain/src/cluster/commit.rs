@@ -7,11 +7,12 @@ use super::{
 };
 use crate::id::{AgentName, OperationId, Serial, UnixMs};
 use crate::key::RootKey;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// One durable change of a cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "commit", rename_all = "kebab-case")]
 pub enum Commit {
     /// An agent joined: its API server belongs to the cluster now.

@@ -13,6 +13,7 @@ pub mod ring;
 use crate::id::{AgentName, ClusterId, OperationId, Serial, UnixMs};
 use crate::key::{KeyState, RootKey, RootVersion};
 use ring::Ring;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,7 +31,18 @@ pub const REQUEST_TIMEOUT_MS: u64 = 60_000;
 
 /// What an API server's EncryptionConfiguration says, from the least to the most encrypted.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    Default,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
@@ -57,7 +69,7 @@ impl fmt::Display for Stage {
 }
 
 /// How an API server is made to take a changed file up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "kebab-case")]
 pub enum TakeUp {
     /// Restart one API server after the other: about two seconds each.
@@ -69,7 +81,7 @@ pub enum TakeUp {
 }
 
 /// The durable truth about a cluster. Kept by the server, sent whole to its agents.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Cluster {
     /// Its identifier.
     pub id: ClusterId,
@@ -103,7 +115,7 @@ pub struct Cluster {
 pub const HISTORY_MAX: usize = 50;
 
 /// What one API server is to have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 pub struct Target {
     /// The stage its file is to be at.
     pub stage: Stage,
@@ -112,7 +124,7 @@ pub struct Target {
 }
 
 /// Why an operation exists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OperationKind {
     /// The cluster had no key before.
@@ -139,7 +151,7 @@ impl fmt::Display for OperationKind {
 
 /// Work in progress. Each field past `requested` is a durable commit; none is undone but a
 /// proof that a later rewrite made void.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Operation {
     /// Its identifier.
     pub id: OperationId,
@@ -181,7 +193,7 @@ pub struct Operation {
 }
 
 /// How far a rewrite is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rewrite {
     /// Records under the write key.
     pub done: u64,
@@ -192,7 +204,7 @@ pub struct Rewrite {
 }
 
 /// An operation that ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Finished {
     /// Its identifier.
     pub id: OperationId,
@@ -214,7 +226,7 @@ pub struct Finished {
 }
 
 /// A proof from etcd's bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Verified {
     /// etcd's revision that was counted.
     pub revision: i64,
@@ -227,7 +239,7 @@ pub struct Verified {
 }
 
 /// Plaintext Secret values found in etcd's files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Residue {
     /// Plaintext records that a reader of etcd would get.
     pub live: u64,
@@ -240,7 +252,7 @@ pub struct Residue {
 }
 
 /// An API server process, named so that a reused process id is not mistaken for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Process {
     /// Process id.
     pub pid: i32,
@@ -249,7 +261,7 @@ pub struct Process {
 }
 
 /// What one agent sees of its own node. It speaks for one API server.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Observation {
     /// Who speaks.
     pub agent: AgentName,
@@ -285,7 +297,7 @@ pub struct Observation {
 }
 
 /// A Secret written through one API server, and the key it was found under in etcd.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Canary {
     /// The KEK of the record; none if it was plaintext.
     pub serial: Option<Serial>,
@@ -296,7 +308,7 @@ pub struct Canary {
 }
 
 /// An agent's try of a root key before anything is changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Preflight {
     /// The operation it was made for.
     pub operation: OperationId,
@@ -305,7 +317,7 @@ pub struct Preflight {
 }
 
 /// Whether a node may read what is encrypted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(tag = "is", rename_all = "kebab-case")]
 pub enum Access {
     /// Yes, on the key service's word.
@@ -333,7 +345,7 @@ pub enum Access {
 }
 
 /// What the key service says of a root key that the cluster uses or is to use.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RootStatus {
     /// Which.
     pub root: RootKey,
@@ -352,7 +364,7 @@ pub struct RootStatus {
 }
 
 /// An observation and when the server got it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Seen {
     /// What the agent said.
     pub observation: Observation,
@@ -361,7 +373,7 @@ pub struct Seen {
 }
 
 /// Records of the encrypted resources, counted from etcd's bytes at one revision.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 pub struct Tally {
     /// etcd's revision.
     pub revision: i64,

@@ -2,10 +2,11 @@
 
 use crate::id::{ClusterId, Serial, UnixMs};
 use crate::key::{RootKey, RootVersion};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a KEK may be used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Every plugin must be able to open with it before any seals with it.
@@ -24,7 +25,7 @@ pub enum Role {
 }
 
 /// A KEK as everybody but the plugin sees it: wrapped.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Kek {
     /// Its number, never reused.
     pub serial: Serial,
@@ -59,7 +60,7 @@ pub fn serial_of(key_id: &str) -> Option<Serial> {
 }
 
 /// The KEKs of a cluster, by rising serial.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 pub struct Ring {
     /// Every KEK the cluster has.
     pub keks: Vec<Kek>,

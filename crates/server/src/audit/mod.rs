@@ -6,15 +6,17 @@
 pub mod cadf;
 
 use crate::app::App;
+use crate::http::api::content::json;
+use crate::http::api::parameters::EVENTS;
+use crate::http::api::{Api, Kind, get, says};
 use crate::http::auth::Caller;
 use crate::http::error::KpError;
 use crate::keys::act::Act;
 use crate::keys::query::Query;
 use crate::keys::view;
+use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
 use cadf::Names;
 use claviger_domain::access::{KeyOperation, PlatformRole};
 use claviger_domain::audit::Record;
@@ -30,8 +32,12 @@ const PAGE: (usize, usize) = (200, 1000);
 const ACTION: &str = "kms.audit.list";
 
 /// Paths of the audit records.
-pub fn routes() -> Router<Arc<App>> {
-    Router::new().route("/v3/audit", get(list))
+pub(crate) fn api() -> Api {
+    let said = says("listAuditEvents", "What is on record, newest first")
+        .query(&EVENTS)
+        .answers(200, json::<Events>())
+        .refuses(&[400, 403, 404]);
+    Api::new("audit", Kind::Service).at("/v3/audit", [get(list, said)])
 }
 
 /// What is asked for.

@@ -2,6 +2,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use claviger_wire::iam::{ErrorContext, TokenError};
 use claviger_wire::kp::{self, Envelope, ErrorBody, Reason, Target};
 use claviger_wire::ks::ServiceError;
 use claviger_wire::rc::ResourceError;
@@ -14,6 +15,8 @@ pub enum Form {
     KeyProtect,
     /// The Resource Controller's object.
     Resource,
+    /// The object of the token endpoint.
+    Token,
     /// The cluster service's object, for everything else.
     Service,
 }
@@ -25,6 +28,8 @@ impl Form {
             Form::KeyProtect
         } else if path.starts_with("/v2/resource_") {
             Form::Resource
+        } else if path == "/identity/token" || path == "/oidc/token" {
+            Form::Token
         } else {
             Form::Service
         }
@@ -41,6 +46,7 @@ impl Form {
         match self {
             Form::KeyProtect => KpError::new(status, code, what).into_response(),
             Form::Resource => resource(status, code, what, &Uuid::new_v4().to_string()),
+            Form::Token => token(status, code, what, &Uuid::new_v4().to_string()),
             Form::Service => service(status, code, what, recovery.unwrap_or_default()),
         }
     }
@@ -56,11 +62,11 @@ impl Form {
                 "Unauthorized: the token is missing, expired or does not allow this.",
                 &Uuid::new_v4().to_string(),
             ),
-            Form::Service => service(
+            Form::Token | Form::Service => self.answer(
                 StatusCode::UNAUTHORIZED,
                 "E0001",
                 "Unauthorized: the token is missing, expired or does not allow this.",
-                "",
+                None,
             ),
         }
     }
@@ -73,6 +79,16 @@ pub fn resource(status: StatusCode, code: &str, what: &str, transaction: &str) -
         message: what.to_owned(),
         status_code: status.as_u16(),
         transaction_id: transaction.to_owned(),
+    };
+    (status, axum::Json(body)).into_response()
+}
+
+/// An error answer of the token endpoint.
+pub fn token(status: StatusCode, code: &str, what: &str, correlation: &str) -> Response {
+    let body = TokenError {
+        error_code: code.to_owned(),
+        error_message: what.to_owned(),
+        context: ErrorContext { request_id: correlation.to_owned() },
     };
     (status, axum::Json(body)).into_response()
 }

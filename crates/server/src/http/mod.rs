@@ -1,38 +1,63 @@
 //! Paths, and what every request goes through.
 
 pub(crate) mod admin;
+pub(crate) mod api;
 pub mod auth;
 pub mod body;
 pub mod error;
 pub mod network;
 
 use crate::app::App;
+use api::content::{Content, text};
+use api::{Api, Kind, document, get, says};
 use axum::Router;
 use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use claviger_domain::audit::{Credential, Data, Record};
 use claviger_domain::id::UnixMs;
 use claviger_wire::kp::CORRELATION_HEADER;
 use error::Form;
 use network::Origin;
+use schemars::json_schema;
 use std::borrow::Cow;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 use uuid::Uuid;
 
+/// Every path of the server, and what can be asked of it.
+fn api() -> Api {
+    let health = says("getHealth", "Whether the database answers")
+        .answers(200, text("text/plain"))
+        .answers(503, text("text/plain"));
+    let description = says("getDescription", "This document").answers(200, OBJECT);
+    Api::new("server", Kind::Open)
+        .at("/healthz", [get(crate::status::health, health)])
+        .at("/openapi.json", [get(self::description, description)])
+        .merge(crate::keys::api())
+        .merge(crate::iam::api())
+        .merge(crate::clusters::api())
+        .merge(crate::resources::api())
+        .merge(crate::audit::api())
+}
+
+/// The description of everything that the server answers, OpenAPI 3.1 in JSON.
+pub fn openapi() -> &'static str {
+    static TEXT: OnceLock<String> = OnceLock::new();
+    TEXT.get_or_init(|| document::of(&api()))
+}
+
+/// Any JSON object.
+const OBJECT: Content =
+    Content { media_type: "application/json", schema: |_| json_schema!({ "type": "object" }) };
+
 /// Every path of the server.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .merge(crate::keys::routes())
-        .merge(crate::iam::routes())
-        .merge(crate::clusters::routes())
-        .merge(crate::resources::routes())
-        .merge(crate::audit::routes())
-        .route("/healthz", axum::routing::get(crate::status::health))
+    api()
+        .into_router()
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn(correlate))
@@ -142,6 +167,10 @@ async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     let route = route.as_ref().map(MatchedPath::as_str);
     app.metrics.answered(&method, route, &path, response.status().as_u16(), began.elapsed());
     response
+}
+
+async fn description() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], openapi()).into_response()
 }
 
 async fn unknown_path(request: Request) -> Response {

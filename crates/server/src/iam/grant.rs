@@ -4,6 +4,7 @@ use crate::app::App;
 use crate::http::Trace;
 use crate::http::auth::Node;
 use crate::http::body::Body;
+use crate::http::error;
 use crate::iam::token::Issue;
 use axum::Json;
 use axum::extract::State;
@@ -12,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use claviger_crypto::digest;
 use claviger_domain::audit::{Credential, Record};
 use claviger_store::iam::{self, Principal};
-use claviger_wire::iam::{ErrorContext, GRANT_APIKEY, GRANT_NODE, Token, TokenError};
+use claviger_wire::iam::{GRANT_APIKEY, GRANT_NODE, Token};
 use std::sync::Arc;
 
 struct Refused {
@@ -80,12 +81,7 @@ pub(crate) async fn token(
             .into_response()
         }
         Err(refused) => {
-            let body = TokenError {
-                error_code: refused.code.to_owned(),
-                error_message: refused.message.to_owned(),
-                context: ErrorContext { request_id: trace.correlation },
-            };
-            (refused.status, Json(body)).into_response()
+            error::token(refused.status, refused.code, refused.message, &trace.correlation)
         }
     }
 }

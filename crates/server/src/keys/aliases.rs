@@ -2,15 +2,15 @@
 //! until the key is purged.
 
 use crate::app::App;
+use crate::http::api::content::envelope;
+use crate::http::api::{self, Api, Kind, post, says};
 use crate::http::auth::Caller;
 use crate::http::error::KpError;
 use crate::keys::act::{Act, Changed, Instance, answer, state_allows};
 use crate::keys::view;
-use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
 use claviger_domain::access::KeyOperation;
 use claviger_domain::id::{KeyId, UnixMs};
 use claviger_domain::key::{KeyAction, RootKey};
@@ -43,8 +43,14 @@ const NO_ALIAS: [&str; 17] = [
     "restore",
 ];
 
-pub(crate) fn routes() -> Router<Arc<App>> {
-    Router::new().route("/api/v2/keys/{id}/aliases/{alias}", post(create).delete(delete))
+pub(crate) fn api() -> Api {
+    let made = says("createAlias", "Give a key an alias")
+        .answers(201, envelope::<KeyAlias>(ALIAS_TYPE))
+        .refuses(&[409]);
+    let gone =
+        says("deleteAlias", "Take an alias of a key away").answers_nothing(204).refuses(&[409]);
+    Api::new("aliases", Kind::KeyProtect)
+        .at("/api/v2/keys/{id}/aliases/{alias}", [post(create, made), api::delete(delete, gone)])
 }
 
 /// Whether `alias` can be one.

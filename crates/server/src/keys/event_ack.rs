@@ -1,16 +1,16 @@
 //! `POST /event_ack`: a user of a key says what it did after an event.
 
 use crate::app::App;
+use crate::http::api::content::one;
+use crate::http::api::{Api, Kind, post, says};
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{Act, Changed, Instance, parse};
 use crate::keys::view;
-use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
 use claviger_domain::access::{KeyOperation, On};
 use claviger_domain::audit::Acknowledged;
 use claviger_domain::id::{KeyVersionId, UnixMs};
@@ -24,8 +24,12 @@ use std::sync::Arc;
 /// Longest word for a state, in characters.
 const STATE_MAX: usize = 64;
 
-pub(crate) fn routes() -> Router<Arc<App>> {
-    Router::new().route("/api/v2/event_ack", post(acknowledge))
+pub(crate) fn api() -> Api {
+    let said = says("acknowledgeEvent", "Say what a user of a key did after an event of it")
+        .takes(one::<EventAcknowledge>())
+        .answers_nothing(204)
+        .refuses(&[422]);
+    Api::new("registrations", Kind::KeyProtect).at("/api/v2/event_ack", [post(acknowledge, said)])
 }
 
 /// An acknowledgement, checked as far as it can be without the key.

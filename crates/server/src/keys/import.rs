@@ -5,17 +5,17 @@
 //! it is given out.
 
 use crate::app::App;
+use crate::http::api::content::{json, typed};
+use crate::http::api::{Api, Kind, get, post, says};
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{Act, Changed, Doing, Instance, answer, parse};
 use crate::keys::create::{base64, custody, secret};
 use crate::keys::view;
-use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use axum::routing::get;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use claviger_crypto::transport::{self, CBC_IV, GCM_IV, Oaep, TransportKey};
@@ -45,8 +45,17 @@ static MAKING: Semaphore = Semaphore::const_new(1);
 /// How long a request waits for its turn: a few key pairs.
 const TURN: Duration = Duration::from_secs(20);
 
-pub(crate) fn routes() -> Router<Arc<App>> {
-    Router::new().route("/api/v2/import_token", get(retrieve).post(create))
+pub(crate) fn api() -> Api {
+    let answer = typed::<wire::ImportToken>(IMPORT_TOKEN_TYPE);
+    let seen = says("getImportToken", "Retrieve the import token, which uses up one retrieval")
+        .answers(200, answer)
+        .refuses(&[409, 500]);
+    let made =
+        says("createImportToken", "Make an import token; it takes the place of the last one")
+            .may_take(json::<NewImportToken>())
+            .answers(200, answer);
+    Api::new("import tokens", Kind::KeyProtect)
+        .at("/api/v2/import_token", [get(retrieve, seen), post(create, made)])
 }
 
 /// What a token is made of, before it is sealed.

@@ -1,17 +1,18 @@
 //! Key rings: groups of keys for access. Every key is in one; `default` is always there.
 
 use crate::app::App;
+use crate::http::api::content::envelope;
+use crate::http::api::parameters::{FORCE_RING, PAGE};
+use crate::http::api::{self, Api, Kind, get, post, says};
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{Act, Changed, Instance, RING, answer, parse, state_allows};
 use crate::keys::query::Query;
 use crate::keys::view;
-use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, patch, post};
 use claviger_domain::access::{KeyOperation, On};
 use claviger_domain::audit::Change;
 use claviger_domain::id::InstanceId;
@@ -25,11 +26,18 @@ use std::sync::Arc;
 /// Rings of one instance, besides `default`.
 const PER_INSTANCE_MAX: usize = 50;
 
-pub(crate) fn routes() -> Router<Arc<App>> {
-    Router::new()
-        .route("/api/v2/key_rings", get(list))
-        .route("/api/v2/key_rings/{id}", post(create).delete(delete))
-        .route("/api/v2/keys/{id}", patch(move_key))
+pub(crate) fn api() -> Api {
+    let all = says("listKeyRings", "Key rings of the instance")
+        .query(&PAGE)
+        .answers(200, envelope::<KeyRing>(RING_TYPE));
+    let made = says("createKeyRing", "Make a key ring").answers_nothing(201).refuses(&[409]);
+    let gone = says("deleteKeyRing", "Delete a key ring")
+        .query(&[FORCE_RING])
+        .answers_nothing(204)
+        .refuses(&[409]);
+    Api::new("key rings", Kind::KeyProtect)
+        .at("/api/v2/key_rings", [get(list, all)])
+        .at("/api/v2/key_rings/{ring}", [post(create, made), api::delete(delete, gone)])
 }
 
 fn act(caller: Caller, instance: InstanceId, ring: &str, action: &'static str) -> Act {
@@ -174,7 +182,7 @@ async fn delete(
 
 /// `PATCH /keys/{id}`: moves a key to another ring, on which the caller needs the same role. The
 /// header names its present one.
-async fn move_key(
+pub(crate) async fn move_key(
     State(app): State<Arc<App>>,
     caller: Caller,
     Instance(instance): Instance,

@@ -1,5 +1,6 @@
 //! KMIP adapters, their certificates and objects. Unlike the rest of Key Protect in snake_case.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -13,7 +14,8 @@ pub const OBJECT_TYPE: &str = "application/vnd.ibm.kms.kmip_object+json";
 pub const PROFILE: &str = "native_1.0";
 
 /// An adapter, in answers.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "KmipAdapter")]
 #[allow(missing_docs)] // The names are the contract.
 pub struct Adapter {
     pub id: Uuid,
@@ -28,30 +30,38 @@ pub struct Adapter {
 }
 
 /// What the profile needs.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
+#[schemars(rename = "KmipProfileData", extend("required" = ["crk_id"]))]
 #[allow(missing_docs)]
 pub struct ProfileData {
     /// In requests id or alias, in answers the id.
     #[serde(default)]
+    #[schemars(length(min = 1))]
     pub crk_id: String,
 }
 
 /// An adapter to make.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
+#[schemars(rename = "NewKmipAdapter", extend("required" = ["profile", "profile_data"]))]
 #[allow(missing_docs)]
 pub struct NewAdapter {
+    /// Absent or empty: made here.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(regex(pattern = "^([A-Za-z0-9_-]{2,40})?$"))]
     pub name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(length(max = 240))]
     pub description: Option<String>,
     #[serde(default)]
+    #[schemars(extend("const" = PROFILE))]
     pub profile: String,
     #[serde(default)]
     pub profile_data: ProfileData,
 }
 
 /// A certificate; lists leave the PEM out.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "KmipCertificate")]
 #[allow(missing_docs)]
 pub struct Certificate {
     pub id: Uuid,
@@ -63,12 +73,16 @@ pub struct Certificate {
 }
 
 /// A certificate to add.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
+#[schemars(rename = "NewKmipCertificate", extend("required" = ["certificate"]))]
 #[allow(missing_docs)]
 pub struct NewCertificate {
+    /// Absent or empty: made here.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(regex(pattern = "^([A-Za-z0-9_-]{2,40})?$"))]
     pub name: Option<String>,
     /// PEM.
     #[serde(default)]
+    #[schemars(length(min = 1, max = 16384))]
     pub certificate: String,
 }

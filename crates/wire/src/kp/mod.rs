@@ -6,6 +6,7 @@ pub mod kmip;
 pub mod policies;
 pub mod rings;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -26,7 +27,7 @@ pub const ACTION_TYPE: &str = "application/vnd.ibm.kms.key_action+json";
 pub const ERROR_TYPE: &str = "application/vnd.ibm.kms.error+json";
 
 /// What an envelope carries.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Metadata {
     /// Media type of the resources.
     #[serde(rename = "collectionType")]
@@ -43,7 +44,7 @@ pub struct Metadata {
 }
 
 /// How a search was understood.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
 pub struct SearchQuery {
     /// What was looked for, without prefixes.
     pub query: String,
@@ -56,12 +57,14 @@ pub struct SearchQuery {
 }
 
 /// The outer shape of nearly every body.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "{T}Envelope")]
 pub struct Envelope<T> {
     /// Type and number of the resources.
     pub metadata: Metadata,
     /// The resources; an empty list is `[]`, never absent.
     #[serde(default = "Vec::new")]
+    #[schemars(default)]
     pub resources: Vec<T>,
 }
 
@@ -80,7 +83,7 @@ impl<T> Envelope<T> {
 }
 
 /// A key, in answers.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)] // The names are the contract.
 pub struct Key {
@@ -94,6 +97,8 @@ pub struct Key {
     pub description: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub tags: Vec<String>,
+    /// Active, suspended, deactivated, destroyed.
+    #[schemars(extend("enum" = [1, 2, 3, 5]))]
     pub state: u8,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expiration_date: Option<String>,
@@ -102,6 +107,7 @@ pub struct Key {
     pub imported: bool,
     #[serde(rename = "keyRingID", default)]
     pub key_ring_id: String,
+    #[schemars(extend("format" = "date-time"))]
     pub creation_date: String,
     pub created_by: String,
     pub algorithm_type: String,
@@ -111,8 +117,10 @@ pub struct Key {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub nonactive_state_reason: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(extend("format" = "date-time"))]
     pub last_update_date: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(extend("format" = "date-time"))]
     pub last_rotate_date: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub key_version: Option<KeyVersion>,
@@ -122,18 +130,22 @@ pub struct Key {
     pub rotation: Option<Rotation>,
     pub deleted: bool,
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(extend("format" = "date-time"))]
     pub deletion_date: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub deleted_by: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub restore_allowed: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(extend("format" = "date-time"))]
     pub restore_expiration_date: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub purge_allowed: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(extend("format" = "date-time"))]
     pub purge_allowed_from: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(extend("format" = "date-time"))]
     pub purge_scheduled_on: Option<String>,
     /// Base64; standard keys only.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -141,7 +153,7 @@ pub struct Key {
 }
 
 /// Kept for clients that read it; the values are constants.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct AlgorithmMetadata {
@@ -150,7 +162,7 @@ pub struct AlgorithmMetadata {
 }
 
 /// Whether two persons are needed to delete a key, and how far they are.
-#[derive(Debug, Clone, Serialize, Deserialize, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct DualAuthDelete {
@@ -158,11 +170,12 @@ pub struct DualAuthDelete {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub key_set_for_deletion: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(extend("format" = "date-time"))]
     pub auth_expiration: Option<String>,
 }
 
 /// How often a key is rotated by itself.
-#[derive(Debug, Clone, Serialize, Deserialize, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Rotation {
     pub enabled: bool,
@@ -171,35 +184,44 @@ pub struct Rotation {
 }
 
 /// A key version, by id.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct KeyVersion {
     pub id: Uuid,
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(extend("format" = "date-time"))]
     pub creation_date: Option<String>,
 }
 
 /// A key to create or import. Go writes `Tags`, the others `tags`; unknown fields are ignored.
-#[derive(Serialize, Deserialize, Default)]
+#[derive(Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("required" = ["name"]))]
 #[allow(missing_docs)]
 pub struct NewKey {
     #[serde(rename = "type", default)]
     pub media_type: String,
     #[serde(default)]
+    #[schemars(length(min = 2, max = 90))]
     pub name: String,
+    /// A standard key: its payload can be read. A root key's cannot.
     #[serde(default)]
     pub extractable: bool,
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(length(max = 240))]
     pub description: Option<String>,
+    /// Not a UUID and not a word of this API.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    #[schemars(length(max = 5), inner(regex(pattern = "^[A-Za-z0-9_-]{2,90}$")))]
     pub aliases: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty", default, alias = "Tags")]
+    #[schemars(length(max = 30), inner(regex(pattern = "^[^<>,:&|]{1,30}$")))]
     pub tags: Vec<String>,
+    /// RFC 3339, in the future; empty: none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expiration_date: Option<String>,
-    /// Base64.
+    /// Base64: of a root key 16, 24 or 32 bytes, of a standard key at most 7,500. Absent: made here.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub payload: Option<String>,
     /// Only with an import token.
@@ -220,7 +242,7 @@ pub struct NewKey {
 }
 
 /// `wrap`: without a plaintext the service makes 32 random bytes and answers them too.
-#[derive(Serialize, Deserialize, Default)]
+#[derive(Serialize, Deserialize, JsonSchema, Default)]
 #[allow(missing_docs)]
 pub struct WrapRequest {
     /// Base64.
@@ -228,21 +250,27 @@ pub struct WrapRequest {
     pub plaintext: Option<String>,
     /// In order; a null counts as an empty string.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(length(max = 126), inner(length(max = 255)))]
     pub aad: Option<Vec<Option<String>>>,
 }
 
 /// `unwrap` and `rewrap`.
-#[derive(Serialize, Deserialize, Default)]
+#[derive(Serialize, Deserialize, JsonSchema, Default)]
+#[schemars(extend("required" = ["ciphertext"]))]
 #[allow(missing_docs)]
 pub struct UnwrapRequest {
+    /// As wrap answered it.
     #[serde(default)]
+    #[schemars(length(min = 1))]
     pub ciphertext: String,
+    /// As it was given to wrap.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(length(max = 126), inner(length(max = 255)))]
     pub aad: Option<Vec<Option<String>>>,
 }
 
 /// The answer to wrap, unwrap and rewrap: a bare object.
-#[derive(Serialize, Deserialize, Default)]
+#[derive(Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct ActionAnswer {
@@ -261,7 +289,7 @@ pub struct ActionAnswer {
 }
 
 /// `rotate`: a payload for imported keys only.
-#[derive(Serialize, Deserialize, Default)]
+#[derive(Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct RotateRequest {
@@ -280,7 +308,7 @@ pub struct RotateRequest {
 }
 
 /// A registration: which resource uses which key version.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct Registration {
@@ -293,10 +321,12 @@ pub struct Registration {
     #[serde(default)]
     pub created_by: String,
     #[serde(default)]
+    #[schemars(extend("format" = "date-time"))]
     pub creation_date: String,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub updated_by: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(extend("format" = "date-time"))]
     pub last_updated: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub description: Option<String>,
@@ -310,11 +340,12 @@ pub struct Registration {
 }
 
 /// A registration to write; POST needs `prevent_key_deletion`, PATCH only what changes.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct RegistrationInput {
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(length(max = 240))]
     pub description: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub prevent_key_deletion: Option<bool>,
@@ -322,11 +353,12 @@ pub struct RegistrationInput {
     pub key_version_id: Option<Uuid>,
     /// Whatever the service notes for itself.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(length(max = 4096))]
     pub registration_metadata: Option<String>,
 }
 
 /// Who acted on the last event of a key: `GET /v3/instances/{i}/keys/{k}/acknowledgements`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct Acknowledgements {
     /// Number of the key's last event; 0 if there was none.
@@ -340,7 +372,7 @@ pub struct Acknowledgements {
 }
 
 /// The newest event that a registered resource answered by `event_ack`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct ServiceAcknowledgement {
     pub crn: String,
@@ -356,7 +388,7 @@ pub struct ServiceAcknowledgement {
 }
 
 /// How far one cluster is with the last event of a key.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct ClusterAcknowledgement {
     pub cluster: claviger_domain::id::ClusterId,
@@ -366,7 +398,7 @@ pub struct ClusterAcknowledgement {
 }
 
 /// The newest event that one agent acted on.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct AgentAcknowledgement {
     pub agent: claviger_domain::id::AgentName,
@@ -378,7 +410,7 @@ pub struct AgentAcknowledgement {
 }
 
 /// An error, inside an envelope of [`ERROR_TYPE`].
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct ErrorBody {
@@ -388,7 +420,7 @@ pub struct ErrorBody {
 }
 
 /// One reason of an error.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct Reason {
@@ -402,7 +434,8 @@ pub struct Reason {
 }
 
 /// What a reason is about.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ErrorTarget")]
 #[allow(missing_docs)]
 pub struct Target {
     /// `field`, `query_param` or `header`.

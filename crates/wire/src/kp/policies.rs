@@ -1,5 +1,6 @@
 //! Policies of keys and of instances.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -12,7 +13,7 @@ pub const POLICY_TYPE: &str = "application/vnd.ibm.kms.policy+json";
 pub const ALLOWED_IP_TYPE: &str = "application/vnd.ibm.kms.allowed_ip_metadata+json";
 
 /// A key's policy, in answers: one of `rotation` and `dual_auth_delete`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)] // The names are the contract.
 pub struct KeyPolicy {
@@ -24,15 +25,17 @@ pub struct KeyPolicy {
     pub rotation: Option<Rotation>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub dual_auth_delete: Option<DualAuthDelete>,
+    #[schemars(extend("format" = "date-time"))]
     pub creation_date: String,
     pub created_by: String,
+    #[schemars(extend("format" = "date-time"))]
     pub last_update_date: String,
     pub updated_by: String,
 }
 
 /// A key's policy to write. What is only in answers is let through, so that what was read can be
 /// sent back; anything else is refused.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct KeyPolicyInput {
@@ -57,7 +60,7 @@ pub struct KeyPolicyInput {
 }
 
 /// How often a key is to be rotated. Go writes -1 for an interval of nothing.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct RotationInput {
@@ -70,7 +73,7 @@ pub struct RotationInput {
 }
 
 /// Whether two persons are to be needed to delete a key.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct DualAuthDeleteInput {
@@ -79,23 +82,25 @@ pub struct DualAuthDeleteInput {
 }
 
 /// An instance's policy, in answers.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct InstancePolicy {
     pub policy_type: String,
     pub policy_data: PolicyData,
     #[serde(rename = "creationDate")]
+    #[schemars(extend("format" = "date-time"))]
     pub creation_date: String,
     #[serde(rename = "createdBy")]
     pub created_by: String,
     #[serde(rename = "lastUpdated")]
+    #[schemars(extend("format" = "date-time"))]
     pub last_updated: String,
     #[serde(rename = "updatedBy")]
     pub updated_by: String,
 }
 
 /// What an instance's policy says.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct PolicyData {
@@ -107,7 +112,7 @@ pub struct PolicyData {
 }
 
 /// An instance's policy to write. What is only in answers is let through.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct InstancePolicyInput {
@@ -124,7 +129,7 @@ pub struct InstancePolicyInput {
 }
 
 /// Attributes of `allowedIP`.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct AllowedIp {
@@ -134,7 +139,7 @@ pub struct AllowedIp {
 }
 
 /// Attributes of `allowedNetwork`.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct AllowedNetwork {
@@ -144,7 +149,7 @@ pub struct AllowedNetwork {
 }
 
 /// Attributes of `rotation` of an instance.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct RotationAttributes {
@@ -153,7 +158,7 @@ pub struct RotationAttributes {
 }
 
 /// Attributes of `keyCreateImportAccess`; an absent one has its default.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 #[allow(missing_docs)]
 pub struct KeyCreateImportAccess {
@@ -178,7 +183,7 @@ impl Default for KeyCreateImportAccess {
 }
 
 /// Which port serves the private endpoint.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct PrivatePort {
     pub private_endpoint_port: u16,

@@ -1,5 +1,6 @@
 //! Key rings and aliases.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -11,21 +12,24 @@ pub const RING_TYPE: &str = "application/vnd.ibm.kms.key_ring+json";
 pub const ALIAS_TYPE: &str = "application/vnd.ibm.kms.alias+json";
 
 /// A key ring; `default` has neither date nor maker.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct KeyRing {
     pub id: String,
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(extend("format" = "date-time"))]
     pub creation_date: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub created_by: Option<String>,
 }
 
 /// `PATCH /keys/{id}`: a bare object. Go writes `KeyRingID`.
-#[derive(Debug, Clone, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
+#[schemars(extend("required" = ["keyRingID"]))]
 pub struct KeyPatch {
     /// The ring to move the key to.
+    #[schemars(required, length(min = 1))]
     #[serde(
         rename = "keyRingID",
         alias = "KeyRingID",
@@ -37,12 +41,13 @@ pub struct KeyPatch {
 }
 
 /// A key's alias.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct KeyAlias {
     pub key_id: Uuid,
     pub alias: String,
     pub created_by: String,
+    #[schemars(extend("format" = "date-time"))]
     pub creation_date: String,
 }

@@ -4,7 +4,7 @@ mod config;
 
 use crate::exit::{Done, Failure};
 use crate::ids;
-use crate::render::print_text;
+use crate::render::{print_line, print_text};
 use clap::Subcommand;
 use claviger_crypto::Key32;
 use claviger_custody::Custodian as _;
@@ -43,6 +43,8 @@ enum Verb {
     Backup(Backup),
     /// Bring a backup back into an empty directory
     Restore(Restore),
+    /// Print the description of everything that a server answers (OpenAPI 3.1, JSON)
+    Openapi,
     /// Undo the policies allowedIP and allowedNetwork of an instance that keep everybody out of it;
     /// the server may be running
     Unlock(Unlock),
@@ -107,6 +109,10 @@ pub fn run(args: Args) -> Done {
         Verb::Backup(args) => back_up(args),
         Verb::Restore(args) => bring_back(args),
         Verb::Unlock(args) => unlock(args),
+        Verb::Openapi => {
+            print_line(claviger_server::http::openapi().trim_end());
+            Ok(())
+        }
     }
 }
 

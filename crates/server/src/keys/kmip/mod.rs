@@ -5,44 +5,120 @@ mod certificates;
 mod objects;
 
 use crate::app::App;
+use crate::http::api::parameters::{CRK, EXPIRING, OBJECT_PAGE, OBJECT_STATE, SMALL_PAGE};
+use crate::http::api::{Api, Kind, content, delete, get, post, says};
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{Act, parse};
 use crate::keys::query::Query;
-use axum::Router;
 use axum::extract::FromRequestParts;
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use claviger_domain::id::InstanceId;
 use claviger_store::keys::Key;
 use claviger_store::kmip::{self as store, Adapter};
 use claviger_store::{StoreError, Tx};
 use claviger_wire::kp::Envelope;
+use claviger_wire::kp::kmip::{self as wire, ADAPTER_TYPE, CERTIFICATE_TYPE, OBJECT_TYPE};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use uuid::Uuid;
 
 /// Paths of KMIP management.
-pub(super) fn routes() -> Router<Arc<App>> {
+pub(super) fn api() -> Api {
     let adapter = "/api/v2/kmip_adapters/{adapter}";
-    Router::new()
-        .route("/api/v2/kmip_adapters", get(adapters::list).post(adapters::create))
-        .route(adapter, get(adapters::get).delete(adapters::delete))
-        .route(
+    let gone = |id, summary| says(id, summary).answers_nothing(204);
+    let (adapters, certificates) = (
+        content::envelope::<wire::Adapter>(ADAPTER_TYPE),
+        content::envelope::<wire::Certificate>(CERTIFICATE_TYPE),
+    );
+    let objects = content::envelope::<serde_json::Value>(OBJECT_TYPE);
+    Api::new("KMIP adapters", Kind::KeyProtect)
+        .at(
+            "/api/v2/kmip_adapters",
+            [
+                get(
+                    adapters::list,
+                    says("listKmipAdapters", "KMIP adapters of the instance")
+                        .query(&SMALL_PAGE)
+                        .query(&[CRK])
+                        .answers(200, adapters),
+                ),
+                post(
+                    adapters::create,
+                    says("createKmipAdapter", "Make a KMIP adapter")
+                        .query(&[EXPIRING])
+                        .takes(content::one::<wire::NewAdapter>())
+                        .answers(201, adapters)
+                        .refuses(&[409]),
+                ),
+            ],
+        )
+        .at(
+            adapter,
+            [
+                get(adapters::get, says("getKmipAdapter", "A KMIP adapter").answers(200, adapters)),
+                delete(
+                    adapters::delete,
+                    gone("deleteKmipAdapter", "Delete a KMIP adapter with its certificates"),
+                ),
+            ],
+        )
+        .at(
             &format!("{adapter}/certificates"),
-            get(certificates::list).post(certificates::create),
+            [
+                get(
+                    certificates::list,
+                    says(
+                        "listKmipCertificates",
+                        "Client certificates of an adapter, without their PEM",
+                    )
+                    .query(&SMALL_PAGE)
+                    .answers(200, certificates),
+                ),
+                post(
+                    certificates::create,
+                    says("createKmipCertificate", "Add a client certificate to an adapter")
+                        .takes(content::one::<wire::NewCertificate>())
+                        .answers(201, certificates)
+                        .refuses(&[409]),
+                ),
+            ],
         )
-        .route(
+        .at(
             &format!("{adapter}/certificates/{{certificate}}"),
-            get(certificates::get).delete(certificates::delete),
+            [
+                get(
+                    certificates::get,
+                    says("getKmipCertificate", "A client certificate").answers(200, certificates),
+                ),
+                delete(
+                    certificates::delete,
+                    gone("deleteKmipCertificate", "Delete a client certificate"),
+                ),
+            ],
         )
-        .route(&format!("{adapter}/kmip_objects"), get(objects::list))
-        .route(
+        .at(
+            &format!("{adapter}/kmip_objects"),
+            [get(
+                objects::list,
+                says("listKmipObjects", "Objects of an adapter; there are none")
+                    .query(&OBJECT_PAGE)
+                    .query(&[OBJECT_STATE])
+                    .answers(200, objects),
+            )],
+        )
+        .at(
             &format!("{adapter}/kmip_objects/{{object}}"),
-            get(objects::get).delete(objects::delete),
+            [
+                get(objects::get, says("getKmipObject", "An object; there are none")),
+                delete(
+                    objects::delete,
+                    says("deleteKmipObject", "Delete an object; there are none"),
+                ),
+            ],
         )
 }
 
