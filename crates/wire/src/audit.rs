@@ -79,6 +79,7 @@ pub struct Host {
 
 /// What it was done to.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[schemars(rename = "EventTarget")]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct Target {
@@ -98,6 +99,7 @@ pub struct Observer {
 
 /// How it ended.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
+#[schemars(rename = "EventReason")]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct Reason {
