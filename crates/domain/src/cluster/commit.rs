@@ -360,7 +360,8 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
             if without.is_some_and(|root| root == *target) {
                 return Err(Refusal::OutOfOrder("it cannot go without the key that it goes to"));
             }
-            let forward = op.kind == OperationKind::Reverse || op.promoted.is_some();
+            let freed = op.promoted.is_some() && without.is_some();
+            let forward = op.kind == OperationKind::Reverse || freed;
             if forward && op.target == *target {
                 op.without = *without;
                 return Ok(());
