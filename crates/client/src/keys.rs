@@ -127,7 +127,7 @@ impl KeyService {
         first(&self.send(instance, Call::get(path(key, "/metadata"))).await?)
     }
 
-    /// Which clusters have acted on a key's last event.
+    /// Which users of a key have acted on its last event.
     pub async fn acknowledgements(
         &self,
         instance: InstanceId,

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 type Keys = BTreeMap<String, String>;
 
 fn person(name: &str, roles: &[ServiceRole]) -> NewPrincipal {
-    let on = |role: &ServiceRole| RoleOn { role: *role, instance: None, key: None };
+    let on = |role: &ServiceRole| RoleOn { role: *role, instance: None, ring: None, key: None };
     NewPrincipal {
         name: name.to_owned(),
         email: format!("{name}@claviger.local"),

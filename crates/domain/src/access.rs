@@ -1,6 +1,8 @@
 //! Who may do what in the key service and the cluster service: roles, operations and the one
 //! table between them. Allow-only: a caller may do what any of its grants allows.
 
+use crate::id::{InstanceId, KeyId};
+use crate::key::RootKey;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -124,11 +126,13 @@ pub enum KeyOperation {
     ReadImportToken,
     /// Manage KMIP adapters, their certificates and objects.
     ManageKmip,
+    /// Read what is on record about the instance.
+    ReadAudit,
 }
 
 impl KeyOperation {
     /// Every operation.
-    pub const ALL: [KeyOperation; 35] = [
+    pub const ALL: [KeyOperation; 36] = [
         KeyOperation::List,
         KeyOperation::ReadMetadata,
         KeyOperation::ReadPayload,
@@ -164,6 +168,7 @@ impl KeyOperation {
         KeyOperation::CreateImportToken,
         KeyOperation::ReadImportToken,
         KeyOperation::ManageKmip,
+        KeyOperation::ReadAudit,
     ];
 }
 
@@ -191,7 +196,8 @@ pub fn role_allows(role: ServiceRole, operation: KeyOperation) -> bool {
         | ReadInstancePolicies
         | WriteInstancePolicies
         | ReadAllowedIp
-        | ManageKmip => ServiceRole::Manager,
+        | ManageKmip
+        | ReadAudit => ServiceRole::Manager,
     };
     let alone = matches!(role, ServiceRole::KeyPurge | ServiceRole::KmipAdapterManager);
     !alone && role >= least
@@ -202,9 +208,86 @@ pub fn services_only(operation: KeyOperation) -> bool {
     matches!(operation, KeyOperation::WriteRegistration | KeyOperation::AcknowledgeEvent)
 }
 
+/// Where a service role counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// In every instance.
+    Everywhere,
+    /// On all that is in an instance, and on the instance itself.
+    Instance(InstanceId),
+    /// On a key ring of an instance and on the keys that are in it at the time.
+    Ring(InstanceId, String),
+    /// On one key, whatever ring it is in.
+    Key(RootKey),
+}
+
+/// What of an instance an operation is done on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum On<'a> {
+    /// The instance as a whole: its policies, its import token, a new ring.
+    Instance,
+    /// A key ring: a new key in it, or the list of its keys.
+    Ring(&'a str),
+    /// A key, and the ring that it is in.
+    Key(KeyId, &'a str),
+}
+
+impl Scope {
+    /// Whether a role of this scope counts for something of `instance`.
+    pub fn covers(&self, instance: InstanceId, on: On<'_>) -> bool {
+        match (self, on) {
+            (Scope::Everywhere, _) => true,
+            (Scope::Instance(own), _) => *own == instance,
+            (Scope::Ring(own, ring), On::Ring(on) | On::Key(_, on)) => {
+                *own == instance && ring == on
+            }
+            (Scope::Key(own), On::Key(key, _)) => *own == RootKey { instance, key },
+            (Scope::Ring(..), On::Instance) | (Scope::Key(_), On::Instance | On::Ring(_)) => false,
+        }
+    }
+
+    /// Whether a role of this scope counts for anything at all in `instance`.
+    pub fn reaches(&self, instance: InstanceId) -> bool {
+        match self {
+            Scope::Everywhere => true,
+            Scope::Instance(own) | Scope::Ring(own, _) => *own == instance,
+            Scope::Key(own) => own.instance == instance,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_scope_against_everything_it_may_cover() {
+        let (one, two) = (InstanceId::random(), InstanceId::random());
+        let (key, other) = (KeyId::random(), KeyId::random());
+        let ons = [
+            (one, On::Instance),
+            (one, On::Ring("a")),
+            (one, On::Ring("b")),
+            (one, On::Key(key, "a")),
+            (one, On::Key(key, "b")),
+            (one, On::Key(other, "a")),
+            (two, On::Instance),
+            (two, On::Ring("a")),
+            (two, On::Key(key, "a")),
+        ];
+        for (scope, cells) in [
+            (Scope::Everywhere, "yyyyyyyyy"),
+            (Scope::Instance(one), "yyyyyynnn"),
+            (Scope::Ring(one, "a".to_owned()), "nynynynnn"),
+            (Scope::Key(RootKey { instance: one, key }), "nnnyynnnn"),
+        ] {
+            for ((instance, on), cell) in ons.into_iter().zip(cells.chars()) {
+                assert_eq!(scope.covers(instance, on), cell == 'y', "{scope:?} {on:?}");
+            }
+            assert!(scope.reaches(one), "{scope:?}");
+            assert_eq!(scope.reaches(two), scope == Scope::Everywhere, "{scope:?}");
+        }
+    }
 
     #[test]
     fn every_role_against_every_operation() {
@@ -245,6 +328,7 @@ mod tests {
             (KeyOperation::CreateImportToken, "nnyynn"),
             (KeyOperation::ReadImportToken, "nnyynn"),
             (KeyOperation::ManageKmip, "nnnyny"),
+            (KeyOperation::ReadAudit, "nnnynn"),
         ];
         assert_eq!(rows.len(), KeyOperation::ALL.len());
         for (operation, cells) in rows {

@@ -3,9 +3,10 @@
 use crate::authority::Authority;
 use crate::first::{self, StartError};
 use crate::iam::token::Tokens;
+use crate::metrics::Metrics;
 use crate::record::Recorder;
 use claviger_custody::Custodian;
-use claviger_domain::id::{ClusterId, UnixMs};
+use claviger_domain::id::{ClusterId, InstanceId, UnixMs};
 use claviger_domain::key::RootKey;
 use claviger_store::events::KeyEvent;
 use claviger_store::{Store, StoreError};
@@ -119,14 +120,28 @@ pub struct Account {
 
 impl Account {
     /// The CRN of an instance of the key service, ten segments.
-    pub fn instance_crn(&self, instance: impl std::fmt::Display) -> String {
-        format!("crn:v1:bluemix:public:kms:{}:a/{}:{instance}::", self.region, self.id)
+    pub fn instance_crn(&self, instance: InstanceId) -> String {
+        format!("{}:", self.crn_before(instance))
+    }
+
+    /// The CRN of something of this kind in an instance, ten segments.
+    pub fn crn_within(
+        &self,
+        instance: InstanceId,
+        kind: &str,
+        id: impl std::fmt::Display,
+    ) -> String {
+        format!("{}{kind}:{id}", self.crn_before(instance))
+    }
+
+    /// What the CRNs of an instance and of all that is in it begin with.
+    pub fn crn_before(&self, instance: InstanceId) -> String {
+        format!("crn:v1:bluemix:public:kms:{}:a/{}:{instance}:", self.region, self.id)
     }
 
     /// The CRN of a key, ten segments.
     pub fn key_crn(&self, root: &RootKey) -> String {
-        let RootKey { instance, key } = root;
-        format!("crn:v1:bluemix:public:kms:{}:a/{}:{instance}:key:{key}", self.region, self.id)
+        self.crn_within(root.instance, "key", root.key)
     }
 
     /// The CRN of a cluster, ten segments.
@@ -207,6 +222,7 @@ pub struct App {
     pub account: Account,
     pub(crate) tokens: Tokens,
     pub(crate) recorder: Recorder,
+    pub(crate) metrics: Metrics,
 }
 
 impl App {
@@ -234,6 +250,7 @@ impl App {
             account: parts.account,
             tokens: parts.tokens,
             recorder,
+            metrics: Metrics::new(),
         }))
     }
 
@@ -252,6 +269,13 @@ impl App {
         }
     }
 
+    /// Announces a change of a root key. Call it after its transaction, never within.
+    pub(crate) fn announce(&self, event: KeyEvent) {
+        tracing::info!(event = event.id, kind = event.kind.as_str(), "key event");
+        self.metrics.key_changed(event.kind.as_str());
+        self.hub.key_changed(event);
+    }
+
     /// Base URL of the public listener or of the private one, which stands for both where there
     /// is no public one.
     pub fn url(&self, public: bool) -> &str {
@@ -267,5 +291,25 @@ impl App {
     /// When it does not.
     pub fn alive(&self) -> Result<(), StoreError> {
         self.store.read("alive", |tx| claviger_store::meta::get(tx, "account").map(drop))
+    }
+
+    /// Whether calls should be sent to this server. Blocks.
+    ///
+    /// # Errors
+    /// When the database does not answer, acts cannot be put on record, or it is stopping; with
+    /// the reason, for an operator.
+    pub(crate) fn ready(&self) -> Result<(), String> {
+        if *self.hub.closing.borrow() {
+            return Err("the server is stopping".to_owned());
+        }
+        self.alive().map_err(|e| e.to_string())?;
+        match self.recorder.trouble() {
+            // Nobody calls a server that is not ready, so nobody would find out that it is again.
+            Some(trouble) => self
+                .store
+                .tx("ready", |tx| claviger_store::meta::put(tx, "written", b"1"))
+                .map_err(|_: StoreError| trouble.to_string()),
+            None => Ok(()),
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! accept loop. The server never connects into a cluster.
 
 pub mod app;
+pub mod audit;
 pub mod authority;
 pub mod backup;
 pub mod clusters;
@@ -13,9 +14,12 @@ pub mod http;
 pub mod iam;
 pub mod keys;
 pub mod listen;
+mod metrics;
 mod pulse;
 pub mod record;
 pub mod resources;
+pub mod status;
+pub mod unlock;
 
 #[cfg(test)]
 mod testing;

@@ -3,7 +3,7 @@
 use crate::{StoreError, Tx};
 use claviger_domain::id::{KeyVersionId, UnixMs};
 use claviger_domain::key::RootKey;
-use rusqlite::{OptionalExtension, params};
+use rusqlite::params;
 
 /// One user's answer to one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,24 +22,18 @@ pub struct Answer {
     pub at: UnixMs,
 }
 
-/// The key that an event is about.
-pub fn key_of(tx: &Tx<'_>, event: u64) -> Result<Option<RootKey>, StoreError> {
-    let Ok(event) = i64::try_from(event) else { return Ok(None) };
-    let sql = "SELECT instance, key FROM key_events WHERE id = ?1";
-    let found: Option<(String, String)> = tx
-        .prepare_cached(sql)?
-        .query_row([event], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    found.map(|(instance, key)| crate::keys::root(&instance, &key)).transpose()
-}
-
-/// Adds an answer, or puts it in the place of the same user's last one to the event.
+/// Adds an answer. It takes the place of what the same user answered before, but for what it
+/// answered to a later event.
 pub fn put(tx: &Tx<'_>, answer: &Answer) -> Result<(), StoreError> {
+    let (instance, key) = (answer.root.instance.to_string(), answer.root.key.to_string());
+    let sql = "DELETE FROM event_answers
+        WHERE instance = ?1 AND key = ?2 AND crn = ?3 AND event < ?4";
+    tx.prepare_cached(sql)?.execute(params![instance, key, answer.crn, answer.event as i64])?;
     let sql = "INSERT OR REPLACE INTO event_answers
         (instance, key, event, crn, state, rewrapped, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
     tx.prepare_cached(sql)?.execute(params![
-        answer.root.instance.to_string(),
-        answer.root.key.to_string(),
+        instance,
+        key,
         answer.event as i64,
         answer.crn,
         answer.state,
@@ -49,22 +43,22 @@ pub fn put(tx: &Tx<'_>, answer: &Answer) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The answers to one event of a key, by user.
-pub fn of_event(tx: &Tx<'_>, root: &RootKey, event: u64) -> Result<Vec<Answer>, StoreError> {
-    let sql = "SELECT crn, state, rewrapped, at FROM event_answers
-        WHERE instance = ?1 AND key = ?2 AND event = ?3 ORDER BY crn";
+/// What each user of a key answered to the latest event that it answered at all, by user.
+pub fn of_key(tx: &Tx<'_>, root: &RootKey) -> Result<Vec<Answer>, StoreError> {
+    // SQLite takes the other columns from the row that has the maximum.
+    let sql = "SELECT crn, max(event), state, rewrapped, at FROM event_answers
+        WHERE instance = ?1 AND key = ?2 GROUP BY crn ORDER BY crn";
     let mut query = tx.prepare_cached(sql)?;
-    let ids = params![root.instance.to_string(), root.key.to_string(), event as i64];
-    let mut rows = query.query(ids)?;
+    let mut rows = query.query([root.instance.to_string(), root.key.to_string()])?;
     let mut out = Vec::new();
     while let Some(row) = rows.next()? {
         out.push(Answer {
             root: *root,
-            event,
             crn: row.get(0)?,
-            state: row.get(1)?,
-            rewrapped: crate::keys::opt_id(row.get(2)?)?,
-            at: UnixMs(row.get(3)?),
+            event: row.get::<_, i64>(1)? as u64,
+            state: row.get(2)?,
+            rewrapped: crate::keys::opt_id(row.get(3)?)?,
+            at: UnixMs(row.get(4)?),
         });
     }
     Ok(out)

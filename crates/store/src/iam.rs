@@ -1,9 +1,9 @@
 //! Who there is, their API keys and what they may do.
 
-use crate::keys::{id, opt_id};
+use crate::keys::{id, root};
 use crate::{StoreError, Tx};
-use claviger_domain::access::{PlatformRole, ServiceRole};
-use claviger_domain::id::{InstanceId, KeyId, UnixMs};
+use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
+use claviger_domain::id::{InstanceId, UnixMs};
 use rusqlite::{OptionalExtension, params};
 use uuid::Uuid;
 
@@ -21,16 +21,14 @@ pub struct Principal {
 }
 
 /// One thing that a principal may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Grant {
-    /// A service role; none for the instance or the key means all of them.
+    /// A service role.
     Service {
         /// The role.
         role: ServiceRole,
-        /// Where.
-        instance: Option<InstanceId>,
-        /// On which key.
-        key: Option<KeyId>,
+        /// Where it counts.
+        scope: Scope,
     },
     /// A platform role on everything.
     Platform(PlatformRole),
@@ -96,16 +94,28 @@ pub fn by_api_key(
 
 /// Adds a grant.
 pub fn add_grant(tx: &Tx<'_>, iam_id: &str, grant: &Grant) -> Result<(), StoreError> {
-    let (scope, role, instance, key) = match grant {
-        Grant::Service { role, instance, key } => ("service", service_name(*role), *instance, *key),
-        Grant::Platform(role) => ("platform", platform_name(*role), None, None),
+    let (kind, role) = match grant {
+        Grant::Service { role, .. } => ("service", service_name(*role)),
+        Grant::Platform(role) => ("platform", platform_name(*role)),
     };
-    let sql = "INSERT INTO grants (iam_id, scope, role, instance, key) VALUES (?1, ?2, ?3, ?4, ?5)";
+    let (instance, ring, key) = match grant {
+        Grant::Platform(_) | Grant::Service { scope: Scope::Everywhere, .. } => (None, None, None),
+        Grant::Service { scope: Scope::Instance(instance), .. } => (Some(*instance), None, None),
+        Grant::Service { scope: Scope::Ring(instance, ring), .. } => {
+            (Some(*instance), Some(ring), None)
+        }
+        Grant::Service { scope: Scope::Key(root), .. } => {
+            (Some(root.instance), None, Some(root.key))
+        }
+    };
+    let sql = "INSERT INTO grants (iam_id, scope, role, instance, ring, key)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
     tx.prepare_cached(sql)?.execute(params![
         iam_id,
-        scope,
+        kind,
         role,
         instance.map(|i| i.to_string()),
+        ring,
         key.map(|k| k.to_string())
     ])?;
     Ok(())
@@ -113,23 +123,28 @@ pub fn add_grant(tx: &Tx<'_>, iam_id: &str, grant: &Grant) -> Result<(), StoreEr
 
 /// Everything that a principal may do.
 pub fn grants_of(tx: &Tx<'_>, iam_id: &str) -> Result<Vec<Grant>, StoreError> {
-    let sql = "SELECT scope, role, instance, key FROM grants WHERE iam_id = ?1";
+    let sql = "SELECT scope, role, instance, ring, key FROM grants WHERE iam_id = ?1";
     let mut query = tx.prepare_cached(sql)?;
     let mut rows = query.query([iam_id])?;
     let mut out = Vec::new();
     while let Some(row) = rows.next()? {
-        let (scope, role): (String, String) = (row.get(0)?, row.get(1)?);
+        let (kind, role): (String, String) = (row.get(0)?, row.get(1)?);
         let damaged = || StoreError::Damaged(format!("role {role:?}"));
-        out.push(if scope == "platform" {
+        out.push(if kind == "platform" {
             let known = PLATFORM.into_iter().find(|r| platform_name(*r) == role);
             Grant::Platform(known.ok_or_else(damaged)?)
         } else {
             let known = ServiceRole::ALL.into_iter().find(|r| service_name(*r) == role);
-            Grant::Service {
-                role: known.ok_or_else(damaged)?,
-                instance: opt_id(row.get(2)?)?,
-                key: opt_id(row.get(3)?)?,
-            }
+            let (instance, ring, key): (Option<String>, Option<String>, Option<String>) =
+                (row.get(2)?, row.get(3)?, row.get(4)?);
+            let scope = match (instance, ring, key) {
+                (None, None, None) => Scope::Everywhere,
+                (Some(instance), None, None) => Scope::Instance(id(&instance)?),
+                (Some(instance), Some(ring), None) => Scope::Ring(id(&instance)?, ring),
+                (Some(instance), None, Some(key)) => Scope::Key(root(&instance, &key)?),
+                _ => return Err(StoreError::Damaged("the scope of a role".to_owned())),
+            };
+            Grant::Service { role: known.ok_or_else(damaged)?, scope }
         });
     }
     Ok(out)
@@ -230,5 +245,52 @@ fn platform_name(role: PlatformRole) -> &'static str {
         PlatformRole::Operator => "Operator",
         PlatformRole::Editor => "Editor",
         PlatformRole::Administrator => "Administrator",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Store;
+    use claviger_domain::id::KeyId;
+    use claviger_domain::key::RootKey;
+
+    #[test]
+    fn grants_are_read_as_they_were_added() {
+        let dir = tempfile::tempdir().expect("dir");
+        let store = Store::open(&dir.path().join("claviger.db")).expect("opens");
+        let (instance, key) = (InstanceId::random(), KeyId::random());
+        let on = |scope| Grant::Service { role: ServiceRole::Writer, scope };
+        let grants = [
+            on(Scope::Everywhere),
+            on(Scope::Instance(instance)),
+            on(Scope::Ring(instance, "payments".to_owned())),
+            on(Scope::Key(RootKey { instance, key })),
+            Grant::Platform(PlatformRole::Viewer),
+        ];
+        let read = store.tx("t", |tx| {
+            let group = Uuid::new_v4();
+            add_resource_group(tx, group, "g", UnixMs(0))?;
+            let (name, region) = ("i".to_owned(), "local".to_owned());
+            add_instance(tx, &Instance { id: instance, name, region, created: UnixMs(0) }, group)?;
+            let (iam_id, name) = ("IBMid-1".to_owned(), "n".to_owned());
+            let person = Principal { iam_id, service: false, name, email: String::new() };
+            add_principal(tx, &person, UnixMs(0))?;
+            grants.iter().try_for_each(|grant| add_grant(tx, "IBMid-1", grant))?;
+            // No role is on a key and its ring at once, or on a ring of no instance.
+            for wrong in ["NULL, 'r', NULL", "?1, 'r', 'k'"] {
+                let sql = format!(
+                    "INSERT INTO grants (iam_id, scope, role, instance, ring, key)
+                     VALUES ('IBMid-1', 'service', 'Writer', {wrong})"
+                );
+                let refused = match wrong.contains('?') {
+                    true => tx.execute(&sql, [instance.to_string()]),
+                    false => tx.execute(&sql, []),
+                };
+                assert!(refused.is_err(), "{wrong}");
+            }
+            grants_of(tx, "IBMid-1")
+        });
+        assert_eq!(read.expect("reads"), grants);
     }
 }

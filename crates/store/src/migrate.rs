@@ -8,6 +8,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0001_keys.sql"),
     include_str!("../migrations/0002_clusters.sql"),
     include_str!("../migrations/0003_key_service.sql"),
+    include_str!("../migrations/0004_access_and_audit.sql"),
 ];
 
 /// The newest schema that is known here.

@@ -66,13 +66,16 @@ pub fn holds(tx: &Tx<'_>, instance: InstanceId, ring: &str) -> Result<Holds, Sto
     Ok(Holds { live: live as u64, destroyed: destroyed as u64 })
 }
 
-/// Removes a ring; the keys that it holds go to [`DEFAULT`]. Whether there was one.
+/// Removes a ring with the roles on it, which are not to count for a later ring of its name; the
+/// keys that it holds go to [`DEFAULT`]. Whether there was one.
 pub fn remove(tx: &Tx<'_>, instance: InstanceId, ring: &str) -> Result<bool, StoreError> {
     let row = params![instance.to_string(), ring];
     let sql = "DELETE FROM key_rings WHERE instance = ?1 AND id = ?2";
     if tx.prepare_cached(sql)?.execute(row)? == 0 {
         return Ok(false);
     }
+    let sql = "DELETE FROM grants WHERE instance = ?1 AND ring = ?2";
+    tx.prepare_cached(sql)?.execute(row)?;
     let sql = "UPDATE keys SET ring = ?3 WHERE instance = ?1 AND ring = ?2";
     tx.prepare_cached(sql)?.execute(params![instance.to_string(), ring, DEFAULT])?;
     Ok(true)

@@ -77,7 +77,8 @@ pub struct NewPrincipal {
     pub platform: Vec<PlatformRole>,
 }
 
-/// A service role and where it counts: on all instances if none is named, on all keys if none is.
+/// A service role and where it counts: in all instances if none is named, on the whole instance
+/// if neither a key ring nor a key of it is.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
@@ -85,6 +86,8 @@ pub struct RoleOn {
     pub role: ServiceRole,
     #[serde(default)]
     pub instance: Option<InstanceId>,
+    #[serde(default)]
+    pub ring: Option<String>,
     #[serde(default)]
     pub key: Option<KeyId>,
 }

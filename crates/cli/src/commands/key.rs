@@ -7,7 +7,7 @@ use crate::{files, ids};
 use clap::Subcommand;
 use claviger_domain::id::{InstanceId, KeyId};
 use claviger_domain::key::KeyState;
-use claviger_wire::kp::{Acknowledgements, ClusterAcknowledgement, Key};
+use claviger_wire::kp::{Acknowledgements, ClusterAcknowledgement, Key, ServiceAcknowledgement};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -269,7 +269,8 @@ fn rows(list: &[Key]) -> Vec<String> {
     table(&["Name", "ID", "Kind", "State", "Origin", "Created"], &rows)
 }
 
-/// A line for each cluster: whether all its agents have acted on the key's last event.
+/// A line for each cluster, whether all its agents have acted on the key's last event, and for
+/// each other resource, whether it has answered it.
 fn acted(all: &Acknowledgements) -> Vec<String> {
     let line = |cluster: &ClusterAcknowledgement| {
         let behind: Vec<&str> = cluster
@@ -285,7 +286,17 @@ fn acted(all: &Acknowledgements) -> Vec<String> {
         };
         format!("Cluster {}: {how}", cluster.cluster)
     };
-    if all.event == 0 { Vec::new() } else { all.clusters.iter().map(line).collect() }
+    let service = |service: &ServiceAcknowledgement| {
+        let how = match (&service.state, service.acknowledged) {
+            (Some(state), true) => format!("answered the last event: {state}"),
+            _ => "has not answered the last event".to_owned(),
+        };
+        format!("Resource {}: {how}", service.crn)
+    };
+    if all.event == 0 {
+        return Vec::new();
+    }
+    all.clusters.iter().map(line).chain(all.services.iter().map(service)).collect()
 }
 
 fn lines(key: &Key) -> Vec<String> {

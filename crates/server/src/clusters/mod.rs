@@ -26,7 +26,7 @@ mod words;
 
 pub use fault::Fault;
 pub use joining::admits;
-pub use roots::{LAST_BACKUP, scope_of};
+pub use roots::{LAST_BACKUP, scope_of, users};
 
 use crate::http::api::content::{Content, events, json};
 use crate::http::api::parameters::{CLUSTER, FORCE_NODE, KMS_INSTANCE};

@@ -18,7 +18,7 @@ use claviger_domain::id::{InstanceId, JobId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
 use claviger_store::clusters::{self, ClusterRow};
 use claviger_store::{StoreError, Tx, audit, iam, keys, registrations};
-use claviger_wire::agent::{Certificate, ReissueRequest};
+use claviger_wire::agent::{Certificate, JobKind, ReissueRequest};
 use claviger_wire::ks::{
     CancelOperation, ClusterView, Crk, EnableKms, GivenUp, JobView, KeyOwner, KmsInstance,
     KmsStatus, NewJob, NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered,
@@ -433,6 +433,10 @@ pub async fn new_job(
         allowed(&caller, Operator)?;
         app.store.tx("new job", |tx| {
             let row = find(tx, &name)?;
+            if asked.kind == JobKind::Scrub && row.cluster.ring.write().is_none() {
+                // It would stop API servers for nothing: the plaintext would be written again.
+                return Err(Fault::NotEncrypted);
+            }
             let target = row.crn;
             audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
             let job = jobs::create(tx, &row.cluster.id, asked.kind, &caller.iam_id, now)?;

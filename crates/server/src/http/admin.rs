@@ -9,6 +9,7 @@ use crate::http::objects;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::PlatformRole;
+use claviger_domain::audit::Record;
 use claviger_domain::id::UnixMs;
 use claviger_store::{StoreError, Tx, audit};
 use serde::de::DeserializeOwned;
@@ -101,7 +102,7 @@ impl Doing {
         if app.recorder.record(record).await.is_err() {
             tracing::warn!(action = doing.action, "a refusal could not be put on record");
         }
-        Err(Refusal { form: doing.form, correlation: doing.caller.correlation, ..refusal })
+        Err(Refusal { form: doing.form, correlation: doing.caller.trace.correlation, ..refusal })
     }
 
     fn allowed(&self) -> Result<(), Refusal> {
@@ -117,16 +118,9 @@ impl Doing {
         Err(Refusal::new(StatusCode::UNAUTHORIZED, code, what))
     }
 
-    fn record(&self, at: UnixMs, status: u16, reason: &str) -> audit::Act {
-        audit::Act {
-            at,
-            who: self.caller.iam_id.clone(),
-            action: self.action,
-            target: self.target.clone(),
-            status,
-            reason: reason.to_owned(),
-            correlation: self.caller.correlation.clone(),
-        }
+    fn record(&self, at: UnixMs, status: u16, reason: &'static str) -> Record {
+        let done = self.caller.did(at, self.action, &*self.target);
+        Record { status, reason: reason.into(), ..done }
     }
 }
 

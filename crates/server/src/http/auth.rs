@@ -1,19 +1,20 @@
 //! Who calls: a bearer of a token, or a node with its certificate.
 
 use crate::app::App;
-use crate::http::Correlation;
+use crate::http::Trace;
 use crate::http::error::{Form, KpError};
-use crate::http::network::Origin;
 use axum::extract::FromRequestParts;
 use axum::http::{StatusCode, header, request::Parts};
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::{
-    KeyOperation, PlatformRole, ServiceRole, role_allows, services_only,
+    KeyOperation, On, PlatformRole, Scope, ServiceRole, role_allows, services_only,
 };
-use claviger_domain::id::{AgentName, ClusterId, InstanceId, KeyId, UnixMs};
+use claviger_domain::audit::{Credential, Record};
+use claviger_domain::id::{AgentName, ClusterId, InstanceId, UnixMs};
 use claviger_store::iam::{self, Grant};
 use claviger_store::{StoreError, Tx};
 use claviger_wire::kp::rings::RING_HEADER;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Whoever holds a token.
@@ -29,32 +30,22 @@ pub struct Caller {
     pub cluster: Option<ClusterId>,
     /// What it may do, as of now: looked up for each request, so that a change counts at once.
     pub grants: Vec<Grant>,
-    /// The request's correlation id.
-    pub correlation: String,
     /// The key ring that the request names: the only one in which it finds keys.
     pub ring: Option<String>,
-    /// Where the request came from.
-    pub origin: Origin,
+    /// What of its request goes on record.
+    pub trace: Trace,
 }
 
 impl Caller {
-    /// Whether the caller may do `operation` on `key`, or on any key of the instance if none is
-    /// named.
-    pub fn permits(
-        &self,
-        operation: KeyOperation,
-        instance: InstanceId,
-        key: Option<KeyId>,
-    ) -> bool {
+    /// Whether the caller may do `operation` on this of the instance.
+    pub fn permits(&self, operation: KeyOperation, instance: InstanceId, on: On<'_>) -> bool {
         if services_only(operation) && !self.service {
             return false;
         }
-        self.grants.iter().any(|grant| match *grant {
+        self.grants.iter().any(|grant| match grant {
             Grant::Platform(_) => false,
-            Grant::Service { role, instance: i, key: k } => {
-                role_allows(role, operation)
-                    && i.is_none_or(|i| i == instance)
-                    && (k.is_none() || k == key)
+            Grant::Service { role, scope } => {
+                role_allows(*role, operation) && scope.covers(instance, on)
             }
         })
     }
@@ -67,17 +58,27 @@ impl Caller {
         &self,
         operation: KeyOperation,
         instance: InstanceId,
-        key: Option<KeyId>,
+        on: On<'_>,
     ) -> Result<(), KpError> {
-        if self.permits(operation, instance, key) { Ok(()) } else { Err(KpError::unauthorized()) }
+        if self.permits(operation, instance, on) { Ok(()) } else { Err(KpError::unauthorized()) }
     }
 
     /// Whether some grant of the caller is about this instance.
     pub fn sees(&self, instance: InstanceId) -> bool {
         self.grants.iter().any(|grant| match grant {
             Grant::Platform(_) => false,
-            Grant::Service { instance: i, .. } => i.is_none_or(|i| i == instance),
+            Grant::Service { scope, .. } => scope.reaches(instance),
         })
+    }
+
+    /// The record of what the caller did: a success, with what the request says of itself.
+    pub(crate) fn did(
+        &self,
+        at: UnixMs,
+        action: impl Into<Cow<'static, str>>,
+        target: impl Into<String>,
+    ) -> Record {
+        self.trace.record(&*self.iam_id, Credential::Token, at, action, target)
     }
 
     /// Whether the caller holds at least this platform role.
@@ -90,7 +91,7 @@ impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = Response;
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Response> {
         let form = Form::of(parts.uri.path());
-        let Ok(Correlation(correlation)) = Correlation::from_request_parts(parts, app).await;
+        let Ok(trace) = Trace::from_request_parts(parts, app).await;
         let token = parts.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
         // Tokens are bearer secrets: nothing of one is logged or answered.
         let token = token.and_then(bearer).ok_or_else(|| form.unauthorized())?;
@@ -107,14 +108,9 @@ impl FromRequestParts<Arc<App>> for Caller {
         };
         let ring = parts.headers.get(RING_HEADER).map(|v| String::from_utf8_lossy(v.as_bytes()));
         let ring = ring.map(|ring| ring.trim().to_owned()).filter(|ring| !ring.is_empty());
-        let origin = Origin::of(&parts.extensions);
-        let found = app
-            .blocking(move |app| {
-                app.store.read("caller", |tx| find(tx, &iam_id, correlation, origin))
-            })
-            .await;
+        let found = app.blocking(move |app| app.store.read("caller", |tx| find(tx, &iam_id))).await;
         match found {
-            Ok(Some(caller)) => Ok(Caller { ring, ..caller }),
+            Ok(Some(caller)) => Ok(Caller { ring, trace, ..caller }),
             Ok(None) => Err(form.unauthorized()),
             Err(e) => Err(form.answer(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -126,20 +122,16 @@ impl FromRequestParts<Arc<App>> for Caller {
     }
 }
 
-/// The caller with this IAM id, with what it may do as of now; none if there is none.
-pub(crate) fn find(
-    tx: &Tx<'_>,
-    iam_id: &str,
-    correlation: String,
-    origin: Origin,
-) -> Result<Option<Caller>, StoreError> {
+/// The caller with this IAM id, with what it may do as of now but without a request; none if there
+/// is none.
+pub(crate) fn find(tx: &Tx<'_>, iam_id: &str) -> Result<Option<Caller>, StoreError> {
     if let Some(crn) = iam_id.strip_prefix("crn-") {
         let cluster = crn.split(':').nth(7).and_then(|id| id.parse::<ClusterId>().ok());
         let Some(cluster) = cluster else { return Ok(None) };
         let role = ServiceRole::Reader;
         let grants = crate::clusters::scope_of(tx, &cluster)?
             .into_iter()
-            .map(|root| Grant::Service { role, instance: Some(root.instance), key: Some(root.key) })
+            .map(|root| Grant::Service { role, scope: Scope::Key(root) })
             .collect();
         return Ok(Some(Caller {
             iam_id: iam_id.to_owned(),
@@ -147,9 +139,8 @@ pub(crate) fn find(
             crn: Some(crn.to_owned()),
             cluster: Some(cluster),
             grants,
-            correlation,
-            origin,
             ring: None,
+            trace: Trace::default(),
         }));
     }
     let Some(principal) = iam::principal(tx, iam_id)? else { return Ok(None) };
@@ -160,9 +151,8 @@ pub(crate) fn find(
         crn: None,
         cluster: None,
         grants,
-        correlation,
-        origin,
         ring: None,
+        trace: Trace::default(),
     }))
 }
 

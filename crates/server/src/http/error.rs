@@ -191,6 +191,17 @@ impl KpError {
         self
     }
 
+    /// The same error in the shape that paths outside `/api/v2` answer.
+    pub fn in_service_form(self) -> Response {
+        let Some(code) = self.code else { return Form::Service.unauthorized() };
+        let mut response = service(self.status, code, &self.message, "");
+        if let Some(seconds) = self.retry_after {
+            let seconds = HeaderValue::from(u16::from(seconds));
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
+        response
+    }
+
     /// The reason code, or empty.
     pub fn code(&self) -> &'static str {
         self.code.unwrap_or_default()

@@ -12,16 +12,21 @@ use crate::app::App;
 use api::content::{Content, text};
 use api::{Api, Kind, document, get, says};
 use axum::Router;
-use axum::extract::{FromRequestParts, Request};
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use claviger_domain::audit::{Credential, Data, Record};
+use claviger_domain::id::UnixMs;
 use claviger_wire::kp::CORRELATION_HEADER;
 use error::Form;
+use network::Origin;
 use schemars::json_schema;
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 use uuid::Uuid;
 
 /// Every path of the server, and what can be asked of it.
@@ -31,12 +36,13 @@ fn api() -> Api {
         .answers(503, text("text/plain"));
     let description = says("getDescription", "This document").answers(200, OBJECT);
     Api::new("server", Kind::Open)
-        .at("/healthz", [get(self::health, health)])
+        .at("/healthz", [get(crate::status::health, health)])
         .at("/openapi.json", [get(self::description, description)])
         .merge(crate::keys::api())
         .merge(crate::iam::api())
         .merge(crate::clusters::api())
         .merge(crate::resources::api())
+        .merge(crate::audit::api())
 }
 
 /// The description of everything that the server answers, OpenAPI 3.1 in JSON.
@@ -56,6 +62,7 @@ pub fn router(app: Arc<App>) -> Router {
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn(correlate))
+        .layer(from_fn_with_state(app.clone(), measure))
         .with_state(app)
 }
 
@@ -70,6 +77,56 @@ impl<S: Sync> FromRequestParts<S> for Correlation {
         Ok(parts.extensions.get().cloned().unwrap_or_else(|| of_headers(&parts.headers)))
     }
 }
+
+/// What of a request goes on record, whatever it asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Trace {
+    /// Its correlation id.
+    pub correlation: String,
+    /// Where it came from.
+    pub origin: Origin,
+    /// Path and query, at most [`URI_MAX`] characters of them.
+    pub uri: String,
+}
+
+impl<S: Sync> FromRequestParts<S> for Trace {
+    type Rejection = Infallible;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        let Ok(Correlation(correlation)) = Correlation::from_request_parts(parts, state).await;
+        let uri = parts.uri.path_and_query().map_or("", |uri| uri.as_str());
+        let uri = uri.chars().take(URI_MAX).collect();
+        Ok(Trace { correlation, origin: Origin::of(&parts.extensions), uri })
+    }
+}
+
+impl Trace {
+    /// The record of what `who` did by this request: a success, with what the request says of
+    /// itself.
+    pub(crate) fn record(
+        &self,
+        who: impl Into<String>,
+        credential: Credential,
+        at: UnixMs,
+        action: impl Into<Cow<'static, str>>,
+        target: impl Into<String>,
+    ) -> Record {
+        Record {
+            at,
+            who: who.into(),
+            credential: Some(credential),
+            address: self.origin.address,
+            action: action.into(),
+            target: target.into(),
+            status: 200,
+            reason: Cow::Borrowed(""),
+            correlation: self.correlation.clone(),
+            data: Data { uri: self.uri.clone(), ..Data::default() },
+        }
+    }
+}
+
+/// Longest URI on record: a registration's has two CRNs at most.
+const URI_MAX: usize = 1024;
 
 /// Longest accepted correlation id; a UUID has 36 characters.
 const CORRELATION_MAX: usize = 64;
@@ -102,11 +159,15 @@ async fn correlate(mut request: Request, next: Next) -> Response {
     response
 }
 
-async fn health(app: axum::extract::State<Arc<App>>) -> Response {
-    match app.blocking(|app| app.alive()).await {
-        Ok(()) => "ok\n".into_response(),
-        Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("{e}\n")).into_response(),
-    }
+/// Counts a request and how long it took.
+async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = next.run(request).await;
+    let route = route.as_ref().map(MatchedPath::as_str);
+    app.metrics.answered(&method, route, &path, response.status().as_u16(), began.elapsed());
+    response
 }
 
 async fn description() -> Response {

@@ -1,7 +1,7 @@
 //! `POST /identity/token` and `POST /oidc/token`.
 
 use crate::app::App;
-use crate::http::Correlation;
+use crate::http::Trace;
 use crate::http::auth::Node;
 use crate::http::body::Body;
 use crate::http::error;
@@ -11,7 +11,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use claviger_crypto::digest;
-use claviger_store::audit::Act;
+use claviger_domain::audit::{Credential, Record};
 use claviger_store::iam::{self, Principal};
 use claviger_wire::iam::{GRANT_APIKEY, GRANT_NODE, Token};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ struct Refused {
 pub(crate) async fn token(
     State(app): State<Arc<App>>,
     node: Option<axum::Extension<Node>>,
-    Correlation(correlation): Correlation,
+    trace: Trace,
     body: Body,
 ) -> Response {
     let fields = form(&body.0);
@@ -42,19 +42,14 @@ pub(crate) async fn token(
     };
     let now = app.clock.now();
     let (who, status, reason) = match &found {
-        Ok(principal) => (principal.iam_id.clone(), 200, ""),
-        Err(refused) => ("-".to_owned(), refused.status.as_u16(), refused.code),
+        Ok(principal) => (&*principal.iam_id, 200, ""),
+        Err(refused) => ("-", refused.status.as_u16(), refused.code),
     };
-    let act = Act {
-        at: now,
-        who,
-        action: "iam-identity.user-apikey.login",
-        target: grant.chars().take(80).collect(),
-        status,
-        reason: reason.to_owned(),
-        correlation: correlation.clone(),
-    };
-    let recorded = app.recorder.record(act).await;
+    let credential = if grant == GRANT_NODE { Credential::Certificate } else { Credential::ApiKey };
+    let target: String = grant.chars().take(80).collect();
+    let login = trace.record(who, credential, now, "iam-identity.user-apikey.login", target);
+    let record = Record { status, reason: reason.into(), ..login };
+    let recorded = app.recorder.record(record).await;
     let found = match recorded {
         Ok(()) => found,
         Err(e) => Err(Refused {
@@ -85,7 +80,9 @@ pub(crate) async fn token(
             })
             .into_response()
         }
-        Err(refused) => error::token(refused.status, refused.code, refused.message, &correlation),
+        Err(refused) => {
+            error::token(refused.status, refused.code, refused.message, &trace.correlation)
+        }
     }
 }
 

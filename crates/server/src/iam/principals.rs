@@ -9,10 +9,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use claviger_domain::access::PlatformRole;
+use claviger_domain::access::{PlatformRole, Scope};
+use claviger_domain::key::RootKey;
 use claviger_store::iam::{self, Grant, Principal};
-use claviger_store::{Tx, keys};
-use claviger_wire::iam::{MadePrincipal, NewPrincipal};
+use claviger_store::{Tx, keys, rings};
+use claviger_wire::iam::{MadePrincipal, NewPrincipal, RoleOn};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -41,7 +42,7 @@ pub(super) async fn create(
     let doing = Doing { caller, form, action, target, least: PlatformRole::Administrator };
     let made = doing.run(&app, move |app, tx, doing, now| {
         let new = new.as_ref().map_err(Clone::clone)?;
-        check(tx, new)?;
+        let grants = check(tx, new)?;
         let principal = Principal {
             iam_id: iam_id.clone(),
             service: new.service,
@@ -57,12 +58,8 @@ pub(super) async fn create(
             }
             iam::set_owner(tx, &iam_id, owner)?;
         }
-        for on in &new.roles {
-            let (role, instance, key) = (on.role, on.instance, on.key);
-            iam::add_grant(tx, &iam_id, &Grant::Service { role, instance, key })?;
-        }
-        for role in &new.platform {
-            iam::add_grant(tx, &iam_id, &Grant::Platform(*role))?;
+        for grant in &grants {
+            iam::add_grant(tx, &iam_id, grant)?;
         }
         let apikey = app.tokens.new_api_key();
         iam::add_api_key(tx, &iam_id, &new.name, &app.tokens.api_key_mac(&apikey), now)?;
@@ -73,7 +70,8 @@ pub(super) async fn create(
     Ok(answer)
 }
 
-fn check(tx: &Tx<'_>, new: &NewPrincipal) -> Result<(), Refusal> {
+/// What a new principal may do, if all that is said of it makes sense.
+fn check(tx: &Tx<'_>, new: &NewPrincipal) -> Result<Vec<Grant>, Refusal> {
     let sane = |text: &str| text.chars().count() <= TEXT_MAX && !text.chars().any(char::is_control);
     if new.name.trim().is_empty() || !sane(&new.name) || !sane(&new.email) {
         let what = format!(
@@ -88,26 +86,42 @@ fn check(tx: &Tx<'_>, new: &NewPrincipal) -> Result<(), Refusal> {
     if new.roles.len() + new.platform.len() > ROLES_MAX {
         return Err(Refusal::bad(format!("at most {ROLES_MAX} roles can be given")));
     }
-    for on in &new.roles {
-        match (on.instance, on.key) {
-            (None, Some(_)) => {
-                return Err(Refusal::bad("a role on a key must name the key's instance"));
-            }
-            (Some(instance), _) if !iam::has_instance(tx, instance)? => {
-                return Err(Refusal::bad(format!("there is no instance {instance}")));
-            }
-            (Some(instance), Some(key)) => {
-                let root = claviger_domain::key::RootKey { instance, key };
-                if keys::get(tx, &root)?.is_none() {
-                    return Err(Refusal::bad(format!("there is no key {key}")));
-                }
-            }
-            _ => {}
-        }
-    }
     if iam::count_principals(tx)? >= PRINCIPALS_MAX {
         let what = format!("There are {PRINCIPALS_MAX} principals, as many as there may be");
         return Err(Refusal::new(StatusCode::CONFLICT, "PRINCIPAL_QUOTA_ERR", what));
     }
-    Ok(())
+    let service = new
+        .roles
+        .iter()
+        .map(|on| scope(tx, on).map(|scope| Grant::Service { role: on.role, scope }));
+    let platform = new.platform.iter().map(|role| Ok(Grant::Platform(*role)));
+    service.chain(platform).collect()
+}
+
+/// Where a role counts; what it names must be there.
+fn scope(tx: &Tx<'_>, on: &RoleOn) -> Result<Scope, Refusal> {
+    let Some(instance) = on.instance else {
+        return match (&on.ring, on.key) {
+            (None, None) => Ok(Scope::Everywhere),
+            _ => Err(Refusal::bad("a role on a key ring or a key must name its instance")),
+        };
+    };
+    if !iam::has_instance(tx, instance)? {
+        return Err(Refusal::bad(format!("there is no instance {instance}")));
+    }
+    match (&on.ring, on.key) {
+        (None, None) => Ok(Scope::Instance(instance)),
+        (Some(ring), None) if rings::exists(tx, instance, ring)? => {
+            Ok(Scope::Ring(instance, ring.clone()))
+        }
+        (Some(_), None) => Err(Refusal::bad("there is no such key ring in the instance")),
+        (None, Some(key)) => {
+            let root = RootKey { instance, key };
+            match keys::get(tx, &root)? {
+                Some(_) => Ok(Scope::Key(root)),
+                None => Err(Refusal::bad(format!("there is no key {key}"))),
+            }
+        }
+        (Some(_), Some(_)) => Err(Refusal::bad("a role is on a key ring or on a key, not on both")),
+    }
 }

@@ -1,17 +1,21 @@
-//! Which clusters have acted on the last event of a key.
+//! Which users of a key have acted on its last event.
 
 use crate::app::App;
 use crate::http::auth::Caller;
-use crate::http::error::{Form, KpError, service};
+use crate::http::error::{KpError, service};
+use crate::keys::act::{Act, state_allows};
+use crate::keys::registrations::CLUSTER;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::KeyOperation;
-use claviger_domain::id::{AgentName, ClusterId, InstanceId, KeyId};
-use claviger_domain::key::RootKey;
-use claviger_store::{StoreError, Tx, clusters, events, keys, registrations};
-use claviger_wire::kp::{Acknowledgements, AgentAcknowledgement, ClusterAcknowledgement};
+use claviger_domain::id::{AgentName, ClusterId, InstanceId};
+use claviger_domain::key::{KeyAction, RootKey};
+use claviger_store::{StoreError, Tx, answers, clusters, events, registrations};
+use claviger_wire::kp::{
+    Acknowledgements, AgentAcknowledgement, ClusterAcknowledgement, ServiceAcknowledgement,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -21,38 +25,35 @@ pub(crate) async fn acknowledgements(
     caller: Caller,
     Path((instance, key)): Path<(String, String)>,
 ) -> Response {
-    let (Ok(instance), Ok(key)) = (instance.parse::<InstanceId>(), key.parse::<KeyId>()) else {
-        let what = "Instance and key are named by their UUIDs.";
+    let Ok(instance) = instance.parse::<InstanceId>() else {
+        let what = "The instance is named by its UUID.";
         return service(StatusCode::BAD_REQUEST, "E4000", what, "");
     };
-    if caller.permit(KeyOperation::ReadMetadata, instance, Some(key)).is_err() {
-        return Form::Service.unauthorized();
-    }
-    let root = RootKey { instance, key };
-    match app.blocking(move |app| app.store.read("acknowledgements", |tx| look(tx, &root))).await {
-        Ok(Some(found)) => Json(found).into_response(),
-        Ok(None) => service(
-            StatusCode::NOT_FOUND,
-            "E4043",
-            "There is no such key in this instance.",
-            "claviger key ls --instance-id",
-        ),
-        Err(e) => {
-            let e = KpError::from(e);
-            service(e.status, "E5000", &e.message, "")
-        }
+    let action = "kms.secrets-event.list";
+    let failed = "Acknowledgements could not be listed";
+    let act = Act { caller, instance, action, failed, key };
+    let found = act.look(&app, |_, tx, act, now| {
+        let key = act.key(tx, KeyOperation::ReadMetadata)?;
+        state_allows(&key, KeyAction::Read, now)?;
+        Ok(Acknowledgements {
+            event: events::last_of(tx, &key.root)?,
+            clusters: of_clusters(tx, &key.root)?,
+            services: of_services(tx, &key.root)?,
+        })
+    });
+    match found.await {
+        Ok(found) => Json(found).into_response(),
+        Err(e) => KpError::in_service_form(e),
     }
 }
 
-fn look(tx: &Tx<'_>, root: &RootKey) -> Result<Option<Acknowledgements>, StoreError> {
-    if keys::get(tx, root)?.is_none() {
-        return Ok(None);
-    }
+/// What the agents of clusters said.
+fn of_clusters(tx: &Tx<'_>, root: &RootKey) -> Result<Vec<ClusterAcknowledgement>, StoreError> {
     let event = events::last_of(tx, root)?;
     let mut seen: BTreeMap<ClusterId, BTreeMap<AgentName, AgentAcknowledgement>> = BTreeMap::new();
     for registration in registrations::of_key(tx, root)? {
-        let cluster = registration.crn.split(':').nth(7).and_then(|id| id.parse().ok());
-        if let Some(cluster) = cluster {
+        let crn = registration.crn.strip_prefix(CLUSTER);
+        if let Some(cluster) = crn.and_then(|rest| rest.split(':').nth(4)?.parse().ok()) {
             seen.entry(cluster).or_default();
         }
     }
@@ -82,5 +83,35 @@ fn look(tx: &Tx<'_>, root: &RootKey) -> Result<Option<Acknowledgements>, StoreEr
         let acknowledged = agents.iter().all(|agent| agent.event >= event);
         out.push(ClusterAcknowledgement { cluster, acknowledged, agents });
     }
-    Ok(Some(Acknowledgements { event, clusters: out }))
+    Ok(out)
+}
+
+/// What others said by `event_ack`.
+fn of_services(tx: &Tx<'_>, root: &RootKey) -> Result<Vec<ServiceAcknowledgement>, StoreError> {
+    let last = events::last_of(tx, root)?;
+    let silent = |crn: String| ServiceAcknowledgement {
+        acknowledged: last == 0,
+        event: 0,
+        state: None,
+        rewrapped: None,
+        at: None,
+        crn,
+    };
+    let mut seen: BTreeMap<String, ServiceAcknowledgement> = registrations::of_key(tx, root)?
+        .into_iter()
+        .filter(|registration| !registration.crn.starts_with(CLUSTER))
+        .map(|registration| (registration.crn.clone(), silent(registration.crn)))
+        .collect();
+    for answer in answers::of_key(tx, root)? {
+        let said = ServiceAcknowledgement {
+            acknowledged: answer.event >= last,
+            event: answer.event,
+            state: Some(answer.state),
+            rewrapped: answer.rewrapped,
+            at: Some(answer.at),
+            crn: answer.crn,
+        };
+        seen.insert(said.crn.clone(), said);
+    }
+    Ok(seen.into_values().collect())
 }

@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Instance, answer, parse, root_only, state_allows};
+use crate::keys::act::{Act, Doing, Instance, answer, parse, root_only, state_allows};
 use crate::keys::create::{Prefer, custody, prefers, secret};
 use crate::keys::query::Query;
 use crate::keys::{changes, dual, sync};
@@ -138,6 +138,7 @@ async fn wrap(app: Arc<App>, act: Act, body: Body) -> Result<Response, KpError> 
             let key = act.key(tx, KeyOperation::Wrap)?;
             root_only(&key)?;
             let (plaintext, made, aad) = wanted?;
+            own(act, &aad)?;
             state_allows(&key, KeyAction::Wrap, now)?;
             let version = current(&key)?;
             let ciphertext = seal(app, tx, &version, &aad, &plaintext)?;
@@ -176,7 +177,7 @@ async fn unwrap(app: Arc<App>, act: Act, body: Body) -> Result<Response, KpError
     let answered = act
         .look(&app, move |app, tx, act, now| {
             let key = act.key(tx, KeyOperation::Unwrap)?;
-            let (opened, old, aad) = open(app, tx, &key, KeyAction::Unwrap, wanted, now)?;
+            let (opened, old, aad) = open(app, tx, act, &key, KeyAction::Unwrap, wanted, now)?;
             let mut answered = ActionAnswer {
                 plaintext: Some(STANDARD.encode(opened.expose())),
                 key_version: Some(named(old)),
@@ -187,6 +188,7 @@ async fn unwrap(app: Arc<App>, act: Act, body: Body) -> Result<Response, KpError
                 answered.ciphertext = Some(seal(app, tx, &version, &aad, &opened)?);
                 answered.rewrapped_key_version = Some(named(version.version));
             }
+            note(act, old, answered.ciphertext.is_some().then_some(version.version));
             Ok(answered)
         })
         .await?;
@@ -198,8 +200,9 @@ async fn rewrap(app: Arc<App>, act: Act, body: Body) -> Result<Response, KpError
     let answered = act
         .look(&app, move |app, tx, act, now| {
             let key = act.key(tx, KeyOperation::Rewrap)?;
-            let (opened, old, aad) = open(app, tx, &key, KeyAction::Rewrap, wanted, now)?;
+            let (opened, old, aad) = open(app, tx, act, &key, KeyAction::Rewrap, wanted, now)?;
             let version = current(&key)?;
+            note(act, old, Some(version.version));
             Ok(ActionAnswer {
                 plaintext: None,
                 ciphertext: Some(seal(app, tx, &version, &aad, &opened)?),
@@ -209,6 +212,16 @@ async fn rewrap(app: Arc<App>, act: Act, body: Body) -> Result<Response, KpError
         })
         .await?;
     Ok(secret_answer(answered))
+}
+
+/// Notes which version had wrapped what was opened, and which wraps it now.
+fn note(act: &Doing, old: KeyVersionId, new: Option<KeyVersionId>) {
+    act.note(|data| {
+        data.rewrapped = new;
+        if let Some(key) = &mut data.key {
+            key.version = Some(old);
+        }
+    });
 }
 
 type Ciphertext = (String, Vec<String>);
@@ -226,9 +239,24 @@ fn unwrap_request(body: &Body) -> Result<Ciphertext, KpError> {
     Ok((request.ciphertext, aad(request.aad)?))
 }
 
+/// A cluster wraps and unwraps what is bound to itself alone: two clusters may share a root key,
+/// and the wrapped KEK of each stands in every record of its etcd.
+fn own(act: &Act, aad: &[String]) -> Result<(), KpError> {
+    match (&act.caller.cluster, aad) {
+        (None, _) => Ok(()),
+        (Some(cluster), [label, bound, ..])
+            if label.starts_with("claviger ") && bound == cluster.as_str() =>
+        {
+            Ok(())
+        }
+        (Some(_), _) => Err(KpError::unauthorized()),
+    }
+}
+
 fn open(
     app: &App,
     tx: &Tx<'_>,
+    act: &Act,
     key: &Key,
     action: KeyAction,
     wanted: Result<Ciphertext, KpError>,
@@ -236,6 +264,7 @@ fn open(
 ) -> Result<(SecretBytes, KeyVersionId, Vec<String>), KpError> {
     root_only(key)?;
     let (ciphertext, aad) = wanted?;
+    own(act, &aad)?;
     state_allows(key, action, now)?;
     let parsed = Wrapped::parse(&ciphertext).map_err(|e| custody(e.into()))?;
     let version = RootVersion { root: key.root, version: parsed.version() };

@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use claviger_crypto::SecretBytes;
 use claviger_domain::access::KeyOperation;
 use claviger_domain::id::{InstanceId, KeyVersionId, UnixMs};
-use claviger_domain::key::{KeyAction, KeyState, RootVersion};
+use claviger_domain::key::{KeyAction, RootVersion};
 use claviger_store::events::{self, EventKind, KeyEvent};
 use claviger_store::keys::{self, Key};
 use claviger_store::{Tx, registrations};
@@ -105,6 +105,7 @@ pub(crate) async fn rotate(
             let what = "The key was rotated a short time ago";
             not_before(key.rotated, app.settings.rotate_after, now, code, what)?;
             let event = new_version(app, tx, &mut key, given.as_ref(), now)?;
+            act.note_key(&key);
             let value = view::key(app, tx, &key, now)?;
             Ok(Changed { value, event, forget: Vec::new() })
         })
@@ -147,11 +148,11 @@ pub(crate) async fn disable(app: Arc<App>, act: Act) -> Result<Response, KpError
     act.change(&app, |_, tx, act, now| {
         let mut key = act.key(tx, KeyOperation::Disable)?;
         root_only(&key)?;
-        state_allows(&key, KeyAction::Disable, now)?;
-        key.state = KeyState::Suspended;
+        key.life = key.life_at(now).disable()?.into();
         key.acted = Some(now);
         key.updated = Some(now);
         keys::update(tx, &key)?;
+        act.note_key(&key);
         let event = event(tx, &key, EventKind::Disable, now)?;
         Ok(Changed { value: (), event, forget: all_versions(tx, &key)? })
     })
@@ -163,12 +164,13 @@ pub(crate) async fn enable(app: Arc<App>, act: Act) -> Result<Response, KpError>
     act.change(&app, |app, tx, act, now| {
         let mut key = act.key(tx, KeyOperation::Enable)?;
         root_only(&key)?;
-        state_allows(&key, KeyAction::Enable, now)?;
+        let active = key.life_at(now).enable()?;
         let what = "The key was disabled a short time ago";
         not_before(key.acted, app.settings.enable_after, now, "REQ_TOO_EARLY_ERR", what)?;
-        key.state = KeyState::Active;
+        key.life = active.into();
         key.updated = Some(now);
         keys::update(tx, &key)?;
+        act.note_key(&key);
         let event = event(tx, &key, EventKind::Enable, now)?;
         Ok(Changed { value: (), event, forget: Vec::new() })
     })
@@ -190,17 +192,18 @@ pub(crate) async fn delete(
     let key = act
         .change(&app, move |app, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::Delete)?;
-            state_allows(&key, KeyAction::Delete, now)?;
+            let destroyed = key.life_at(now).delete()?;
             dual::authorised(tx, act, &key, now)?;
             let force = query.flag("force")?.unwrap_or(false);
             unused(tx, &key, force)?;
             registrations::remove_all(tx, &key.root)?;
-            key.state = KeyState::Destroyed;
+            key.life = destroyed.into();
             key.deleted = Some(now);
             key.deleted_by = Some(act.caller.iam_id.clone());
             key.acted = Some(now);
             key.updated = Some(now);
             keys::update(tx, &key)?;
+            act.note_key(&key);
             let event = event(tx, &key, EventKind::Delete, now)?;
             let value = view::key(app, tx, &key, now)?;
             Ok(Changed { value, event, forget: all_versions(tx, &key)? })
@@ -233,6 +236,14 @@ fn unused(tx: &Tx<'_>, key: &Key, force: bool) -> Result<(), KpError> {
         let what = format!(
             "The key protects resources that prevent its deletion, by force too: {}. Move them to another key first",
             name(&forbid)
+        );
+        return Err(KpError::conflict("PREV_KEY_DEL_ERR", what));
+    }
+    let clusters = crate::clusters::users(tx, &key.root)?;
+    if !clusters.is_empty() {
+        let shown = clusters.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let what = format!(
+            "Secrets of clusters are under the key, which prevents its deletion, by force too: {shown}. Enable another key for them first"
         );
         return Err(KpError::conflict("PREV_KEY_DEL_ERR", what));
     }
@@ -269,7 +280,7 @@ pub(crate) async fn restore_key(
     let key = act
         .change(&app, |app, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::Restore)?;
-            state_allows(&key, KeyAction::Restore, now)?;
+            let active = key.life_at(now).restore()?;
             if key.expires.is_some_and(|end| end <= now) {
                 let what = "The key's expiration date has passed";
                 return Err(KpError::new(StatusCode::BAD_REQUEST, "KEY_EXPIRED_ERR", what));
@@ -281,7 +292,7 @@ pub(crate) async fn restore_key(
             }
             let what = "The key was deleted a short time ago";
             not_before(key.acted, app.settings.enable_after, now, "REQ_TOO_EARLY_ERR", what)?;
-            key.state = KeyState::Active;
+            key.life = active.into();
             key.deleted = None;
             key.deleted_by = None;
             // To delete it again takes two again.
@@ -289,6 +300,7 @@ pub(crate) async fn restore_key(
             key.set_at = None;
             key.updated = Some(now);
             keys::update(tx, &key)?;
+            act.note_key(&key);
             let event = event(tx, &key, EventKind::Restore, now)?;
             let value = view::key(app, tx, &key, now)?;
             Ok(Changed { value, event, forget: Vec::new() })

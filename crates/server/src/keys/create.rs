@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Instance, answer, parse};
+use crate::keys::act::{Act, Changed, Doing, Instance, answer, parse};
 use crate::keys::import::{self, Arriving};
 use crate::keys::policies::{self, Intent};
 use crate::keys::{aliases, reading, rings, view};
@@ -18,7 +18,9 @@ use claviger_crypto::SecretBytes;
 use claviger_custody::CustodyError;
 use claviger_domain::access::KeyOperation;
 use claviger_domain::id::{InstanceId, KeyId, KeyVersionId, UnixMs};
-use claviger_domain::key::{KeyState, RootKey, RootVersion};
+use claviger_domain::key::{RootKey, RootVersion};
+use claviger_domain::life::Life;
+use claviger_store::Tx;
 use claviger_store::keys::{self, Key};
 use claviger_wire::kp::{self, Envelope, NewKey};
 use std::sync::Arc;
@@ -93,6 +95,7 @@ async fn make(
         Policies::OfBody => "kms.secrets-with-policy-overrides.create",
     };
     let failed = "Key could not be created";
+    let ring = rings::of_new_key(&caller).to_owned();
     let act = Act { caller, instance, action, failed, key: String::new() };
     let minimal = prefers(&headers) == Some(Prefer::Minimal);
     let read = body.text().ok_or_else(|| KpError::body("The body is missing")).and_then(parse);
@@ -100,11 +103,13 @@ async fn make(
     let wanted = read.and_then(|body: Envelope<NewKey>| check(body, app.clock.now()));
     let wanted = match wanted {
         Err(e) => Err(e),
-        Ok((wanted, arriving)) => import::arrived(&app, &act, arriving, |tx, act| {
-            act.on_instance(tx, KeyOperation::Import)
-        })
-        .await
-        .map(|material| Wanted { material, ..wanted }),
+        Ok((wanted, arriving)) => {
+            let ring = ring.clone();
+            let allowed =
+                move |tx: &Tx<'_>, act: &Doing| act.on_ring(tx, KeyOperation::Import, &ring);
+            let material = import::arrived(&app, &act, arriving, allowed).await;
+            material.map(|material| Wanted { material, ..wanted })
+        }
     };
     let key = act
         .change(&app, move |app, tx, act, now| {
@@ -113,9 +118,9 @@ async fn make(
                 Some(Intent { import: true, .. }) => KeyOperation::Import,
                 _ => KeyOperation::Create,
             };
-            act.on_instance(tx, operation)?;
+            act.on_ring(tx, operation, &ring)?;
             if own == Policies::OfBody {
-                act.on_instance(tx, KeyOperation::CreateWithPolicies)?;
+                act.on_ring(tx, KeyOperation::CreateWithPolicies, &ring)?;
             }
             if let Some(intent) = intent {
                 policies::may_make(tx, act.instance, intent)?;
@@ -126,12 +131,13 @@ async fn make(
                     format!("The instance has {} keys, as many as it may", app.settings.keys_max);
                 return Err(KpError::conflict("KEY_QUOTA_ERR", what));
             }
-            let ring = rings::of_new_key(tx, act)?;
-            let key = add(app, tx, act, wanted, ring, now)?;
+            rings::there(tx, act.instance, &ring)?;
+            let key = add(app, tx, act, wanted, ring.clone(), now)?;
             match own {
                 Policies::OfInstance => policies::inherit(tx, &key, now)?,
                 Policies::OfBody => policies::own(tx, &key, &wanted.new, now)?,
             }
+            act.note_key(&key);
             let mut out = view::key(app, tx, &key, now)?;
             if key.extractable && !minimal {
                 out.payload = reading::payload(app, tx, &key)?;
@@ -144,7 +150,7 @@ async fn make(
 
 fn add(
     app: &App,
-    tx: &claviger_store::Tx<'_>,
+    tx: &Tx<'_>,
     act: &Act,
     wanted: &Wanted,
     ring: String,
@@ -158,7 +164,7 @@ fn add(
         name: new.name.clone(),
         description: new.description.clone(),
         tags: new.tags.clone(),
-        state: KeyState::Active,
+        life: Life::begin(),
         extractable: new.extractable,
         imported: wanted.material.is_some(),
         ring,
@@ -243,6 +249,10 @@ fn check(mut body: Envelope<NewKey>, now: UnixMs) -> Result<(Wanted, Option<Arri
         return Err(KpError::body("The body must have exactly one key in 'resources'"));
     };
     let length = |field: &str, text: &str, least: usize, most: usize| {
+        if text.chars().any(char::is_control) {
+            let what = format!("The field '{field}' must be: without control characters");
+            return Err(KpError::field(field, what));
+        }
         let len = text.chars().count();
         if (least..=most).contains(&len) {
             return Ok(());

@@ -5,7 +5,7 @@
 //! none or the wrong one.
 
 mod acks;
-mod act;
+pub(crate) mod act;
 mod actions;
 mod aliases;
 mod changes;
@@ -16,14 +16,14 @@ mod event_ack;
 mod import;
 mod kmip;
 mod list;
-mod policies;
+pub(crate) mod policies;
 mod purge;
 pub(crate) mod query;
 mod reading;
 mod registrations;
 mod rings;
 mod sync;
-mod view;
+pub(crate) mod view;
 
 use crate::http::api::content::{any_of, envelope, json, one, several, typed};
 use crate::http::api::parameters::{
@@ -309,7 +309,5 @@ fn policies() -> Api {
         )
 }
 
-#[cfg(test)]
-mod service_tests;
 #[cfg(test)]
 mod tests;

@@ -4,13 +4,13 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Instance, answer, parse, root_only, state_allows};
+use crate::keys::act::{Act, Changed, Doing, Instance, answer, parse, root_only, state_allows};
 use crate::keys::query::Query;
 use crate::keys::view;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use claviger_domain::access::KeyOperation;
+use claviger_domain::access::{KeyOperation, On};
 use claviger_domain::id::{KeyVersionId, UnixMs};
 use claviger_domain::key::KeyAction;
 use claviger_store::keys::{self, Key};
@@ -20,7 +20,7 @@ use claviger_wire::kp::{self, Envelope, KeyVersion, REGISTRATION_TYPE, Registrat
 use std::sync::Arc;
 
 /// How the CRNs of this server's clusters begin.
-const CLUSTER: &str = "crn:v1:claviger:";
+pub(crate) const CLUSTER: &str = "crn:v1:claviger:";
 /// Segments of a CRN up to the service instance: what a service may call its own.
 const OWN: usize = 8;
 /// Registrations of one key; a bound on what deletion has to look at.
@@ -35,7 +35,7 @@ fn act(caller: Caller, instance: claviger_domain::id::InstanceId, key: String) -
 }
 
 /// The key and whether the caller may write registrations for this CRN on it.
-fn writable(tx: &Tx<'_>, act: &Act, crn: &str) -> Result<Key, KpError> {
+fn writable(tx: &Tx<'_>, act: &Doing, crn: &str) -> Result<Key, KpError> {
     if !act.caller.service {
         // Told only to whoever may read the key; strangers get 401.
         act.key(tx, KeyOperation::ReadMetadata)?;
@@ -301,18 +301,14 @@ pub(crate) async fn of_instance(
                 return Err(KpError::unauthorized());
             }
             act.exists(tx)?;
+            let rings = keys::rings_of_used(tx, act.instance)?;
             let mut all = store::of_instance(tx, act.instance)?;
-            let operation = KeyOperation::ListRegistrations;
-            all.retain(|r| act.caller.permits(operation, act.instance, Some(r.root.key)));
-            if let Some(ring) = &act.caller.ring {
-                let mut inside = Vec::new();
-                for r in all {
-                    if keys::get(tx, &r.root)?.is_some_and(|key| key.ring == *ring) {
-                        inside.push(r);
-                    }
-                }
-                all = inside;
-            }
+            all.retain(|r| {
+                let Some(ring) = rings.get(&r.root.key) else { return false };
+                let (operation, on) = (KeyOperation::ListRegistrations, On::Key(r.root.key, ring));
+                act.caller.permits(operation, act.instance, on)
+                    && act.caller.ring.as_ref().is_none_or(|wanted| wanted == ring)
+            });
             page(tx, act, &query, all)
         })
         .await?;

@@ -13,7 +13,8 @@ use crate::keys::view;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use claviger_domain::access::KeyOperation;
+use claviger_domain::access::{KeyOperation, On};
+use claviger_domain::audit::Change;
 use claviger_domain::id::InstanceId;
 use claviger_domain::key::KeyAction;
 use claviger_store::rings::{self as store, DEFAULT, Ring};
@@ -49,14 +50,13 @@ fn act(caller: Caller, instance: InstanceId, ring: &str, action: &'static str) -
     Act { caller, instance, action, failed, key }
 }
 
-/// The ring that a new key goes to.
-pub(crate) fn of_new_key(tx: &Tx<'_>, act: &Act) -> Result<String, KpError> {
-    let ring = act.caller.ring.as_deref().unwrap_or(DEFAULT);
-    there(tx, act.instance, ring)?;
-    Ok(ring.to_owned())
+/// The ring that a new key of this caller goes to.
+pub(crate) fn of_new_key(caller: &Caller) -> &str {
+    caller.ring.as_deref().unwrap_or(DEFAULT)
 }
 
-fn there(tx: &Tx<'_>, instance: InstanceId, ring: &str) -> Result<(), KpError> {
+/// Refuses a ring that is not there.
+pub(crate) fn there(tx: &Tx<'_>, instance: InstanceId, ring: &str) -> Result<(), KpError> {
     if store::exists(tx, instance, ring)? { Ok(()) } else { Err(none()) }
 }
 
@@ -69,7 +69,7 @@ fn taken() -> KpError {
     KpError::conflict("KEY_RING_NOT_UNIQUE_ERR", "The instance has a key ring of this name")
 }
 
-/// `GET /key_rings`.
+/// `GET /key_rings`: those that the caller has a role on.
 async fn list(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -79,14 +79,21 @@ async fn list(
     let act = act(caller, instance, "", "kms.key-rings.list");
     let envelope = act
         .look(&app, move |_, tx, act, _| {
-            act.on_instance(tx, KeyOperation::ListRings)?;
             let first = KeyRing { id: DEFAULT.to_owned(), creation_date: None, created_by: None };
             let others = store::all(tx, act.instance)?.into_iter().map(|ring| KeyRing {
                 id: ring.id,
                 creation_date: Some(view::second(ring.created)),
                 created_by: Some(ring.created_by),
             });
-            let (page, total) = query.page([first].into_iter().chain(others).collect())?;
+            let mut all: Vec<KeyRing> = [first].into_iter().chain(others).collect();
+            let operation = KeyOperation::ListRings;
+            all.retain(|ring| act.caller.permits(operation, act.instance, On::Ring(&ring.id)));
+            // Who may list no ring may not list rings; `default` is there even in no instance.
+            if all.is_empty() {
+                return Err(KpError::unauthorized());
+            }
+            act.exists(tx)?;
+            let (page, total) = query.page(all)?;
             let mut envelope = Envelope::of(RING_TYPE, page);
             envelope.metadata.total_count = total;
             Ok(envelope)
@@ -130,7 +137,8 @@ async fn create(
     Ok(StatusCode::CREATED.into_response())
 }
 
-/// `DELETE /key_rings/{id}`. By force, destroyed keys go to `default`; others are never moved.
+/// `DELETE /key_rings/{id}`. By force, destroyed keys go to `default`, if the caller may move keys
+/// there; others are never moved. The roles on the ring go with it.
 async fn delete(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -140,7 +148,7 @@ async fn delete(
 ) -> Result<Response, KpError> {
     let act = act(caller, instance, &id, "kms.key-rings.delete");
     act.change(&app, move |_, tx, act, _| {
-        act.on_instance(tx, KeyOperation::DeleteRing)?;
+        act.on_ring(tx, KeyOperation::DeleteRing, &id)?;
         let force = query.flag("force")?.unwrap_or(false);
         if id == DEFAULT {
             let what = "Every instance has the key ring 'default'; it cannot be deleted";
@@ -162,6 +170,9 @@ async fn delete(
             );
             return Err(KpError::conflict("KEY_RING_NOT_EMPTY_ERR", what));
         }
+        if holds.destroyed > 0 {
+            act.on_ring(tx, KeyOperation::PatchKey, DEFAULT)?;
+        }
         store::remove(tx, act.instance, &id)?;
         Ok(Changed::just(()))
     })
@@ -169,7 +180,8 @@ async fn delete(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// `PATCH /keys/{id}`: moves a key to another ring. The header names its present one.
+/// `PATCH /keys/{id}`: moves a key to another ring, on which the caller needs the same role. The
+/// header names its present one.
 pub(crate) async fn move_key(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -184,8 +196,11 @@ pub(crate) async fn move_key(
         .change(&app, move |app, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::PatchKey)?;
             let wanted = wanted.as_ref().map_err(Clone::clone)?;
+            act.on_ring(tx, KeyOperation::PatchKey, wanted)?;
             state_allows(&key, KeyAction::Patch, now)?;
             there(tx, act.instance, wanted)?;
+            let (from, to) = (key.ring.clone(), wanted.clone());
+            act.note(|data| data.change = Some(Change::Ring { from, to }));
             key.ring = wanted.clone();
             key.updated = Some(now);
             keys::update(tx, &key)?;

@@ -370,6 +370,26 @@ pub struct Acknowledgements {
     pub event: u64,
     /// Every cluster registered on the key, or that acted on one of its events.
     pub clusters: Vec<ClusterAcknowledgement>,
+    /// Everything else registered on the key, and whatever answered one of its events by
+    /// `event_ack`.
+    #[serde(default)]
+    pub services: Vec<ServiceAcknowledgement>,
+}
+
+/// The newest event that a registered resource answered by `event_ack`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub struct ServiceAcknowledgement {
+    pub crn: String,
+    /// Whether it answered the last event.
+    pub acknowledged: bool,
+    /// 0 if it answered none yet.
+    pub event: u64,
+    /// What its keys are now, in its own word.
+    pub state: Option<String>,
+    /// The version that it rewrapped to.
+    pub rewrapped: Option<claviger_domain::id::KeyVersionId>,
+    pub at: Option<claviger_domain::id::UnixMs>,
 }
 
 /// How far one cluster is with the last event of a key.

@@ -68,6 +68,17 @@ fn limit(most: u32) -> Value {
     json!({ "type": "integer", "minimum": 1, "maximum": most })
 }
 
+/// Which audit events.
+pub(crate) const EVENTS: [Query; 7] = [
+    query("instance", "About this instance only; without it, only for administrators.", uuid),
+    query("key", "About this key of the instance only.", uuid),
+    query("action", "With this name; a `*` at its end stands for any end.", string),
+    query("from", "Not before then (RFC 3339).", string),
+    query("to", "Before then (RFC 3339).", string),
+    query("limit", "Most events of the answer; 200 if not given.", || limit(1000)),
+    query("before", "Older than those of the page that said this is `next`.", string),
+];
+
 /// Which keys are listed or counted.
 pub(crate) const KEYS: [Query; 3] = [
     query(

@@ -112,7 +112,6 @@ fn root_key(
         return Err(KpError::field("profile_data.crk_id", what));
     }
     let key = keys::find(tx, act.instance, named)?.ok_or_else(KpError::no_key)?;
-    act.caller.permit(KeyOperation::ManageKmip, act.instance, Some(key.root.key))?;
     root_only(&key)?;
     let state = key.state_at(now);
     if state != KeyState::Active {

@@ -13,7 +13,7 @@ use crate::keys::view;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use claviger_domain::access::KeyOperation;
+use claviger_domain::access::{KeyOperation, On};
 use claviger_domain::id::UnixMs;
 use claviger_domain::key::KeyState;
 use claviger_store::Tx;
@@ -50,6 +50,7 @@ pub(crate) async fn list(
                 .iter()
                 .map(|key| view::key(app, tx, key, now))
                 .collect::<Result<Vec<_>, _>>()?;
+            act.note(|data| data.total = Some(page.len() as u64));
             let mut envelope = kp::Envelope::of(kp::KEY_TYPE, page);
             envelope.metadata.total_count = total;
             envelope.metadata.search_query = search.map(|search| search.described());
@@ -74,14 +75,19 @@ pub(crate) async fn count(
         key: String::new(),
     };
     let total = act
-        .look(&app, move |_, tx, act, now| Ok(matches(tx, act, &query, None, now)?.len()))
+        .look(&app, move |_, tx, act, now| {
+            let total = matches(tx, act, &query, None, now)?.len();
+            act.note(|data| data.total = Some(total as u64));
+            Ok(total)
+        })
         .await?;
     let mut response = StatusCode::OK.into_response();
     response.headers_mut().insert("key-total", HeaderValue::from(total));
     Ok(response)
 }
 
-/// The keys that the query asks for and the caller may see.
+/// The keys that the query asks for and the caller may list: a role on a key alone lets it use
+/// the key, not find it.
 fn matches(
     tx: &Tx<'_>,
     act: &Act,
@@ -118,7 +124,7 @@ fn matches(
     };
     let mut found = keys::all(tx, act.instance)?;
     found.retain(|key| {
-        act.caller.permits(KeyOperation::List, act.instance, Some(key.root.key))
+        act.caller.permits(KeyOperation::List, act.instance, On::Ring(&key.ring))
             && act.caller.ring.as_ref().is_none_or(|ring| *ring == key.ring)
             && states.contains(&key.state_at(now))
             && extractable.is_none_or(|wanted| key.extractable == wanted)
@@ -144,6 +150,7 @@ fn matches(
 #[cfg(test)]
 fn some_key() -> Key {
     use claviger_domain::id::{InstanceId, KeyId, KeyVersionId};
+    use claviger_domain::life::Life;
     let root =
         claviger_domain::key::RootKey { instance: InstanceId::random(), key: KeyId::random() };
     Key {
@@ -151,7 +158,7 @@ fn some_key() -> Key {
         name: "some".to_owned(),
         description: None,
         tags: Vec::new(),
-        state: KeyState::Active,
+        life: Life::begin(),
         extractable: false,
         imported: false,
         ring: "default".to_owned(),

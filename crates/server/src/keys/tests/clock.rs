@@ -95,7 +95,8 @@ async fn what_is_long_deleted_is_shredded_then_removed_with_all_that_hangs_on_it
     let key = json!({"name": "doomed", "aliases": ["al"], "rotation": {"interval_month": 12}});
     let id = w.call("POST /keys_with_policy_overrides", &envelope(key)).await.is(201).id();
     w.call(&format!("POST /keys/{id}/actions/rotate"), &Value::Null).await.is(204);
-    w.person("only", &[(ServiceRole::Reader, Some(w.one), Some(id.parse().unwrap()))]);
+    let root = RootKey { instance: w.one, key: id.parse().unwrap() };
+    w.person("only", &[(ServiceRole::Reader, Scope::Key(root))]);
     w.call(&format!("DELETE /keys/{id}"), &Value::Null).await.is(204);
     w.advance(30 * DAY + 1);
     w.turn();
@@ -125,7 +126,7 @@ async fn what_is_long_deleted_is_shredded_then_removed_with_all_that_hangs_on_it
 #[tokio::test]
 async fn purge_waits_four_hours_and_needs_its_own_role() {
     let w = World::new();
-    let purger = w.person("purger", &[(ServiceRole::KeyPurge, Some(w.one), None)]);
+    let purger = w.person("purger", &[(ServiceRole::KeyPurge, Scope::Instance(w.one))]);
     let id = w.root().await;
     let line = format!("DELETE /keys/{id}/purge");
     w.by(&purger, &line, "").await.refused(409, "KEY_ACTION_INVALID_STATE_ERR");
@@ -177,7 +178,7 @@ async fn sync_says_the_state_again_at_most_hourly() {
     w.call(&format!("POST /keys/{id}?action=sync"), &Value::Null)
         .await
         .refused(400, "INVALID_QUERY_PARAM_ERR");
-    let reader = w.person("reader", &[(ServiceRole::Reader, Some(w.one), None)]);
+    let reader = w.person("reader", &[(ServiceRole::Reader, Scope::Instance(w.one))]);
     w.by(&reader, &sync, "").await.is(401);
     w.call(&sync, &Value::Null).await.is(204);
     let standard = w.create(json!({"name": "std", "extractable": true})).await.is(201).id();
@@ -263,7 +264,7 @@ async fn no_file_of_the_database_holds_shredded_material() {
     assert_eq!((material, RootVersion { root, version }.root), (None, root));
 
     // A purge by hand leaves as little.
-    let purger = w.person("purger", &[(ServiceRole::KeyPurge, None, None)]);
+    let purger = w.person("purger", &[(ServiceRole::KeyPurge, Scope::Everywhere)]);
     for id in &kept {
         w.call(&format!("DELETE /keys/{id}"), &Value::Null).await.is(204);
     }

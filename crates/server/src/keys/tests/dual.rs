@@ -9,29 +9,13 @@ impl World {
         let key = json!({"name": "dual", "dualAuthDelete": {"enabled": true}});
         self.call("POST /keys_with_policy_overrides", &envelope(key)).await.is(201).id()
     }
-
-    /// A service ID of this owner; its token.
-    fn service(&self, name: &str, owner: Option<&str>, role: ServiceRole) -> String {
-        let iam_id = format!("iam-ServiceId-{name}");
-        let principal =
-            Principal { iam_id, service: true, name: name.into(), email: String::new() };
-        let added = self.app.store.tx("t", |tx| -> Result<(), StoreError> {
-            iam::add_principal(tx, &principal, START)?;
-            let sql = "UPDATE principals SET owner = ?2 WHERE iam_id = ?1";
-            tx.execute(sql, (&principal.iam_id, owner))?;
-            let (instance, key) = (Some(self.one), None);
-            iam::add_grant(tx, &principal.iam_id, &Grant::Service { role, instance, key })
-        });
-        added.unwrap();
-        self.token(&principal)
-    }
 }
 
 #[tokio::test]
 async fn two_persons_delete_a_key() {
     let w = World::new();
     let id = w.dual().await;
-    let writer = w.person("writer", &[(ServiceRole::Writer, Some(w.one), None)]);
+    let writer = w.person("writer", &[(ServiceRole::Writer, Scope::Instance(w.one))]);
     let delete = format!("DELETE /keys/{id}");
     let set = format!("POST /keys/{id}/actions/setKeyForDeletion");
     let unset = format!("POST /keys/{id}/actions/unsetKeyForDeletion");
@@ -70,7 +54,7 @@ async fn two_persons_delete_a_key() {
 #[tokio::test]
 async fn a_service_counts_as_its_owner_and_a_right_that_was_lost_counts_no_more() {
     let w = World::new();
-    let other = w.person("other", &[(ServiceRole::Writer, Some(w.one), None)]);
+    let other = w.person("other", &[(ServiceRole::Writer, Scope::Instance(w.one))]);
     let mine = w.service("mine", Some("IBMid-manager"), ServiceRole::Writer);
     let others = w.service("others", Some("IBMid-other"), ServiceRole::Writer);
     let nobodys = w.service("nobodys", None, ServiceRole::Manager);
@@ -82,7 +66,7 @@ async fn a_service_counts_as_its_owner_and_a_right_that_was_lost_counts_no_more(
     w.by(&mine, &set, "").await.is(204);
     w.call(&delete, &Value::Null).await.refused(409, NOT_MET);
     w.by(&nobodys, &delete, "").await.refused(409, NOT_MET);
-    let reader = w.person("reader", &[(ServiceRole::Reader, Some(w.one), None)]);
+    let reader = w.person("reader", &[(ServiceRole::Reader, Scope::Instance(w.one))]);
     w.by(&reader, &set, "").await.is(401);
 
     // The first loses access before the second deletes.

@@ -39,7 +39,7 @@ async fn material_is_imported_and_rotated_under_a_token() {
     ] {
         w.call("POST /import_token", &bad).await.refused(400, "INVALID_FIELD_ERR");
     }
-    let reader = w.person("r", &[(ServiceRole::Reader, Some(w.one), None)]);
+    let reader = w.person("r", &[(ServiceRole::Reader, Scope::Instance(w.one))]);
     w.by(&reader, "POST /import_token", "").await.is(401);
 
     let wanted = json!({"expiration": 1200, "maxAllowedRetrievals": 2});

@@ -39,7 +39,7 @@ async fn standard_keys_give_their_payload_and_do_nothing_else() {
         let line = format!("POST /keys/{id}/actions/{action}");
         w.call(&line, &Value::Null).await.refused(400, "KEY_ROOT_REQ_ERR");
     }
-    let reader = w.person("r", &[(ServiceRole::Reader, Some(w.one), None)]);
+    let reader = w.person("r", &[(ServiceRole::Reader, Scope::Instance(w.one))]);
     let line = format!("GET /keys/{id}");
     let refused = w.by(&reader, &line, "").await.is(401);
     assert!(refused.key().get("reasons").is_none(), "a 401 gives no reasons");

@@ -157,7 +157,7 @@ async fn bad_key_policies_are_told_from_each_other() {
     w.call(&format!("PUT /keys/{imported}/policies"), &rotation(1))
         .await
         .refused(400, "KEY_PAYLOAD_REQ_ERR");
-    let writer = w.person("writer", &[(ServiceRole::Writer, Some(w.one), None)]);
+    let writer = w.person("writer", &[(ServiceRole::Writer, Scope::Instance(w.one))]);
     w.by(&writer, &put, rotation(1).to_string()).await.is(401);
     w.by(&writer, &format!("GET /keys/{id}/policies"), "").await.is(401);
     let left = w.call(&format!("GET /keys/{id}/policies"), &Value::Null).await;
@@ -250,7 +250,7 @@ async fn bad_instance_policies_are_told_from_each_other() {
         let line = format!("PUT /instance/policies{query}");
         w.call(&line, &body).await.refused(400, code);
     }
-    let writer = w.person("writer", &[(ServiceRole::Writer, Some(w.one), None)]);
+    let writer = w.person("writer", &[(ServiceRole::Writer, Scope::Instance(w.one))]);
     w.by(&writer, "PUT /instance/policies", policies(json!([dual])).to_string()).await.is(401);
     assert_eq!(w.call("GET /instance/policies", &Value::Null).await.body["resources"], json!([]));
 }
@@ -340,7 +340,7 @@ async fn new_keys_have_what_the_instance_says_or_what_comes_with_them() {
     ] {
         w.call(line, &envelope(bad)).await.refused(400, code);
     }
-    let writer = w.person("writer", &[(ServiceRole::Writer, Some(w.one), None)]);
+    let writer = w.person("writer", &[(ServiceRole::Writer, Scope::Instance(w.one))]);
     w.by(&writer, line, envelope(own).to_string()).await.is(401);
     assert_eq!(w.audited("kms.secrets-with-policy-overrides.create"), 2 + 4 + 1);
 }
@@ -376,7 +376,7 @@ async fn only_the_socket_says_where_a_request_comes_from() {
     // Whoever came by no socket came from nowhere that is allowed.
     w.call("GET /keys", &Value::Null).await.is(401);
     // A service that calls as its own resource is not bound; asking for the port is not either.
-    w.from(&cluster, &format!("POST /keys/{id}/actions/wrap"), "192.0.3.1", private).await.is(200);
+    w.from(&cluster, &format!("GET /keys/{id}/metadata"), "192.0.3.1", private).await.is(200);
     let found = w.from(m, port, "192.0.3.1", private).await.is(200);
     assert_eq!(found.media_type, "application/vnd.ibm.kms.allowed_ip_metadata+json");
     assert_eq!(found.body["resources"], json!([{"private_endpoint_port": 443}]));

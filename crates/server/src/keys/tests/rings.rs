@@ -2,7 +2,7 @@
 
 use super::*;
 
-async fn within(w: &World, token: &str, ring: &str, line: &str, body: Value) -> Answer {
+pub(super) async fn within(w: &World, token: &str, ring: &str, line: &str, body: Value) -> Answer {
     let (method, path) = line.split_once(' ').unwrap();
     let request = Request::builder()
         .method(method)
@@ -72,11 +72,11 @@ async fn keys_are_made_found_and_moved_within_rings() {
         .await
         .refused(409, "KEY_ACTION_INVALID_STATE_ERR");
 
-    let writer = w.person("w", &[(ServiceRole::Writer, Some(w.one), None)]);
+    let writer = w.person("w", &[(ServiceRole::Writer, Scope::Instance(w.one))]);
     w.by(&writer, "POST /key_rings/third", "null").await.is(201);
     w.by(&writer, line, to("default").to_string()).await.is(401);
     w.by(&writer, "DELETE /key_rings/third", "").await.is(401);
-    let reader = w.person("r", &[(ServiceRole::Reader, Some(w.one), None)]);
+    let reader = w.person("r", &[(ServiceRole::Reader, Scope::Instance(w.one))]);
     w.by(&reader, "POST /key_rings/fourth", "null").await.is(401);
     let listed = w.by(&reader, "GET /key_rings", "").await.is(200);
     assert_eq!(listed.body["metadata"]["collectionTotal"], 4);
@@ -158,7 +158,7 @@ async fn aliases_are_unique_and_taken_until_the_key_is_gone() {
         .refused(404, "KEY_ALIAS_NOT_FOUND_ERR");
     let line = format!("DELETE /keys/{other}/aliases/first");
     w.call(&line, &null).await.refused(404, "KEY_ALIAS_NOT_FOUND_ERR");
-    let writer = w.person("w", &[(ServiceRole::Writer, Some(w.one), None)]);
+    let writer = w.person("w", &[(ServiceRole::Writer, Scope::Instance(w.one))]);
     w.by(&writer, &alias(&id, "another"), "").await.is(201);
     w.by(&writer, &format!("DELETE /keys/{id}/aliases/another"), "").await.is(401);
 

@@ -131,8 +131,8 @@ async fn the_router_answers_what_every_cell_of_the_table_of_states_says() {
         ..Settings::default().without_waits()
     };
     let w = World::with(settings);
-    let purger = w.person("purger", &[(ServiceRole::KeyPurge, None, None)]);
-    let other = w.person("other", &[(ServiceRole::Writer, None, None)]);
+    let purger = w.person("purger", &[(ServiceRole::KeyPurge, Scope::Everywhere)]);
+    let other = w.person("other", &[(ServiceRole::Writer, Scope::Everywhere)]);
     for state in KeyState::ALL {
         for action in KeyAction::ALL {
             let cell = format!("{action:?} on a {state} key");

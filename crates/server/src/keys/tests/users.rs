@@ -2,6 +2,18 @@
 
 use super::*;
 
+impl World {
+    async fn acknowledgements(&self, key: &str) -> Answer {
+        self.acknowledgements_by(&self.manager, key).await
+    }
+
+    async fn acknowledgements_by(&self, token: &str, key: &str) -> Answer {
+        let path = format!("/v3/instances/{}/keys/{key}/acknowledgements", self.one);
+        let request = Request::get(path).header("authorization", format!("Bearer {token}"));
+        self.raw(request.body(Body::empty()).unwrap()).await
+    }
+}
+
 #[tokio::test]
 async fn registrations_are_replaced_changed_and_queried() {
     let w = World::with(Settings::default().without_waits());
@@ -109,12 +121,12 @@ async fn a_user_of_a_key_acknowledges_its_events() {
     for _ in 0..2 {
         w.by(&token, "POST /event_ack", body(&said)).await.is(204);
     }
-    let kept =
-        w.app.store.read("t", |tx| claviger_store::answers::of_event(tx, &event.root, event.id));
-    let kept = kept.unwrap();
-    assert_eq!(kept.len(), 1);
-    assert_eq!((kept[0].crn.as_str(), kept[0].state.as_str()), (crn.as_str(), "DEK_ENABLED"));
-    assert_eq!(kept[0].rewrapped, event.version);
+    let seen = w.acknowledgements(&id).await.is(200);
+    let want = json!({
+        "crn": crn, "acknowledged": true, "event": event.id, "state": "DEK_ENABLED",
+        "rewrapped": event.version, "at": START,
+    });
+    assert_eq!(seen.body["services"], json!([want]));
     w.by(&token, "POST /event_ack", with("eventId", json!(event.id))).await.is(204);
 
     w.by(&w.manager, "POST /event_ack", body(&said)).await.refused(403, "SERVICE_ONLY_ERR");
@@ -140,6 +152,55 @@ async fn a_user_of_a_key_acknowledges_its_events() {
         .refused(422, "KEY_VERSION_INVALID");
     w.by(&token, "POST /event_ack", "").await.refused(400, "BAD_BODY_ERR");
     assert_eq!(w.audited("kms.secrets-event.ack"), 15);
+}
+
+#[tokio::test]
+async fn acknowledgements_are_seen_as_far_as_the_key_is() {
+    let w = World::with(Settings::default().without_waits());
+    let null = Value::Null;
+    let id = w.root().await;
+    let service = w.service("backup", Some("IBMid-manager"), ServiceRole::Reader);
+    let idle = w.service("idle", Some("IBMid-manager"), ServiceRole::Reader);
+    let crn = "crn:v1:bluemix:public:cloud-object-storage:global:a/1:2:bucket:b";
+    let line =
+        format!("POST /keys/{id}/registrations/{}", crn.replace(':', "%3A").replace('/', "%2F"));
+    let body = envelope(json!({"preventKeyDeletion": false})).to_string();
+    w.by(&service, &line, body).await.is(201);
+    let before = w.acknowledgements(&id).await.is(200);
+    let services = &before.body["services"];
+    assert_eq!((&services[0]["crn"], &services[0]["acknowledged"]), (&json!(crn), &json!(true)));
+
+    for (action, state) in [("disable", "DEK_DISABLED"), ("enable", "DEK_GONE")] {
+        w.call(&format!("POST /keys/{id}/actions/{action}"), &null).await.is(204);
+        let waiting = w.acknowledgements(&id).await.is(200);
+        assert_eq!(waiting.body["services"][0]["acknowledged"], false, "{action}");
+        let said = envelope(json!({
+            "eventId": waiting.body["event"], "adopterKeyState": state,
+            "timestamp": "2027-01-15T08:00:01Z",
+        }));
+        let refused = w.by(&idle, "POST /event_ack", said.to_string()).await;
+        refused.refused(403, "RESOURCE_OWNER_ERR");
+        w.by(&service, "POST /event_ack", said.to_string()).await.is(204);
+        let seen = w.acknowledgements(&id).await.is(200);
+        assert_eq!(seen.body["services"].as_array().unwrap().len(), 1, "the newest of each");
+        assert_eq!(seen.body["services"][0]["state"], state);
+        assert_eq!(seen.body["services"][0]["acknowledged"], true);
+    }
+
+    w.acknowledgements(&KeyId::random().to_string()).await.is(404);
+    let nobody = w.person("nobody", &[]);
+    w.acknowledgements_by(&nobody, &id).await.is(401);
+    // Policies of networks bind this path too.
+    let policy = json!({
+        "metadata": {"collectionType": "application/vnd.ibm.kms.policy+json", "collectionTotal": 1},
+        "resources": [{"policy_type": "allowedIP", "policy_data": {
+            "enabled": true, "attributes": {"allowed_ip": ["192.0.2.0/24"]},
+        }}],
+    });
+    w.call("PUT /instance/policies", &policy).await.is(204);
+    let barred = w.acknowledgements(&id).await.is(401);
+    assert_eq!(barred.body["code"], "E0001", "in the shape of its path");
+    assert!(w.audited("kms.secrets-event.list") > 0);
 }
 
 #[tokio::test]
