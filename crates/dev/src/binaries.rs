@@ -202,9 +202,11 @@ mod tests {
     fn a_program_counts_only_when_its_version_fits() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kube-apiserver");
-        std::fs::write(&path, "#!/bin/sh\necho Kubernetes v1.37.9\n").unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&path, mode).unwrap();
+        // Written by another process: a child of another test could else still hold the open
+        // file, and a program that is open for writing is not run ("text file busy").
+        let write = "printf '#!/bin/sh\\necho Kubernetes v1.37.9\\n' > \"$0\" && chmod 755 \"$0\"";
+        let written = Command::new("sh").args(["-c", write]).arg(&path).status().unwrap();
+        assert!(written.success());
         assert!(version_fits(&path, "kube-apiserver", &|word| word.starts_with("1.37.")));
         assert!(!version_fits(&path, "kube-apiserver", &|word| word.starts_with("1.34.")));
         assert!(!version_fits(&dir.path().join("kubectl"), "kubectl", &|_| true));

@@ -4,7 +4,7 @@ use crate::http::openapi;
 use crate::testing::World;
 use axum::body::Body;
 use axum::http::Request;
-use claviger_domain::access::{PlatformRole, ServiceRole};
+use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
 use claviger_store::iam::Grant;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -100,10 +100,10 @@ async fn anybody_may_read_it() {
 #[tokio::test]
 async fn a_body_is_an_object() {
     let world = World::new();
-    let manager = Grant::Service { role: ServiceRole::Manager, instance: None, key: None };
+    let manager = Grant::Service { role: ServiceRole::Manager, scope: Scope::Everywhere };
     let grants = [manager, Grant::Platform(PlatformRole::Administrator)];
-    let token = world.token(&world.person("admin", &grants)).await;
-    let key = world.root_key(&token, world.one, "root").await;
+    let token = world.person_with("admin", &grants);
+    let key = world.make_root(&token, world.one, "root").await;
     for (method, path, body) in [
         ("POST", format!("/api/v2/keys/{key}/actions/wrap"), json!(["AAAA", [null]])),
         ("POST", "/api/v2/keys".to_owned(), json!([["x", 1], [["x", "name", false]]])),
