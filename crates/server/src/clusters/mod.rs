@@ -125,7 +125,7 @@ fn ours() -> Api {
     let new_job = on_cluster("createJob", "Ask a cluster's agents for work")
         .takes(json::<NewJob>())
         .answers(202, json::<JobView>())
-        .refuses(&[429, 507]);
+        .refuses(&[409, 429, 507]);
     let job = on_cluster("getJob", "How a job stands").answers(200, json::<JobView>());
     let kubeconfig = on_cluster("getKubeconfig", "What leads to a cluster")
         .answers(200, KUBECONFIG)
