@@ -30,9 +30,10 @@ const AGAIN: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(1);
 
 /// When a record counts as recorded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
     /// After the flush of its group. Loss of power loses nothing that was answered.
+    #[default]
     Synced,
     /// After the write of its group, which is flushed within [`WINDOW`]. The end of the process
     /// loses nothing that was answered; loss of power, or of the kernel, loses what was answered

@@ -91,7 +91,7 @@ pub fn clean<'a>(text: &'a str, but: &[char]) -> Cow<'a, str> {
 }
 
 /// The same for a JSON document, by JSON's own escapes: it stays the same document.
-fn clean_json(document: &str) -> String {
+pub fn clean_json(document: &str) -> String {
     let mut out = String::with_capacity(document.len());
     for c in document.chars() {
         if acts(c) && c != '\n' {

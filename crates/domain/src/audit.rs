@@ -110,6 +110,22 @@ pub struct Record {
 }
 
 impl Record {
+    /// A success of the server itself, which nobody asked for.
+    pub fn of_system(at: UnixMs, action: &'static str, target: String) -> Record {
+        Record {
+            at,
+            who: "system".to_owned(),
+            credential: None,
+            address: None,
+            action: action.into(),
+            target,
+            status: 200,
+            reason: "".into(),
+            correlation: String::new(),
+            data: Data::default(),
+        }
+    }
+
     /// Whether what was asked for was done.
     pub fn succeeded(&self) -> bool {
         self.status < 400

@@ -5,11 +5,15 @@ use crate::first::{self, StartError};
 use crate::iam::token::Tokens;
 use crate::metrics::Metrics;
 use crate::record::Recorder;
+use claviger_audit::Durability;
 use claviger_custody::Custodian;
+use claviger_domain::audit::Record;
 use claviger_domain::id::{ClusterId, InstanceId, UnixMs};
 use claviger_domain::key::RootKey;
 use claviger_store::events::KeyEvent;
 use claviger_store::{Store, StoreError};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -78,6 +82,33 @@ pub struct Settings {
     pub token_life: Duration,
     /// Number of keys that one instance may have; a bound on lists and memory.
     pub keys_max: u64,
+    /// How the audit log is kept.
+    pub audit: AuditSettings,
+}
+
+/// How the audit log is kept.
+#[derive(Debug, Clone, Default)]
+pub struct AuditSettings {
+    /// From when on an act that changes nothing counts as recorded, and is answered.
+    pub durability: Durability,
+    /// Where its checkpoints go to, besides the database: whoever can write this machine's files
+    /// can change what is kept here.
+    pub checkpoints: Vec<CheckpointSink>,
+    /// Segments go that hold only older records; none keeps all.
+    pub keep: Option<Duration>,
+    /// The oldest segments go until they have so many bytes; none keeps all.
+    pub keep_bytes: Option<u64>,
+}
+
+/// A place for checkpoints of the audit log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckpointSink {
+    /// Appended to a file, a line for each.
+    File(PathBuf),
+    /// Sent to a syslog daemon's socket on this machine.
+    Syslog(PathBuf),
+    /// Sent to a syslog daemon by UDP.
+    SyslogUdp(SocketAddr),
 }
 
 impl Default for Settings {
@@ -94,6 +125,7 @@ impl Default for Settings {
             sync_after: Duration::from_secs(3600),
             token_life: Duration::from_secs(3600),
             keys_max: 20_000,
+            audit: AuditSettings::default(),
         }
     }
 }
@@ -239,7 +271,8 @@ impl App {
         settings: Settings,
     ) -> Result<Arc<App>, StartError> {
         let parts = first::establish(&store, &*custodian, clock.now())?;
-        let recorder = Recorder::start(store.clone());
+        let recorder =
+            Recorder::start(&store, parts.writer, &settings.audit).map_err(StartError::Audit)?;
         Ok(Arc::new(App {
             store,
             custodian,
@@ -305,10 +338,11 @@ impl App {
         self.alive().map_err(|e| e.to_string())?;
         match self.recorder.trouble() {
             // Nobody calls a server that is not ready, so nobody would find out that it is again.
-            Some(trouble) => self
-                .store
-                .tx("ready", |tx| claviger_store::meta::put(tx, "written", b"1"))
-                .map_err(|_: StoreError| trouble.to_string()),
+            Some(_) => {
+                let (at, target) = (self.clock.now(), self.account.id.clone());
+                let record = Record::of_system(at, "claviger.audit.resume", target);
+                self.recorder.record_blocking(&record).map_err(|trouble| trouble.to_string())
+            }
             None => Ok(()),
         }
     }

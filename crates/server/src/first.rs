@@ -3,7 +3,10 @@
 use crate::app::{Account, App};
 use crate::authority::Authority;
 use crate::iam::token::Tokens;
-use claviger_crypto::SecretBytes;
+use crate::record::Writer;
+use claviger_audit::WriterId;
+use claviger_crypto::sign::SigningKey;
+use claviger_crypto::{Key32, SecretBytes};
 use claviger_custody::Custodian;
 use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
 use claviger_domain::id::{InstanceId, UnixMs};
@@ -12,6 +15,7 @@ use claviger_store::{Store, StoreError, Tx, meta};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 /// Why a server does not start.
 #[derive(Debug, Error)]
@@ -28,6 +32,9 @@ pub enum StartError {
     /// TLS.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
+    /// The audit log.
+    #[error("the audit log cannot be opened: {0}")]
+    Audit(#[source] std::io::Error),
     /// The database misses something that the first start writes.
     #[error("the database is damaged: {0} is missing")]
     Missing(&'static str),
@@ -37,6 +44,7 @@ pub(crate) struct Parts {
     pub(crate) authority: Authority,
     pub(crate) account: Account,
     pub(crate) tokens: Tokens,
+    pub(crate) writer: Writer,
 }
 
 /// Bytes that show whether a master key belongs to a database.
@@ -58,7 +66,34 @@ pub(crate) fn establish(
         }
         None => store.tx("first start", |tx| begin(tx, custodian, now))?,
     }
+    // A database of before there was an audit log.
+    if store.read("start", |tx| meta::get(tx, AUDIT_WRITER))?.is_none() {
+        store.tx("audit log", |tx| begin_audit(tx, custodian))?;
+    }
     store.read("start", |tx| load(tx, custodian))
+}
+
+/// Id of the audit log's writer, the key that signs its checkpoints, and the key's public half.
+const AUDIT_WRITER: &str = "audit-writer";
+const AUDIT_KEY: &str = "audit-key";
+/// The public half, which is no secret: whoever verifies the log reads it here.
+pub const AUDIT_PUBLIC: &str = "audit-public";
+
+fn begin_audit(tx: &Tx<'_>, custodian: &dyn Custodian) -> Result<(), StoreError> {
+    let seed = Key32::generate();
+    let public = SigningKey::of_seed(&seed).public();
+    meta::put(tx, AUDIT_WRITER, WriterId::random().0.as_bytes())?;
+    meta::put(tx, AUDIT_KEY, &custodian.seal_column(&["meta", AUDIT_KEY], seed.expose()))?;
+    meta::put(tx, AUDIT_PUBLIC, &public.0)
+}
+
+fn writer(tx: &Tx<'_>, seed: &SecretBytes) -> Result<Writer, StartError> {
+    let damaged = || StartError::Missing(AUDIT_WRITER);
+    let id = meta::get(tx, AUDIT_WRITER)?.ok_or_else(damaged)?;
+    let id = WriterId(Uuid::from_slice(&id).map_err(|_| damaged())?);
+    let mut seed = Zeroizing::new(seed.expose().to_vec());
+    let seed = Key32::take(&mut seed).ok_or(StartError::Missing(AUDIT_KEY))?;
+    Ok(Writer { id, key: SigningKey::of_seed(&seed) })
 }
 
 fn begin(tx: &Tx<'_>, custodian: &dyn Custodian, now: UnixMs) -> Result<(), StartError> {
@@ -118,6 +153,7 @@ fn load(tx: &Tx<'_>, custodian: &dyn Custodian) -> Result<Parts, StartError> {
         authority: Authority::load(get("ca-certificate")?, open("ca-key")?.expose())?,
         account: account(tx)?,
         tokens: Tokens::new(&open("token-key")?, &open("api-key-pepper")?),
+        writer: writer(tx, &open(AUDIT_KEY)?)?,
     })
 }
 

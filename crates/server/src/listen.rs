@@ -160,6 +160,7 @@ pub async fn serve(
     // Dropped, and so ended, with the set when this returns.
     let mut clockwork = JoinSet::new();
     clockwork.spawn(crate::keys::clock::watch(app.clone()));
+    clockwork.spawn(crate::audit::retention::watch(app.clone()));
     if let Some(status) = listeners.status.take() {
         clockwork.spawn(crate::status::serve(app.clone(), status));
     }

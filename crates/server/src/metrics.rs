@@ -3,6 +3,7 @@
 //! Labels have few values: routes as they are written in the router, never ids of keys or names of
 //! callers.
 
+use claviger_audit::Health;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -46,6 +47,10 @@ pub struct Metrics {
     events: Family<Kind, Counter>,
     connections: Gauge,
     refused: Counter,
+    audit_failing: Gauge,
+    audit_record: Gauge,
+    audit_signed_record: Gauge,
+    audit_not_sent: Gauge,
 }
 
 impl Metrics {
@@ -70,7 +75,31 @@ impl Metrics {
             "Connections of strangers that found no room",
             refused.clone(),
         );
-        Self { registry, requests, durations, events, connections, refused }
+        let audit = |registry: &mut Registry, name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let failing = "1 while acts cannot be put on record, so that nothing is answered";
+        let audit_failing = audit(&mut registry, "audit_failing", failing);
+        let last = "Number of the last record of the audit log";
+        let audit_record = audit(&mut registry, "audit_record", last);
+        let signed = "Number of the last record that a checkpoint covers";
+        let audit_signed_record = audit(&mut registry, "audit_signed_record", signed);
+        let not_sent = "Checkpoints since the start that did not leave by some sink";
+        let audit_not_sent = audit(&mut registry, "audit_checkpoints_not_sent", not_sent);
+        Self {
+            registry,
+            requests,
+            durations,
+            events,
+            connections,
+            refused,
+            audit_failing,
+            audit_record,
+            audit_signed_record,
+            audit_not_sent,
+        }
     }
 
     /// A request was answered. `route` as in the router, `path` as it was called.
@@ -102,6 +131,15 @@ impl Metrics {
     /// A stranger's connection was refused.
     pub(crate) fn refused(&self) {
         self.refused.inc();
+    }
+
+    /// How the audit log is doing.
+    pub(crate) fn audit(&self, health: &Health) {
+        let number = |of: u64| i64::try_from(of).unwrap_or(i64::MAX);
+        self.audit_failing.set(i64::from(health.failing.is_some()));
+        self.audit_record.set(number(health.records));
+        self.audit_signed_record.set(number(health.checkpoint.map_or(0, |(_, last)| last)));
+        self.audit_not_sent.set(number(health.not_sent));
     }
 
     /// All of it in the OpenMetrics text format, version 1.0.

@@ -50,6 +50,7 @@ fn said(good: Result<(), String>) -> Response {
 }
 
 async fn metrics(app: State<Arc<App>>) -> Response {
+    app.metrics.audit(&app.recorder.health());
     ([(header::CONTENT_TYPE, MEDIA_TYPE)], app.metrics.render()).into_response()
 }
 

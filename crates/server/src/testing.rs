@@ -8,12 +8,13 @@ use axum::http::{Method, Request, header};
 use claviger_crypto::Key32;
 use claviger_custody::software::Software;
 use claviger_domain::access::{Scope, ServiceRole};
+use claviger_domain::audit::Record;
 use claviger_domain::cluster::{Cluster, Operation, OperationKind, TakeUp};
 use claviger_domain::id::{ClusterId, InstanceId, OperationId, UnixMs};
 use claviger_domain::key::RootKey;
 use claviger_store::events::EventKind;
 use claviger_store::iam::{Grant, Principal};
-use claviger_store::{Store, StoreError, audit, clusters, events, iam};
+use claviger_store::{Store, StoreError, clusters, events, iam};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use std::ops::Index;
@@ -87,6 +88,21 @@ impl World {
         let mut world = World { app, clock, router, manager: String::new(), one, two, dir };
         world.manager = world.person("manager", &[(ServiceRole::Manager, Scope::Everywhere)]);
         world
+    }
+
+    /// Ends the server, and leaves its files.
+    pub(crate) async fn stop(self) -> tempfile::TempDir {
+        let World { app, router, dir, .. } = self;
+        let held = Arc::downgrade(&app);
+        drop((app, router));
+        // What answered last may hold it for a moment longer.
+        for _ in 0..1000 {
+            if held.strong_count() == 0 {
+                return dir;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        panic!("something holds the server");
     }
 
     /// A person with these service roles; its token.
@@ -270,8 +286,29 @@ impl World {
         self.ask_in(instance, token, "POST", "/api/v2/keys", envelope(key)).await.is(201).id()
     }
 
-    pub(crate) fn audited(&self, action: &str) -> u64 {
-        self.app.store.read("t", |tx| audit::count(tx, action)).unwrap()
+    /// Everything on record: rows, then what lies in segments, each oldest first.
+    pub(crate) fn acts(&self) -> Vec<Record> {
+        crate::audit::everything(&self.app)
+    }
+
+    pub(crate) fn audited(&self, action: &str) -> usize {
+        self.acts().iter().filter(|act| act.action == action).count()
+    }
+
+    /// The bytes of every file in the data directory.
+    pub(crate) fn files(&self) -> Vec<Vec<u8>> {
+        let (mut files, mut left) = (Vec::new(), vec![self.dir.path().to_owned()]);
+        while let Some(dir) = left.pop() {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    left.push(path);
+                } else {
+                    files.push(std::fs::read(path).unwrap());
+                }
+            }
+        }
+        files
     }
 
     pub(crate) fn kinds(&self) -> Vec<EventKind> {

@@ -1,21 +1,46 @@
 //! One row for each act: who, what, on what, how it ended. Never payloads, plaintexts or tokens.
 
 use crate::{StoreError, Tx};
+use claviger_crypto::digest::Sha256;
 use claviger_domain::audit::{Credential, Record};
 use claviger_domain::id::UnixMs;
-use rusqlite::{Row, params};
+use rusqlite::types::ValueRef;
+use rusqlite::{OptionalExtension, Row, params};
 
 /// Rows that one page looks at, at most: bounds how long a rare thing is looked for at once.
 const LOOKED_MAX: usize = 10_000;
 /// Bytes of data in one page, about; a record has at most some tens of KiB, most have 200 bytes.
 const BYTES_MAX: usize = 2 << 20;
 
-/// Adds a row. Texts are cut to 512 characters: they come from requests.
+/// What binds a row to all rows before it.
+pub type Link = [u8; 32];
+
+/// The newest row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// Its number.
+    pub id: i64,
+    /// Its link; none for a row of before rows were chained.
+    pub link: Option<Link>,
+}
+
+/// The columns that a link is over, in its order.
+const CHAINED: &str =
+    "id, at, who, action, target, outcome, status, reason, correlation, credential, address, data";
+/// How many they are.
+const CHAINED_LEN: usize = 12;
+
+/// Adds a row, and binds it to the one before. Texts are cut to 512 characters: they come from
+/// requests.
 pub fn add(tx: &Tx<'_>, record: &Record) -> Result<(), StoreError> {
     let cut = |text: &str| text.chars().take(512).collect::<String>();
-    let sql = "INSERT INTO audit (at, who, action, target, outcome, status, reason, correlation,
-        credential, address, data) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+    let before = head(tx)?;
+    let id = before.map_or(1, |head| head.id + 1);
+    let sql = "INSERT INTO audit (id, at, who, action, target, outcome, status, reason,
+        correlation, credential, address, data)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
     tx.prepare_cached(sql)?.execute(params![
+        id,
         record.at.0,
         cut(&record.who),
         record.action,
@@ -28,6 +53,69 @@ pub fn add(tx: &Tx<'_>, record: &Record) -> Result<(), StoreError> {
         record.address.map(|address| address.to_string()),
         serde_json::to_string(&record.data).expect("facts are valid JSON"),
     ])?;
+    // Over what stands there, so that whoever reads the row finds the same.
+    let sql = format!("SELECT {CHAINED} FROM audit WHERE id = ?1");
+    let before = before.and_then(|head| head.link).unwrap_or_default();
+    let link = tx.prepare_cached(&sql)?.query_row([id], |row| link_of(row, &before))?;
+    tx.prepare_cached("UPDATE audit SET link = ?2 WHERE id = ?1")?.execute(params![id, link])?;
+    Ok(())
+}
+
+/// The newest row; none if there is none.
+pub fn head(tx: &Tx<'_>) -> Result<Option<Head>, StoreError> {
+    let sql = "SELECT id, link FROM audit ORDER BY id DESC LIMIT 1";
+    let head = |row: &Row<'_>| Ok(Head { id: row.get(0)?, link: row.get(1)? });
+    Ok(tx.prepare_cached(sql)?.query_row([], head).optional()?)
+}
+
+/// `docs/formats.md`, "Audit rows".
+fn link_of(row: &Row<'_>, before: &Link) -> rusqlite::Result<Link> {
+    let mut hash = Sha256::new();
+    hash.update(b"claviger audit row 1\n");
+    hash.update(before);
+    for column in 0..CHAINED_LEN {
+        match row.get_ref(column)? {
+            ValueRef::Integer(number) => {
+                hash.update(&[1]);
+                hash.update(&number.to_be_bytes());
+            }
+            ValueRef::Text(text) => {
+                hash.update(&[2]);
+                hash.update(&(text.len() as u64).to_be_bytes());
+                hash.update(text);
+            }
+            ValueRef::Null => hash.update(&[0]),
+            // No column holds these; a row that does was not written here.
+            ValueRef::Real(_) | ValueRef::Blob(_) => hash.update(&[3]),
+        }
+    }
+    Ok(hash.finish())
+}
+
+/// A row, as [`walk`] finds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Number and link, as they stand there.
+    pub head: Head,
+    /// The link that its columns and the row before it ask for.
+    pub due: Link,
+    /// When it happened, by what stands there.
+    pub at: UnixMs,
+}
+
+/// Visits every row, oldest first. Takes time in proportion to their number.
+pub fn walk(tx: &Tx<'_>, visit: &mut dyn FnMut(Found)) -> Result<(), StoreError> {
+    let sql = format!("SELECT {CHAINED}, link FROM audit ORDER BY id");
+    let mut query = tx.prepare(&sql)?;
+    let mut rows = query.query([])?;
+    let mut before = Link::default();
+    while let Some(row) = rows.next()? {
+        let link: Option<Link> = row.get(CHAINED_LEN)?;
+        let due = link_of(row, &before)?;
+        let head = Head { id: row.get(0)?, link };
+        visit(Found { head, due, at: UnixMs(row.get(1)?) });
+        before = link.unwrap_or_default();
+    }
     Ok(())
 }
 
@@ -46,7 +134,8 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    fn has(&self, action: &str, target: &str) -> bool {
+    /// Whether a record with this action and target is wanted, whenever it was.
+    pub fn has(&self, action: &str, target: &str) -> bool {
         let action_fits = match self.action.strip_suffix('*') {
             Some(begin) => action.starts_with(begin),
             None => self.action.is_empty() || action == self.action,
@@ -65,10 +154,10 @@ pub struct Place {
 }
 
 /// Some records, newest first.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Page {
-    /// May be fewer than asked for, or none, where there are more.
-    pub records: Vec<Record>,
+    /// May be fewer than asked for, or none, where there are more. Each with its place.
+    pub records: Vec<(Record, Place)>,
     /// Go on from here; none if there are no more.
     pub next: Option<Place>,
 }
@@ -100,10 +189,11 @@ pub fn page(
         let text =
             |value: rusqlite::types::ValueRef<'_>| value.as_str().unwrap_or_default().to_owned();
         let (action, target) = (text(action), text(target));
-        page.next = Some(Place { at: UnixMs(row.get(0)?), id: row.get(1)? });
+        let place = Place { at: UnixMs(row.get(0)?), id: row.get(1)? };
+        page.next = Some(place);
         if wanted.has(&action, &target) {
             let (record, size) = read(row, action, target)?;
-            page.records.push(record);
+            page.records.push((record, place));
             bytes += size;
             if page.records.len() >= limit || bytes >= BYTES_MAX {
                 return Ok(page);
@@ -175,6 +265,48 @@ mod tests {
     }
 
     #[test]
+    fn a_changed_row_no_longer_fits_the_chain() {
+        let dir = tempfile::tempdir().expect("dir");
+        let store = Store::open(&dir.path().join("claviger.db")).expect("opens");
+        let added = store.tx("t", |tx| {
+            (0..5).try_for_each(|n| add(tx, &record(n, "kms.secrets.rotate", "crn:1")))
+        });
+        added.expect("adds");
+        let broken = |change: &str| {
+            let mut at = Vec::new();
+            let looked = store.tx("t", |tx| {
+                tx.execute_batch(change)?;
+                let mut last = 0;
+                walk(tx, &mut |found| {
+                    if found.head.link != Some(found.due) || found.head.id != last + 1 {
+                        at.push(found.head.id);
+                    }
+                    last = found.head.id;
+                })?;
+                // Nothing of the change stays.
+                Err::<(), _>(StoreError::Damaged("taken back".to_owned()))
+            });
+            assert!(looked.is_err_and(|e| e.to_string().contains("taken back")));
+            at
+        };
+        assert_eq!(broken(""), [0_i64; 0]);
+        for (change, at) in [
+            ("UPDATE audit SET who = 'IBMid-2' WHERE id = 3", vec![3]),
+            ("UPDATE audit SET status = 201 WHERE id = 5", vec![5]),
+            ("UPDATE audit SET address = NULL WHERE id = 1", vec![1]),
+            // Texts that only meet elsewhere.
+            ("UPDATE audit SET reason = 'c', correlation = '-1' WHERE id = 2", vec![2]),
+            ("UPDATE audit SET link = zeroblob(32) WHERE id = 2", vec![2, 3]),
+            ("DELETE FROM audit WHERE id = 3", vec![4]),
+            ("UPDATE audit SET id = 9 WHERE id = 5", vec![9]),
+        ] {
+            assert_eq!(broken(change), at, "{change}");
+        }
+        let found = store.read("t", head).expect("reads").expect("a row");
+        assert_eq!(found.id, 5);
+    }
+
+    #[test]
     fn records_are_found_page_by_page_newest_first() {
         let dir = tempfile::tempdir().expect("dir");
         let store = Store::open(&dir.path().join("claviger.db")).expect("opens");
@@ -202,7 +334,7 @@ mod tests {
             loop {
                 let page = store.read("t", |tx| page(tx, wanted, before, limit)).expect("a page");
                 assert!(page.records.len() <= limit);
-                out.extend(page.records);
+                out.extend(page.records.into_iter().map(|(record, _)| record));
                 match page.next {
                     Some(next) => before = Some(next),
                     None => return out,

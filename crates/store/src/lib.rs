@@ -263,12 +263,7 @@ pub fn beside<T, E: From<StoreError>>(
     path: &Path,
     work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
 ) -> Result<T, E> {
-    let mut connection = connect(path).map_err(StoreError::from)?;
-    known(&connection)?;
-    let found = migrate::version(&connection).map_err(StoreError::from)?;
-    if found < migrate::KNOWN {
-        return Err(StoreError::Older { found, known: migrate::KNOWN }.into());
-    }
+    let mut connection = opened(path)?;
     let tx = connection
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(StoreError::from)?;
@@ -284,6 +279,32 @@ pub fn peek(path: &Path, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
     let mut connection = Connection::open_with_flags(path, flags)?;
     known(&connection)?;
     meta::get(&Tx(connection.transaction()?), name)
+}
+
+/// Runs `work` on one consistent view of a database that a server may have open. Only on the schema
+/// of this program.
+pub fn view<T, E: From<StoreError>>(
+    path: &Path,
+    work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
+) -> Result<T, E> {
+    let mut connection = opened(path)?;
+    let tx = Tx(connection.transaction().map_err(StoreError::from)?);
+    work(&tx)
+}
+
+/// Opens a database of this program's schema, beside whoever has it open.
+fn opened(path: &Path) -> Result<Connection, StoreError> {
+    if !path.is_file() {
+        let why = "there is no such file".to_owned();
+        return Err(StoreError::Open { path: path.to_owned(), why });
+    }
+    let connection = connect(path)?;
+    known(&connection)?;
+    let found = migrate::version(&connection)?;
+    if found < migrate::KNOWN {
+        return Err(StoreError::Older { found, known: migrate::KNOWN });
+    }
+    Ok(connection)
 }
 
 /// Whether the database at `path` is whole, by SQLite's own check.

@@ -9,6 +9,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0002_clusters.sql"),
     include_str!("../migrations/0003_key_service.sql"),
     include_str!("../migrations/0004_access_and_audit.sql"),
+    include_str!("../migrations/0005_audit_chain.sql"),
 ];
 
 /// The newest schema that is known here.

@@ -3,7 +3,12 @@
 //! An administrator reads everything; a manager of an instance what is about that instance, and
 //! only from where the instance lets him come.
 
+pub(crate) mod body;
 pub mod cadf;
+pub mod chain;
+mod merge;
+pub(crate) mod retention;
+mod segments;
 
 use crate::app::App;
 use crate::http::api::content::json;
@@ -14,17 +19,21 @@ use crate::http::error::KpError;
 use crate::keys::act::Act;
 use crate::keys::query::Query;
 use crate::keys::view;
+use crate::record;
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use cadf::Names;
 use claviger_domain::access::{KeyOperation, PlatformRole};
 use claviger_domain::audit::Record;
-use claviger_domain::id::{InstanceId, KeyId, KeyVersionId, UnixMs};
+use claviger_domain::id::{InstanceId, KeyId, KeyVersionId};
 use claviger_domain::key::RootKey;
-use claviger_store::audit::{self, Place, Wanted};
+use claviger_store::audit::{self, Page, Wanted};
 use claviger_store::{StoreError, Tx, iam, keys};
 use claviger_wire::audit::Events;
+use merge::{Cursor, Mark};
+use segments::Found;
 use std::sync::Arc;
 
 /// Usual and largest page.
@@ -43,7 +52,7 @@ pub(crate) fn api() -> Api {
 /// What is asked for.
 struct Asked {
     wanted: Wanted,
-    before: Option<Place>,
+    before: Cursor,
     limit: usize,
 }
 
@@ -100,7 +109,7 @@ async fn of_administrator(
                 return Err(KpError::unauthorized());
             }
             let asked = asked(app, instance, &query)?;
-            app.store.read(ACTION, |tx| Ok::<_, KpError>(look(app, tx, &asked)?))
+            app.store.read(ACTION, |tx| look(app, tx, &asked))
         })
         .await;
     match &found {
@@ -127,14 +136,11 @@ fn asked(app: &App, instance: Option<InstanceId>, query: &Query) -> Result<Asked
     };
     let action = query.get("action").unwrap_or_default().to_owned();
     let before = query.get("before").map(|text| {
-        let place = text.split_once('.').and_then(|(at, id)| {
-            Some(Place { at: UnixMs(at.parse().ok()?), id: id.parse().ok()? })
-        });
-        place.ok_or_else(|| wrong("before", "what a page said in 'next'"))
+        Cursor::parse(text).ok_or_else(|| wrong("before", "what a page said in 'next'"))
     });
     Ok(Asked {
         wanted: Wanted { from: date("from")?, to: date("to")?, action, target },
-        before: before.transpose()?,
+        before: before.transpose()?.unwrap_or_default(),
         limit: query.limit(PAGE.0, PAGE.1)?,
     })
 }
@@ -143,14 +149,35 @@ fn wrong(name: &str, must: &str) -> KpError {
     KpError::query(name, format!("The query_param '{name}' must be: {must}"))
 }
 
-fn look(app: &App, tx: &Tx<'_>, asked: &Asked) -> Result<Events, StoreError> {
-    let page = audit::page(tx, &asked.wanted, asked.before, asked.limit)?;
-    let names = names(tx, &page.records)?;
-    let events = page.records.iter().map(|record| cadf::event(record, &app.account, &names));
-    Ok(Events {
-        events: events.collect(),
-        next: page.next.map(|place| format!("{}.{}", place.at.0, place.id)),
-    })
+fn look(app: &App, tx: &Tx<'_>, asked: &Asked) -> Result<Events, KpError> {
+    let Asked { wanted, before, limit } = asked;
+    let rows = match before.rows {
+        Mark::End => Page::default(),
+        Mark::Start => audit::page(tx, wanted, None, *limit)?,
+        Mark::At(place) => audit::page(tx, wanted, Some(place), *limit)?,
+    };
+    let dir = record::directory(app.store.path());
+    let now = app.clock.now();
+    let found = match before.segments {
+        Mark::End => Ok(Found::default()),
+        Mark::Start => segments::page(&dir, wanted, None, *limit, now),
+        Mark::At(place) => segments::page(&dir, wanted, Some(place), *limit, now),
+    };
+    let found = found.map_err(|error| {
+        tracing::error!(%error, "the audit log cannot be read");
+        let what = "The audit log cannot be read. Tell the server's operator to look at its disk";
+        KpError::new(StatusCode::SERVICE_UNAVAILABLE, "AUDIT_LOG_ERR", what)
+    })?;
+    if found.damaged > 0 {
+        tracing::error!(
+            places = found.damaged,
+            "the audit log is damaged; `claviger audit verify` says where"
+        );
+    }
+    let (records, next) = merge::merge(rows, found, *before, *limit);
+    let names = names(tx, &records)?;
+    let events = records.iter().map(|record| cadf::event(record, &app.account, &names));
+    Ok(Events { events: events.collect(), next: next.map(|cursor| cursor.to_string()) })
 }
 
 /// Looks up what the records leave out.
@@ -187,6 +214,18 @@ fn version_made(
         names.versions.insert(version, found.created);
     }
     Ok(())
+}
+
+/// Everything on record: rows, then what lies in segments, each oldest first.
+#[cfg(test)]
+pub(crate) fn everything(app: &App) -> Vec<Record> {
+    let wanted = Wanted::default();
+    let rows = app.store.read("t", |tx| audit::page(tx, &wanted, None, 10_000)).unwrap();
+    let dir = record::directory(app.store.path());
+    let found = segments::page(&dir, &wanted, None, 10_000, app.clock.now()).unwrap();
+    assert!(rows.next.is_none() && found.next.is_none() && found.damaged == 0);
+    let rows = rows.records.into_iter().rev().map(|(record, _)| record);
+    rows.chain(found.records.into_iter().rev().map(|(record, _)| record)).collect()
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
 //! What a server is started with: flags, environment and a file, in this order of weight.
 
 use crate::exit::Failure;
+use claviger_audit::Durability;
+use claviger_server::app::{AuditSettings, CheckpointSink};
 use serde::Deserialize;
 use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Largest configuration file; a real one has some hundred bytes.
 const FILE_MAX: u64 = 64 << 10;
@@ -14,8 +17,8 @@ const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALH
 #[derive(clap::Args, Default)]
 pub(super) struct Given {
     /// A file of settings (TOML): data, listen, names, public_listen, public_names,
-    /// status_listen, bootstrap, master_key. Flags and environment count for more. A field that
-    /// is not known is refused
+    /// status_listen, bootstrap, master_key, audit_durability, audit_checkpoints, audit_keep_days,
+    /// audit_keep_mib. Flags and environment count for more. A field that is not known is refused
     #[arg(long, env = "CLAVIGER_SERVER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Directory of the database; made if it is not there
@@ -63,6 +66,28 @@ pub(super) struct Given {
     /// database has every root key: keep it on another disk
     #[arg(long, value_name = "FILE")]
     master_key: Option<String>,
+    /// When an act that changes nothing (a wrap, an unwrap, a read) counts as recorded and is
+    /// answered: synced, after its record is on disk; or written, after it was handed to the
+    /// system, so that loss of power may lose the records of the last 20 ms [default: synced]
+    #[arg(long, env = "CLAVIGER_AUDIT_DURABILITY", value_name = "WHEN", value_parser = durability)]
+    audit_durability: Option<Durability>,
+    /// Where checkpoints of the audit log leave this machine, at least once a minute while there
+    /// are records: file:PATH, syslog:PATH (a socket such as /dev/log) or syslog:udp:ADDRESS:PORT
+    #[arg(
+        long = "audit-checkpoint",
+        env = "CLAVIGER_AUDIT_CHECKPOINTS",
+        value_name = "SINK",
+        value_delimiter = ',',
+        value_parser = sink
+    )]
+    audit_checkpoints: Vec<CheckpointSink>,
+    /// Remove segments of the audit log whose records are all older; their signed heads stay
+    /// [default: keep all]
+    #[arg(long, env = "CLAVIGER_AUDIT_KEEP_DAYS", value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..))]
+    audit_keep_days: Option<u32>,
+    /// Remove the oldest segments of the audit log until it has so many MiB [default: keep all]
+    #[arg(long, env = "CLAVIGER_AUDIT_KEEP_MIB", value_name = "MIB", value_parser = clap::value_parser!(u32).range(128..))]
+    audit_keep_mib: Option<u32>,
 }
 
 /// The file.
@@ -77,6 +102,10 @@ struct Written {
     status_listen: Option<SocketAddr>,
     bootstrap: Option<PathBuf>,
     master_key: Option<String>,
+    audit_durability: Option<String>,
+    audit_checkpoints: Vec<String>,
+    audit_keep_days: Option<u32>,
+    audit_keep_mib: Option<u32>,
 }
 
 /// What counts.
@@ -91,6 +120,7 @@ pub(super) struct Config {
     pub(super) no_waits: bool,
     pub(super) bootstrap: Option<PathBuf>,
     pub(super) master_key: Option<String>,
+    pub(super) audit: AuditSettings,
 }
 
 impl Config {
@@ -98,6 +128,21 @@ impl Config {
     pub(super) fn of(given: Given) -> Result<Self, Failure> {
         let written = given.config.as_deref().map(read).transpose()?.unwrap_or_default();
         let either = |given: Vec<String>, written| if given.is_empty() { written } else { given };
+        let audit = AuditSettings {
+            durability: given.audit_durability.or(written.durability()?).unwrap_or_default(),
+            checkpoints: match given.audit_checkpoints {
+                none if none.is_empty() => written.checkpoints()?,
+                given => given,
+            },
+            keep: given
+                .audit_keep_days
+                .or(written.audit_keep_days)
+                .map(|days| Duration::from_secs(u64::from(days.max(1)) * 86_400)),
+            keep_bytes: given
+                .audit_keep_mib
+                .or(written.audit_keep_mib)
+                .map(|mib| u64::from(mib.max(128)) << 20),
+        };
         let data = given.data.or(written.data).ok_or_else(|| {
             Failure::new(
                 2,
@@ -106,6 +151,7 @@ impl Config {
             )
         })?;
         let config = Self {
+            audit,
             data,
             listen: given.listen.or(written.listen).unwrap_or(LISTEN),
             names: either(given.names, written.names),
@@ -124,6 +170,50 @@ impl Config {
             ));
         }
         Ok(config)
+    }
+}
+
+impl Written {
+    fn durability(&self) -> Result<Option<Durability>, Failure> {
+        self.audit_durability.as_deref().map(durability).transpose().map_err(|why| {
+            Failure::new(2, format!("audit_durability: {why}"), "mend the file of --config")
+        })
+    }
+
+    fn checkpoints(&self) -> Result<Vec<CheckpointSink>, Failure> {
+        let read = |text: &String| {
+            sink(text).map_err(|why| {
+                let error = format!("audit_checkpoints: {text:?}: {why}");
+                Failure::new(2, error, "mend the file of --config")
+            })
+        };
+        self.audit_checkpoints.iter().map(read).collect()
+    }
+}
+
+fn durability(text: &str) -> Result<Durability, String> {
+    match text {
+        "synced" => Ok(Durability::Synced),
+        "written" => Ok(Durability::Written),
+        _ => Err("expected synced or written".to_owned()),
+    }
+}
+
+fn sink(text: &str) -> Result<CheckpointSink, String> {
+    let absolute = |path: &str| {
+        let path = PathBuf::from(path);
+        if path.is_absolute() { Ok(path) } else { Err("the path must be absolute".to_owned()) }
+    };
+    match text.split_once(':') {
+        Some(("file", path)) => absolute(path).map(CheckpointSink::File),
+        Some(("syslog", to)) => match to.strip_prefix("udp:") {
+            Some(address) => address
+                .parse()
+                .map(CheckpointSink::SyslogUdp)
+                .map_err(|_| "expected syslog:udp:ADDRESS:PORT".to_owned()),
+            None => absolute(to).map(CheckpointSink::Syslog),
+        },
+        _ => Err("expected file:PATH, syslog:PATH or syslog:udp:ADDRESS:PORT".to_owned()),
     }
 }
 
@@ -217,5 +307,26 @@ mod tests {
         }
         let absent = Given { config: Some("/nowhere/x.toml".into()), ..Given::default() };
         assert_eq!(Config::of(absent).err().map(|f| f.code), Some(3));
+    }
+
+    #[test]
+    fn settings_of_the_audit_log() {
+        let text = "data = \"/d\"\naudit_durability = \"written\"\naudit_keep_days = 90\n\
+            audit_checkpoints = [\"file:/mnt/c\", \"syslog:/dev/log\", \"syslog:udp:192.0.2.1:514\"]\n";
+        let config = with(text, Given::default()).unwrap_or_else(|_| panic!("refused"));
+        assert_eq!(config.audit.durability, Durability::Written);
+        assert_eq!(config.audit.keep, Some(Duration::from_secs(90 * 86_400)));
+        assert_eq!(config.audit.checkpoints.len(), 3);
+        let given = Given { audit_durability: Some(Durability::Synced), ..Given::default() };
+        let config = with(text, given).unwrap_or_else(|_| panic!("refused"));
+        assert_eq!(config.audit.durability, Durability::Synced);
+        for bad in [
+            "audit_durability = \"soon\"",
+            "audit_checkpoints = [\"file:relative\"]",
+            "audit_checkpoints = [\"ftp:/x\"]",
+            "audit_checkpoints = [\"syslog:udp:nowhere\"]",
+        ] {
+            assert!(with(&format!("data = \"/d\"\n{bad}\n"), Given::default()).is_err(), "{bad}");
+        }
     }
 }

@@ -323,6 +323,7 @@ fn settings(config: &Config, address: SocketAddr, public: Option<SocketAddr>) ->
         names,
         url: url(&config.names, address),
         public_url: public.map(|address| url(&config.public_names, address)),
+        audit: config.audit.clone(),
         ..Settings::default()
     };
     if config.no_waits { settings.without_waits() } else { settings }

@@ -81,16 +81,6 @@ fn before(now: UnixMs, by: Duration) -> UnixMs {
 
 /// The record of what the clock did to a key.
 fn by_the_clock(app: &App, action: &'static str, key: &Key, at: UnixMs) -> Record {
-    Record {
-        at,
-        who: "system".to_owned(),
-        credential: None,
-        address: None,
-        action: action.into(),
-        target: app.account.key_crn(&key.root),
-        status: 200,
-        reason: "".into(),
-        correlation: String::new(),
-        data: Data { key: Some(facts(key, at)), ..Data::default() },
-    }
+    let record = Record::of_system(at, action, app.account.key_crn(&key.root));
+    Record { data: Data { key: Some(facts(key, at)), ..Data::default() }, ..record }
 }

@@ -80,23 +80,16 @@ async fn every_act_is_on_record_whether_it_was_done_or_refused() {
     w.call(&format!("POST /keys/{id}/actions/wrap"), &Value::Null).await.is(200);
     w.call(&format!("POST /keys/{id}/actions/unwrap"), &Value::Null).await.is(400);
     w.call(&format!("POST /keys/{id}/actions/disable"), &Value::Null).await.is(204);
-    let rows: Vec<(String, String, i64, String)> = w
-        .app
-        .store
-        .read("t", |tx| {
-            let sql = "SELECT action, outcome, status, target FROM audit ORDER BY id";
-            let mut query = tx.prepare(sql)?;
-            let rows = query.query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)))?;
-            Ok::<_, StoreError>(rows.collect::<Result<_, _>>()?)
-        })
-        .unwrap();
-    let short: Vec<_> = rows.iter().map(|(a, o, s, _)| (a.as_str(), o.as_str(), *s)).collect();
+    let acts = w.acts();
+    let short: Vec<_> =
+        acts.iter().map(|act| (&*act.action, act.succeeded(), act.status)).collect();
     let want = [
-        ("kms.secrets.create", "success", 200),
-        ("kms.secrets.wrap", "success", 200),
-        ("kms.secrets.unwrap", "failure", 400),
-        ("kms.secrets.disable", "success", 200),
+        ("kms.secrets.create", true, 200),
+        ("kms.secrets.disable", true, 200),
+        // What changes nothing lies in the audit log's segments.
+        ("kms.secrets.wrap", true, 200),
+        ("kms.secrets.unwrap", false, 400),
     ];
     assert_eq!(short, want);
-    assert!(rows[1].3.ends_with(&format!(":key:{id}")), "{}", rows[1].3);
+    assert!(acts[2].target.ends_with(&format!(":key:{id}")), "{}", acts[2].target);
 }

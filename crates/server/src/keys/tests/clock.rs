@@ -195,8 +195,7 @@ fn marks(text: &[u8]) -> impl Iterator<Item = [u8; 16]> + '_ {
 /// How many of `marks` are anywhere in the files of the database: pages in use, free pages, log.
 fn found(w: &World, marks: &HashSet<[u8; 16]>) -> usize {
     let mut seen = HashSet::new();
-    for entry in std::fs::read_dir(w.dir.path()).unwrap() {
-        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+    for bytes in w.files() {
         for window in bytes.windows(16) {
             let window: [u8; 16] = window.try_into().unwrap();
             if marks.contains(&window) {

@@ -107,10 +107,7 @@ async fn material_is_imported_and_rotated_under_a_token() {
     assert_eq!(w.audited("kms.import-token.create"), 6);
     assert_eq!(w.audited("kms.import-token.read"), 5);
 
-    let files: Vec<u8> = std::fs::read_dir(w.dir.path())
-        .unwrap()
-        .flat_map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
-        .collect();
+    let files: Vec<u8> = w.files().concat();
     let nonce = STANDARD.decode(token["nonce"].as_str().unwrap()).unwrap();
     for mark in [&material[..], &nonce] {
         assert!(!files.windows(mark.len()).any(|window| window == mark));

@@ -87,8 +87,7 @@ async fn no_file_of_the_database_holds_material_in_the_clear() {
     w.call(&line, &json!({"plaintext": STANDARD.encode(dek)})).await.is(200);
     let marks: [&[u8]; 3] = [&root, &standard, dek];
     let mut read = 0;
-    for entry in std::fs::read_dir(w.dir.path()).unwrap() {
-        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+    for bytes in w.files() {
         read += bytes.len();
         for mark in marks {
             let base64 = STANDARD.encode(mark);
@@ -98,9 +97,6 @@ async fn no_file_of_the_database_holds_material_in_the_clear() {
         // The search does find what is there: names are not secret.
     }
     assert!(read > 10_000, "the database and its log were read");
-    let all: Vec<u8> = std::fs::read_dir(w.dir.path())
-        .unwrap()
-        .flat_map(|e| std::fs::read(e.unwrap().path()).unwrap())
-        .collect();
+    let all: Vec<u8> = w.files().concat();
     assert!(all.windows(4).any(|window| window == b"byok"));
 }
