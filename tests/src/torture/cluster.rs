@@ -57,8 +57,15 @@ fn under_fire(lab: &Lab, dice: &mut Dice) -> Result<(), String> {
             None => return Err(format!("Secret {name} is gone")),
             Some(found) if found == value => {}
             // A write whose answer was lost may have happened.
-            Some(found) if acknowledged.attempted.get(name) == Some(found) => {}
-            Some(_) => return Err(format!("Secret {name} has another value than acknowledged")),
+            Some(found) if acknowledged.unanswered.get(name).is_some_and(|v| v.contains(found)) => {
+            }
+            Some(found) => {
+                return Err(format!(
+                    "Secret {name} has the value {found:?}; acknowledged last was {value:?}, \
+                     without an answer since: {:?}",
+                    acknowledged.unanswered.get(name).unwrap_or(&Vec::new())
+                ));
+            }
         }
     }
     lab.census_is_good()
@@ -89,7 +96,8 @@ struct Writer {
 #[derive(Default)]
 struct Written {
     acknowledged: BTreeMap<String, String>,
-    attempted: BTreeMap<String, String>,
+    /// What was tried since then. Any of it may have happened.
+    unanswered: BTreeMap<String, Vec<String>>,
 }
 
 impl Writer {
@@ -104,9 +112,11 @@ impl Writer {
                 n += 1;
                 let (name, value) = (format!("writer-{}", n % 20), format!("value-{n}"));
                 let full = format!("default/{name}");
-                written.attempted.insert(full.clone(), value.clone());
                 if crate::lab::write_secret(&kubectl, &env, &name, &value) {
+                    written.unanswered.remove(&full);
                     written.acknowledged.insert(full, value);
+                } else {
+                    written.unanswered.entry(full).or_default().push(value);
                 }
                 std::thread::sleep(Duration::from_millis(100));
             }
