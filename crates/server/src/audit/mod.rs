@@ -3,7 +3,7 @@
 //! An administrator reads everything; a manager of an instance what is about that instance, and
 //! only from where the instance lets him come.
 
-pub(crate) mod body;
+pub mod body;
 pub mod cadf;
 pub mod chain;
 mod merge;

@@ -110,6 +110,7 @@ impl Run {
             format!("{why}\n  without an answer at the last kill:\n    {unanswered}")
         })?;
         run.server.kill()?;
+        records::verify(&run.server.database())?;
         let (calls, lost, lost_done) = (run.calls, run.lost, run.lost_done);
         Ok(format!(
             ": {calls} calls under fire, {lost} without an answer, {lost_done} of them done"

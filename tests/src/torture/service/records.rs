@@ -7,9 +7,15 @@
 use super::call::Call;
 use super::state::{Age, State};
 use crate::Outcome;
+use claviger_audit::{Checkpoint, Dir, Reader, What};
+use claviger_crypto::sign::PublicKey;
+use claviger_domain::id::UnixMs;
+use claviger_server::audit::{body, chain};
+use claviger_server::first;
+use claviger_store::StoreError;
 use claviger_store::rusqlite::{Connection, OpenFlags, params};
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const DAY_MS: i64 = 86_400_000;
@@ -19,8 +25,8 @@ const DUE: Duration = Duration::from_secs(20);
 /// One audit record: action, status, reason.
 type Record = (String, u16, String);
 
-/// The database of a running server.
-pub struct Records(Connection);
+/// The database of a running server, and its audit log.
+pub struct Records(Connection, PathBuf);
 
 impl Records {
     /// Opens it.
@@ -28,7 +34,7 @@ impl Records {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
         connection.busy_timeout(Duration::from_secs(5)).map_err(failed)?;
-        Ok(Self(connection))
+        Ok(Self(connection, claviger_server::record::directory(path)))
     }
 
     /// Audit records by correlation id.
@@ -42,6 +48,15 @@ impl Records {
         for row in rows.map_err(failed)? {
             let (correlation, record) = row.map_err(failed)?;
             all.entry(correlation).or_default().push(record);
+        }
+        let files = Dir::existing(&self.1).map_err(|e| format!("the audit log: {e}"))?;
+        let entries = Reader::open(files, UnixMs(0)).map_err(|e| format!("the audit log: {e}"))?;
+        for entry in entries {
+            let entry = entry.map_err(|e| format!("the audit log: {e}"))?;
+            let record = body::decode(entry.at, &entry.body)
+                .ok_or_else(|| format!("record {} of the audit log is none", entry.number))?;
+            let said = (record.action.into_owned(), record.status, record.reason.into_owned());
+            all.entry(record.correlation).or_default().push(said);
         }
         Ok(all)
     }
@@ -113,6 +128,31 @@ impl Records {
         let sql = "SELECT count(*) FROM audit
             WHERE who = 'system' AND action = ?1 AND target LIKE '%:key:' || ?2";
         self.0.query_row(sql, [action, id], |row| row.get(0)).map_err(failed)
+    }
+}
+
+/// Whether the audit log of a server that was killed is as it was written, and hangs together with
+/// the rows of its database.
+pub fn verify(database: &Path) -> Outcome<()> {
+    let failed = |e: StoreError| format!("the server's database: {e}");
+    let key = claviger_store::peek(database, first::AUDIT_PUBLIC).map_err(failed)?;
+    let key = key.and_then(|key| key.try_into().ok()).map(PublicKey);
+    let keys = [key.ok_or("the database has no key of the audit log")?];
+    let kept = claviger_store::view(database, chain::kept).map_err(failed)?;
+    let kept = kept.as_slice();
+    let mut anchors: Vec<_> = kept.iter().filter_map(|c| chain::row_of(c.anchor())).collect();
+    let mut seen = |c: &Checkpoint| anchors.extend(chain::row_of(c.anchor()));
+    let report = Dir::existing(&claviger_server::record::directory(database))
+        .and_then(|files| claviger_audit::verify(&files, &keys, kept, &mut seen))
+        .map_err(|e| format!("the audit log: {e}"))?;
+    // The last write may have been cut by the kill; the next start says so.
+    if let Some(wrong) = report.findings.iter().find(|finding| finding.what != What::Torn) {
+        return Err(format!("the audit log: {wrong:?}"));
+    }
+    let rows = claviger_store::view(database, |tx| chain::verify_rows(tx, &anchors));
+    match rows.map_err(failed)?.findings.first() {
+        Some((row, what)) => Err(format!("audit row {row}: {what}")),
+        None => Ok(()),
     }
 }
 

@@ -71,6 +71,7 @@ pub(super) fn run(args: Args, look: Look) -> Done {
         })?);
     }
     // What the database keeps is not from outside, and binds the log all the same.
+    let inside = kept.is_some();
     outside.extend(kept);
     let mut anchors: Vec<(i64, Link)> = outside
         .iter()
@@ -88,7 +89,8 @@ pub(super) fn run(args: Args, look: Look) -> Done {
     let rows = claviger_store::view(&database, |tx| chain::verify_rows(tx, &anchors));
     let rows = rows.map_err(store)?;
     let whole = report.is_whole() && rows.findings.is_empty();
-    let verified = verified(&report, &rows, &keys, whole);
+    let mut verified = verified(&report, &rows, &keys, whole);
+    verified.outside = verified.outside.saturating_sub(u64::from(inside));
     look.answer(&verified, || told(&verified, &report, given));
     if whole {
         return Ok(());
@@ -127,12 +129,11 @@ fn verified(report: &Report, rows: &Rows, keys: &[PublicKey], whole: bool) -> Ve
 }
 
 fn told(verified: &Verified, report: &Report, given: usize) -> Vec<String> {
-    let mut lines = vec![format!(
-        "segments: {}, records {} to {}",
-        verified.segments,
-        thousands(verified.first_record),
-        thousands(verified.last_record)
-    )];
+    let records = match verified.last_record {
+        last if last < verified.first_record => "no records".to_owned(),
+        last => format!("records {} to {}", thousands(verified.first_record), thousands(last)),
+    };
+    let mut lines = vec![format!("segments: {}, {records}", verified.segments)];
     lines.push(match report.signed {
         Some((record, at)) => {
             format!("signed: up to record {} ({})", thousands(record), when(at))
