@@ -93,7 +93,14 @@ impl Connection {
             missing("the key server's CA", "say --ca-file, or set CLAVIGER_CA_FILE")
         })?;
         let api_key = match &self.api_key_file {
-            Some(path) => files::read_text(path, API_KEY_MAX)?.trim().to_owned(),
+            Some(path) => {
+                if files::others_may(path) {
+                    // Not refused: a Secret that is mounted into a container looks like this.
+                    let shown = path.display();
+                    eprintln!("warning: others may read the API key in {shown}: chmod 600 {shown}");
+                }
+                files::read_text(path, API_KEY_MAX)?.trim().to_owned()
+            }
             None => {
                 std::env::var("CLAVIGER_API_KEY").ok().filter(|key| !key.is_empty()).ok_or_else(
                     || missing("an API key", "set CLAVIGER_API_KEY, or say --api-key-file"),

@@ -21,6 +21,13 @@ pub fn read_text(path: &Path, max: u64) -> Result<String, Failure> {
     })
 }
 
+/// Whether users other than the file's owner may read or write it. Not of pipes and other things
+/// that are no files.
+pub fn others_may(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o077 != 0)
+}
+
 /// Reads key material, or standard input for `-`: base64, or the bytes themselves if `raw`.
 pub fn read_material(path: &Path, raw: bool) -> Result<SecretBytes, Failure> {
     use base64::Engine;

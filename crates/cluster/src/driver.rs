@@ -11,7 +11,7 @@ use crate::node::Node;
 use crate::observe::Probe;
 use crate::ring::{Opener, Opening};
 use crate::take_up::{self, Act, Due, Moment};
-use claviger_domain::cluster::plan::must_fence;
+use claviger_domain::cluster::plan::{must_fence, not_told};
 use claviger_domain::cluster::ring::Role;
 use claviger_domain::cluster::{Access, Cluster, Observation, Process, Stage, TakeUp};
 use claviger_domain::id::Serial;
@@ -145,7 +145,10 @@ impl Driver {
         };
         let may_lift = stands.is_some()
             && asked.is_none()
-            && latest.as_ref().is_some_and(|l| l.at.elapsed() < COASTS_AFTER);
+            && latest.as_ref().is_some_and(|l| {
+                l.at.elapsed() < COASTS_AFTER
+                    && not_told(&l.state.cluster, &l.state.roots).is_none()
+            });
         if !may_lift {
             self.impose(record);
             return;

@@ -7,6 +7,7 @@ use crate::control::kube::Kube;
 use crate::file::FileError;
 use crate::truth::{Truth, keep_newer};
 use claviger_client::{AgentApi, KeyService};
+use claviger_domain::cluster::plan::not_told;
 use claviger_domain::cluster::{Access, Cluster, Observation, Stage};
 use claviger_domain::id::ClusterId;
 use claviger_etcd::Etcd;
@@ -164,7 +165,8 @@ impl Node {
     }
 
     /// Takes an authenticated answer of the server: keeps the ring durably, counts the contact,
-    /// then lets everybody see it. A truth that lacks what this node holds is not taken.
+    /// then lets everybody see it. A truth that lacks what this node holds is not taken, and an
+    /// answer that says nothing of a root key of this node's ring is no contact.
     ///
     /// On an error a file could not be written. What the server says of the root keys is passed
     /// on all the same: a full disk must not keep a suspended key from fencing the node.
@@ -175,7 +177,14 @@ impl Node {
         let kept = truth.take(&mut state, newest);
         let roots = latest.as_ref().map(|l| (&*l.state.roots, l.at.elapsed()));
         keep_newer(&mut state.roots, roots);
-        let counted = lock(&self.contact).made(Moment::now());
+        // Coasting counts on while nobody vouches for a root key of this node: if it was suspended,
+        // nobody would say so.
+        let mut contact = lock(&self.contact);
+        let counted = match not_told(&state.cluster, &state.roots) {
+            None => contact.made(Moment::now()),
+            Some(_) => contact.passes(Moment::now()),
+        };
+        drop(contact);
         self.latest.send_replace(Some(Arc::new(Latest { state, at: Instant::now() })));
         drop(truth);
         self.look.notify_one();

@@ -1,7 +1,7 @@
 //! `situation => step`, one row for each branch of the planner.
 
 use claviger_domain::cluster::commit::{Commit, apply};
-use claviger_domain::cluster::plan::{Facts, Step, Why, plan};
+use claviger_domain::cluster::plan::{Facts, Step, Why, must_fence, not_told, plan};
 use claviger_domain::cluster::ring::{Kek, Ring, Role};
 use claviger_domain::cluster::*;
 use claviger_domain::id::*;
@@ -902,4 +902,28 @@ fn reasons_are_for_people() {
     assert!(words.ends_with("for 2 s"), "{words}");
     let words = Why::PreflightFailed(agent(0), "no route; open the port".to_owned()).to_string();
     assert_eq!(words, "agent m0: no route; open the port");
+}
+
+/// A key server that was restored to before a switch speaks of the old root key only: its word
+/// neither closes the cluster nor vouches for the key that seals.
+#[test]
+fn nobody_vouches_for_a_root_key_by_saying_nothing_of_it() {
+    let kek = |serial, key, role| Kek {
+        serial: Serial(serial),
+        root: RootVersion { root: root(key), version: version(1) },
+        wrapped: String::new(),
+        role,
+        created: UnixMs(0),
+    };
+    let mut case = Case::new(1);
+    assert_eq!(not_told(&case.cluster, &[]), None, "nothing in use");
+    case.cluster.ring.keks =
+        vec![kek(1, 12, Role::Retained), kek(2, 10, Role::Read), kek(3, 11, Role::Write)];
+    assert_eq!(not_told(&case.cluster, &case.roots), None);
+    for (gone, untold) in [(0, root(10)), (1, root(11))] {
+        let mut roots = case.roots.clone();
+        roots.remove(gone);
+        assert_eq!(not_told(&case.cluster, &roots), Some(untold));
+        assert_eq!(must_fence(&case.cluster, &roots), None);
+    }
 }

@@ -478,6 +478,14 @@ fn taken(seen: &Seen, target: &Target, stage: Stage) -> bool {
         && o.stage_loaded.is_some_and(|loaded| loaded >= stage)
 }
 
+/// A root key under which `cluster` writes or reads and of which `roots` says nothing: whoever said
+/// that knows an older cluster, as a key server does that was restored to before a switch. It does
+/// not vouch for the key.
+pub fn not_told(cluster: &Cluster, roots: &[RootStatus]) -> Option<RootKey> {
+    let in_use = cluster.ring.keks.iter().filter(|k| matches!(k.role, Role::Write | Role::Read));
+    in_use.map(|k| k.root.root).find(|root| roots.iter().all(|r| r.root != *root))
+}
+
 /// The root key whose suspension closes the cluster now, if one does: that of the KEK that
 /// seals, or of a KEK that live records may still be under. Expired and deleted act the same.
 pub fn must_fence<'a>(cluster: &Cluster, roots: &'a [RootStatus]) -> Option<&'a RootStatus> {

@@ -214,7 +214,7 @@ impl From<claviger_store::StoreError> for KpError {
         let (code, what) = if e.is_disk() {
             (
                 "STORAGE_ERR",
-                "The server cannot write to its disk; nothing was changed. Tell its operator, try again",
+                "The server cannot write to its disk; nothing was changed. Tell its operator to make room, then try again",
             )
         } else {
             ("STORAGE_ERR", "The server's database did not answer; nothing was changed. Try again")

@@ -24,6 +24,13 @@ const OPENING_MAX: Duration = Duration::from_secs(30);
 /// A verification or a scrub of any cluster that fits one machine ends well before.
 const JOB_MAX: Duration = Duration::from_secs(1800);
 
+/// How long a job may wait before it is asked whether there are agents at all: they hear of it
+/// within a second, or ask within fifteen.
+const TAKEN_AFTER: Duration = Duration::from_secs(20);
+
+/// An agent that has not called in for so long is not there: it does every few seconds.
+const AGENT_SILENT_MS: i64 = 60_000;
+
 /// Until when to follow.
 #[derive(Debug, Clone, Copy)]
 pub enum Goal {
@@ -190,6 +197,10 @@ pub async fn job(
                         return Err(Failure::new(crate::exit::UNKNOWN, reason, ""));
                     }
                     Some(JobReport::Running { note }) => progress.phase(&note),
+                    None if started.elapsed() > TAKEN_AFTER => {
+                        somebody_there(cluster, link).await?;
+                        progress.phase("waiting for an agent of the cluster to have time");
+                    }
                     None => progress.phase("waiting for an agent of the cluster"),
                 }
             }
@@ -209,4 +220,17 @@ pub async fn job(
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Fails if no agent of the cluster calls in.
+async fn somebody_there(cluster: &str, link: &Link) -> Result<(), Failure> {
+    let status = link.clusters.kms_status(cluster).await?;
+    let since = status.state.now.0.saturating_sub(AGENT_SILENT_MS);
+    if status.agents.iter().any(|agent| agent.last_contact.0 >= since) {
+        return Ok(());
+    }
+    let hint = format!(
+        "start the agents; who called in last, and when: claviger ks kms status -c {cluster}"
+    );
+    Err(Failure::new(crate::exit::UNKNOWN, "no agent of the cluster calls in", hint))
 }
