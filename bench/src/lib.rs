@@ -22,11 +22,17 @@ pub fn median(values: &[f64]) -> f64 {
 /// A ring of KEKs 1 to `serials`, of which the last is reported. Nothing wraps them: a benchmark
 /// never asks a key service.
 pub fn ring(cluster: &ClusterId, keys: &[Key32]) -> OpenRing {
-    let root = RootKey { instance: InstanceId::random(), key: KeyId::random() };
+    // The same ids each time: what one ring of these sealed, another opens.
+    let id = "00000000-0000-4000-8000-000000000001";
+    let root = RootKey {
+        instance: id.parse::<InstanceId>().expect("a UUID"),
+        key: id.parse::<KeyId>().expect("a UUID"),
+    };
+    let version: KeyVersionId = id.parse().expect("a UUID");
     let keks = keys.iter().zip(1..).map(|(key, serial)| {
         let entry = Kek {
             serial: Serial(serial),
-            root: RootVersion { root, version: KeyVersionId::random() },
+            root: RootVersion { root, version },
             // As long as the key service's own.
             wrapped: "A".repeat(348),
             role: Role::Write,
