@@ -546,13 +546,9 @@ fn due(
     open: bool,
     acknowledged: &Acknowledged,
 ) -> Vec<Acknowledgement> {
-    let in_use = |root| {
-        let mut keks = cluster.ring.keks.iter();
-        keks.any(|k| k.root.root == root && matches!(k.role, Role::Write | Role::Read))
-    };
     roots
         .iter()
-        .filter(|r| r.event > 0 && in_use(r.root))
+        .filter(|r| r.event > 0 && cluster.ring.uses(r.root))
         .filter(|r| if r.state == KeyState::Active { open } else { fenced })
         .filter(|r| acknowledged.get(&r.root) != Some(&(r.event, fenced)))
         .map(|r| Acknowledgement { root: r.root, event: r.event, state: r.state, fenced })

@@ -363,9 +363,8 @@ fn before_the_kek(facts: &Facts<'_>) -> Step {
 /// the commit only if every agent acknowledged the key's newest event as fenced.
 fn go_without(facts: &Facts<'_>, op: &Operation) -> Option<Step> {
     let root = op.without?;
-    let in_use = |k: &Kek| k.root.root == root && matches!(k.role, Role::Write | Role::Read);
     let active = root_state(facts, root) == Some(KeyState::Active);
-    if active || !facts.cluster.ring.keks.iter().any(in_use) {
+    if active || !facts.cluster.ring.uses(root) {
         return None;
     }
     let state = root_state(facts, op.target).unwrap_or(KeyState::Destroyed);
@@ -482,19 +481,12 @@ fn taken(seen: &Seen, target: &Target, stage: Stage) -> bool {
 /// that knows an older cluster, as a key server does that was restored to before a switch. It does
 /// not vouch for the key.
 pub fn not_told(cluster: &Cluster, roots: &[RootStatus]) -> Option<RootKey> {
-    let in_use = cluster.ring.keks.iter().filter(|k| matches!(k.role, Role::Write | Role::Read));
-    in_use.map(|k| k.root.root).find(|root| roots.iter().all(|r| r.root != *root))
+    let mut in_use = cluster.ring.in_use().map(|k| k.root.root);
+    in_use.find(|root| roots.iter().all(|r| r.root != *root))
 }
 
 /// The root key whose suspension closes the cluster now, if one does: that of the KEK that
 /// seals, or of a KEK that live records may still be under. Expired and deleted act the same.
 pub fn must_fence<'a>(cluster: &Cluster, roots: &'a [RootStatus]) -> Option<&'a RootStatus> {
-    let in_use = |root: RootKey| {
-        cluster
-            .ring
-            .keks
-            .iter()
-            .any(|k| k.root.root == root && matches!(k.role, Role::Write | Role::Read))
-    };
-    roots.iter().find(|r| r.state != KeyState::Active && in_use(r.root))
+    roots.iter().find(|r| r.state != KeyState::Active && cluster.ring.uses(r.root))
 }

@@ -95,6 +95,16 @@ impl Ring {
         self.keks.iter().rev().find(read).map(|k| k.root.root)
     }
 
+    /// Whether `root` wraps the KEK that seals, or one that live records may still be under.
+    pub fn uses(&self, root: RootKey) -> bool {
+        self.in_use().any(|k| k.root.root == root)
+    }
+
+    /// The KEK that seals, and those that live records may still be under.
+    pub fn in_use(&self) -> impl Iterator<Item = &Kek> {
+        self.keks.iter().filter(|k| matches!(k.role, Role::Write | Role::Read))
+    }
+
     /// Whether a KEK of the ring is wrapped by `root`.
     pub fn names(&self, root: RootKey) -> bool {
         self.keks.iter().any(|k| k.root.root == root)

@@ -1,6 +1,5 @@
 //! What the key tables say of the root keys that a cluster uses or is to use.
 
-use claviger_domain::cluster::ring::Role;
 use claviger_domain::cluster::{Cluster, Operation, RootStatus};
 use claviger_domain::id::{ClusterId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
@@ -77,10 +76,8 @@ const CLUSTERS_MAX: usize = 10_000;
 /// been taken away by whoever stole a node's certificate.
 pub fn users(tx: &Tx<'_>, root: &RootKey) -> Result<Vec<String>, StoreError> {
     let needs = |cluster: &Cluster| {
-        let mut keks = cluster.ring.keks.iter();
-        let live = keks.any(|k| k.root.root == *root && matches!(k.role, Role::Write | Role::Read));
         let target = |op: &Operation| op.target == *root && op.registered;
-        live || cluster.operation.as_ref().is_some_and(target)
+        cluster.ring.uses(*root) || cluster.operation.as_ref().is_some_and(target)
     };
     let rows = clusters::list(tx, CLUSTERS_MAX)?;
     Ok(rows.into_iter().filter(|row| needs(&row.cluster)).map(|row| row.cluster.name).collect())
