@@ -195,16 +195,21 @@ impl KpError {
     pub fn in_service_form(self) -> Response {
         let Some(code) = self.code else { return Form::Service.unauthorized() };
         let mut response = service(self.status, code, &self.message, "");
-        if let Some(seconds) = self.retry_after {
-            let seconds = HeaderValue::from(u16::from(seconds));
-            response.headers_mut().insert(header::RETRY_AFTER, seconds);
-        }
+        say_when(&mut response, self.retry_after);
         response
     }
 
     /// The reason code, or empty.
     pub fn code(&self) -> &'static str {
         self.code.unwrap_or_default()
+    }
+}
+
+/// Adds when to try again, in seconds, if that is known.
+fn say_when(response: &mut Response, seconds: Option<u8>) {
+    if let Some(seconds) = seconds {
+        let seconds = HeaderValue::from(u16::from(seconds));
+        response.headers_mut().insert(header::RETRY_AFTER, seconds);
     }
 }
 
@@ -259,11 +264,9 @@ impl IntoResponse for KpError {
         let body = Envelope::of(kp::ERROR_TYPE, vec![ErrorBody { error_msg, reasons }]);
         let text = serde_json::to_vec(&body).expect("an error body is valid JSON");
         let mut response = (self.status, text).into_response();
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kp::ERROR_TYPE));
-        if let Some(seconds) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(u16::from(seconds)));
-        }
+        let form = HeaderValue::from_static(kp::ERROR_TYPE);
+        response.headers_mut().insert(header::CONTENT_TYPE, form);
+        say_when(&mut response, self.retry_after);
         response
     }
 }

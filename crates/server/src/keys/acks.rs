@@ -12,7 +12,8 @@ use axum::response::{IntoResponse, Response};
 use claviger_domain::access::KeyOperation;
 use claviger_domain::id::{AgentName, ClusterId, InstanceId};
 use claviger_domain::key::{KeyAction, RootKey};
-use claviger_store::{StoreError, Tx, answers, clusters, events, registrations};
+use claviger_store::registrations::{self, Registration};
+use claviger_store::{StoreError, Tx, answers, clusters, events};
 use claviger_wire::kp::{
     Acknowledgements, AgentAcknowledgement, ClusterAcknowledgement, ServiceAcknowledgement,
 };
@@ -35,10 +36,12 @@ pub(crate) async fn acknowledgements(
     let found = act.look(&app, |_, tx, act, now| {
         let key = act.key(tx, KeyOperation::ReadMetadata)?;
         state_allows(&key, KeyAction::Read, now)?;
+        let event = events::last_of(tx, &key.root)?;
+        let registered = registrations::of_key(tx, &key.root)?;
         Ok(Acknowledgements {
-            event: events::last_of(tx, &key.root)?,
-            clusters: of_clusters(tx, &key.root)?,
-            services: of_services(tx, &key.root)?,
+            event,
+            clusters: of_clusters(tx, &key.root, &registered, event)?,
+            services: of_services(tx, &key.root, &registered, event)?,
         })
     });
     match found.await {
@@ -48,10 +51,14 @@ pub(crate) async fn acknowledgements(
 }
 
 /// What the agents of clusters said.
-fn of_clusters(tx: &Tx<'_>, root: &RootKey) -> Result<Vec<ClusterAcknowledgement>, StoreError> {
-    let event = events::last_of(tx, root)?;
+fn of_clusters(
+    tx: &Tx<'_>,
+    root: &RootKey,
+    registered: &[Registration],
+    event: u64,
+) -> Result<Vec<ClusterAcknowledgement>, StoreError> {
     let mut seen: BTreeMap<ClusterId, BTreeMap<AgentName, AgentAcknowledgement>> = BTreeMap::new();
-    for registration in registrations::of_key(tx, root)? {
+    for registration in registered {
         let crn = registration.crn.strip_prefix(CLUSTER);
         if let Some(cluster) = crn.and_then(|rest| rest.split(':').nth(4)?.parse().ok()) {
             seen.entry(cluster).or_default();
@@ -87,20 +94,24 @@ fn of_clusters(tx: &Tx<'_>, root: &RootKey) -> Result<Vec<ClusterAcknowledgement
 }
 
 /// What others said by `event_ack`.
-fn of_services(tx: &Tx<'_>, root: &RootKey) -> Result<Vec<ServiceAcknowledgement>, StoreError> {
-    let last = events::last_of(tx, root)?;
-    let silent = |crn: String| ServiceAcknowledgement {
+fn of_services(
+    tx: &Tx<'_>,
+    root: &RootKey,
+    registered: &[Registration],
+    last: u64,
+) -> Result<Vec<ServiceAcknowledgement>, StoreError> {
+    let silent = |crn: &str| ServiceAcknowledgement {
         acknowledged: last == 0,
         event: 0,
         state: None,
         rewrapped: None,
         at: None,
-        crn,
+        crn: crn.to_owned(),
     };
-    let mut seen: BTreeMap<String, ServiceAcknowledgement> = registrations::of_key(tx, root)?
-        .into_iter()
+    let mut seen: BTreeMap<String, ServiceAcknowledgement> = registered
+        .iter()
         .filter(|registration| !registration.crn.starts_with(CLUSTER))
-        .map(|registration| (registration.crn.clone(), silent(registration.crn)))
+        .map(|registration| (registration.crn.clone(), silent(&registration.crn)))
         .collect();
     for answer in answers::of_key(tx, root)? {
         let said = ServiceAcknowledgement {
