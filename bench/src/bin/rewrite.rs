@@ -8,7 +8,7 @@
 //!
 //! Needs `CLAVIGER_BIN`; `--secrets N` and `--rounds N` make it smaller.
 
-use claviger_bench::real::{Failure, Real};
+use claviger_bench::real::{Failure, Real, sizes};
 use claviger_bench::{cpu_seconds, median};
 use claviger_cluster::control::rewrite::{Pass, WORKERS, name_of};
 use claviger_domain::cluster::ring::serial_of;
@@ -47,16 +47,7 @@ struct Figures {
 }
 
 fn main() -> Result<(), Failure> {
-    let mut secrets = 10_000usize;
-    let mut rounds = 5usize;
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    for pair in args.chunks(2) {
-        match pair {
-            [name, value] if name == "--secrets" => secrets = value.parse()?,
-            [name, value] if name == "--rounds" => rounds = value.parse()?,
-            other => return Err(format!("unknown arguments {other:?}").into()),
-        }
-    }
+    let (secrets, rounds) = sizes(10_000)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(measure(secrets, rounds))
 }

@@ -6,7 +6,7 @@
 //! Needs `CLAVIGER_BIN`; `--secrets N` and `--rounds N` change 1,000 and five.
 
 use claviger_bench::median;
-use claviger_bench::real::{Failure, Real};
+use claviger_bench::real::{Failure, Real, sizes};
 use claviger_crypto::kek::ANNOTATION;
 use claviger_crypto::{SecretBytes, value};
 use claviger_domain::id::Serial;
@@ -19,15 +19,7 @@ use std::time::Instant;
 const STATES: [&str; 3] = ["plaintext", "one seed", "a seed each"];
 
 fn main() -> Result<(), Failure> {
-    let (mut secrets, mut rounds) = (1_000usize, 5usize);
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    for pair in args.chunks(2) {
-        match pair {
-            [name, value] if name == "--secrets" => secrets = value.parse()?,
-            [name, value] if name == "--rounds" => rounds = value.parse()?,
-            other => return Err(format!("unknown arguments {other:?}").into()),
-        }
-    }
+    let (secrets, rounds) = sizes(1_000)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(measure(secrets, rounds))
 }
