@@ -9,6 +9,7 @@ use claviger_crypto::sign::{PublicKey, SIGNATURE_LEN, SigningKey};
 use claviger_domain::id::UnixMs;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -40,6 +41,17 @@ impl Signer for SigningKey {
 
     fn sign(&self, message: &[u8]) -> Result<[u8; SIGNATURE_LEN], SignError> {
         Ok(SigningKey::sign(self, message))
+    }
+}
+
+/// One key, for several who sign.
+impl<S: Signer + Sync> Signer for Arc<S> {
+    fn public(&self) -> PublicKey {
+        (**self).public()
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<[u8; SIGNATURE_LEN], SignError> {
+        (**self).sign(message)
     }
 }
 

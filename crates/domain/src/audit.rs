@@ -84,6 +84,9 @@ impl Severity {
     }
 }
 
+/// Most characters of each text of a record that are kept.
+pub const TEXT_MAX: usize = 512;
+
 /// One act.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -110,20 +113,36 @@ pub struct Record {
 }
 
 impl Record {
-    /// A success of the server itself, which nobody asked for.
-    pub fn of_system(at: UnixMs, action: &'static str, target: String) -> Record {
+    /// A success of which nothing more is known.
+    pub fn done(
+        at: UnixMs,
+        who: impl Into<String>,
+        action: impl Into<Cow<'static, str>>,
+        target: impl Into<String>,
+    ) -> Record {
         Record {
             at,
-            who: "system".to_owned(),
+            who: who.into(),
             credential: None,
             address: None,
             action: action.into(),
-            target,
+            target: target.into(),
             status: 200,
             reason: "".into(),
             correlation: String::new(),
             data: Data::default(),
         }
+    }
+
+    /// A success of the server itself, which nobody asked for.
+    pub fn of_system(at: UnixMs, action: &'static str, target: String) -> Record {
+        Record::done(at, "system", action, target)
+    }
+
+    /// A text as it is kept: its first [`TEXT_MAX`] characters. They come from requests.
+    pub fn kept(text: &str) -> &str {
+        let end = text.char_indices().nth(TEXT_MAX).map_or(text.len(), |(at, _)| at);
+        &text[..end]
     }
 
     /// Whether what was asked for was done.

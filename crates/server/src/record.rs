@@ -7,13 +7,13 @@ use crate::app::{AuditSettings, CheckpointSink};
 use crate::audit::body;
 use crate::audit::chain::{self, DatabaseSink};
 use claviger_audit::{
-    Dir, FileSink, Health, Keep, Log, Options, Recovery, Refused, RetireError, Retired, Seams,
-    SignError, Signer, Sink, Syslog, WriterId,
+    Checkpoint, Dir, FileSink, Health, Keep, Log, Options, Recovery, Refused, RetireError, Retired,
+    Seams, Sink, Syslog, WriterId,
 };
-use claviger_crypto::sign::{PublicKey, SIGNATURE_LEN, SigningKey};
+use claviger_crypto::sign::SigningKey;
 use claviger_domain::audit::Record;
 use claviger_domain::id::UnixMs;
-use claviger_store::Store;
+use claviger_store::{Store, StoreError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,19 +36,6 @@ pub struct Recorder {
     directory: PathBuf,
     /// Held while segments are removed: two of these at once must not be.
     retiring: Mutex<()>,
-}
-
-/// The key of checkpoints, which two threads sign with.
-struct Shared(Arc<SigningKey>);
-
-impl Signer for Shared {
-    fn public(&self) -> PublicKey {
-        self.0.public()
-    }
-
-    fn sign(&self, message: &[u8]) -> Result<[u8; SIGNATURE_LEN], SignError> {
-        Signer::sign(&*self.0, message)
-    }
 }
 
 /// An act could not be put on record, so it must not be answered as done.
@@ -99,7 +86,9 @@ impl Recorder {
         let directory = directory(store.path());
         let files = Dir::open(&directory)?;
         let key = Arc::new(writer.key);
-        let known = chain::newest_checkpoint(store).map_err(io::Error::other)?;
+        let known: Option<Checkpoint> = store
+            .read("audit checkpoint", chain::kept)
+            .map_err(|e: StoreError| io::Error::other(e))?;
         let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(DatabaseSink(store.clone()))];
         for sink in &settings.checkpoints {
             sinks.push(opened(sink)?);
@@ -114,7 +103,7 @@ impl Recorder {
             }
         };
         let seams = Seams {
-            signer: Box::new(Shared(key.clone())),
+            signer: Box::new(key.clone()),
             anchor: Box::new(move || chain::anchor(&rows)),
             sinks,
             settle: Box::new(settle),

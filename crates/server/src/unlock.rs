@@ -59,17 +59,11 @@ pub fn unlock(
             opened.push(kind.as_str());
         }
         if !opened.is_empty() {
+            let target = first::account(tx)?.instance_crn(instance);
             let record = Record {
-                at: now,
-                who: by.to_owned(),
                 credential: Some(Credential::Host),
-                address: None,
-                action: "kms.instance-policies.write".into(),
-                target: first::account(tx)?.instance_crn(instance),
-                status: 200,
-                reason: "".into(),
-                correlation: String::new(),
                 data: Data { change: Some(Change::Policies { from, to }), ..Data::default() },
+                ..Record::done(now, by, "kms.instance-policies.write", target)
             };
             audit::add(tx, &record)?;
         }

@@ -30,33 +30,32 @@ const CHAINED: &str =
 /// How many they are.
 const CHAINED_LEN: usize = 12;
 
-/// Adds a row, and binds it to the one before. Texts are cut to 512 characters: they come from
-/// requests.
+/// Adds a row, and binds it to the one before. Of texts is kept what [`Record::kept`] says.
 pub fn add(tx: &Tx<'_>, record: &Record) -> Result<(), StoreError> {
-    let cut = |text: &str| text.chars().take(512).collect::<String>();
     let before = head(tx)?;
     let id = before.map_or(1, |head| head.id + 1);
-    let sql = "INSERT INTO audit (id, at, who, action, target, outcome, status, reason,
+    // The link is over what stands there, so that whoever reads the row finds the same.
+    let sql = format!(
+        "INSERT INTO audit (id, at, who, action, target, outcome, status, reason,
         correlation, credential, address, data)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
-    tx.prepare_cached(sql)?.execute(params![
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) RETURNING {CHAINED}"
+    );
+    let row = params![
         id,
         record.at.0,
-        cut(&record.who),
+        Record::kept(&record.who),
         record.action,
-        cut(&record.target),
+        Record::kept(&record.target),
         if record.succeeded() { "success" } else { "failure" },
         record.status,
-        cut(&record.reason),
-        cut(&record.correlation),
+        Record::kept(&record.reason),
+        Record::kept(&record.correlation),
         record.credential.map(Credential::as_str),
         record.address.map(|address| address.to_string()),
         serde_json::to_string(&record.data).expect("facts are valid JSON"),
-    ])?;
-    // Over what stands there, so that whoever reads the row finds the same.
-    let sql = format!("SELECT {CHAINED} FROM audit WHERE id = ?1");
+    ];
     let before = before.and_then(|head| head.link).unwrap_or_default();
-    let link = tx.prepare_cached(&sql)?.query_row([id], |row| link_of(row, &before))?;
+    let link = tx.prepare_cached(&sql)?.query_row(row, |row| link_of(row, &before))?;
     tx.prepare_cached("UPDATE audit SET link = ?2 WHERE id = ?1")?.execute(params![id, link])?;
     Ok(())
 }
@@ -234,13 +233,6 @@ fn read(row: &Row<'_>, action: String, target: String) -> Result<(Record, usize)
         data: data.unwrap_or_default(),
     };
     Ok((record, size))
-}
-
-/// Number of acts with this action; for tests and health.
-pub fn count(tx: &Tx<'_>, action: &str) -> Result<u64, StoreError> {
-    let sql = "SELECT count(*) FROM audit WHERE action = ?1";
-    let count: i64 = tx.prepare_cached(sql)?.query_row([action], |row| row.get(0))?;
-    Ok(count as u64)
 }
 
 #[cfg(test)]

@@ -7,9 +7,6 @@ use std::net::IpAddr;
 /// The kind of an entry whose body [`encode`] made.
 pub const ACT: u16 = 1;
 
-/// Longest text that is kept of each field: they come from requests.
-const TEXT_MAX: usize = 512;
-
 /// The body of a record; its time stands beside it. None if its facts are longer than an entry
 /// may be.
 pub fn encode(record: &Record) -> Option<Vec<u8>> {
@@ -32,8 +29,7 @@ pub fn encode(record: &Record) -> Option<Vec<u8>> {
     }
     for text in [&record.who, &*record.action, &record.target, &*record.reason, &record.correlation]
     {
-        let end = text.char_indices().nth(TEXT_MAX).map_or(text.len(), |(at, _)| at);
-        let text = &text[..end];
+        let text = Record::kept(text);
         out.extend_from_slice(&u16::try_from(text.len()).ok()?.to_be_bytes());
         out.extend_from_slice(text.as_bytes());
     }
@@ -92,6 +88,7 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use claviger_domain::audit::TEXT_MAX;
 
     fn record(address: Option<&str>, credential: Option<Credential>, data: Data) -> Record {
         Record {

@@ -1,10 +1,15 @@
 //! What binds the two places of audit records to each other: a checkpoint of the segments names
 //! the newest row of the database, and the database keeps the newest checkpoint.
 
-use claviger_audit::{Anchor, Checkpoint, Sink};
+use crate::{first, record};
+use claviger_audit::{Anchor, Checkpoint, Dir, FINDINGS_MAX, Report, Sink};
+use claviger_crypto::sign::PublicKey;
 use claviger_store::audit::{self, Head, Link};
 use claviger_store::{Store, StoreError, Tx, meta};
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
+use std::path::{Path, PathBuf};
 
 /// Name of the newest checkpoint in the database.
 const CHECKPOINT: &str = "audit-checkpoint";
@@ -34,13 +39,7 @@ pub fn row_of(anchor: &Anchor) -> Option<(i64, Link)> {
     Some((i64::from_be_bytes(*id), link.try_into().ok()?))
 }
 
-/// The newest checkpoint that the database keeps. None if it keeps none that can be read, which
-/// `verify` finds.
-pub fn newest_checkpoint(store: &Store) -> Result<Option<Checkpoint>, StoreError> {
-    store.read("audit checkpoint", kept)
-}
-
-/// The same within a view.
+/// The newest checkpoint that the database keeps; none if it keeps none that can be read.
 pub fn kept(tx: &Tx<'_>) -> Result<Option<Checkpoint>, StoreError> {
     Ok(meta::get(tx, CHECKPOINT)?.and_then(|bytes| Checkpoint::decode(&bytes)))
 }
@@ -71,8 +70,8 @@ pub enum RowFinding {
     Missing,
 }
 
-impl std::fmt::Display for RowFinding {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for RowFinding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             RowFinding::Changed => "the row was changed",
             RowFinding::Gap => "rows are missing before it",
@@ -85,10 +84,7 @@ impl std::fmt::Display for RowFinding {
     }
 }
 
-/// Findings that a report holds.
-const FINDINGS_MAX: usize = 1000;
-
-/// What [`verify_rows`] saw.
+/// What was seen of the rows.
 #[derive(Debug, Default)]
 pub struct Rows {
     /// Rows that are chained.
@@ -97,13 +93,68 @@ pub struct Rows {
     pub older: u64,
     /// Anchors that fit.
     pub anchors: u64,
-    /// What is wrong, by row; at most 1000.
+    /// What is wrong, by row; at most [`FINDINGS_MAX`].
     pub findings: Vec<(i64, RowFinding)>,
 }
 
+/// What [`verify`] saw.
+#[derive(Debug)]
+pub struct Verified {
+    /// The keys that were believed.
+    pub keys: Vec<PublicKey>,
+    /// The segments.
+    pub segments: Report,
+    /// The rows.
+    pub rows: Rows,
+}
+
+/// Why nothing could be verified.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The segments.
+    #[error("cannot read {0}: {1}")]
+    Segments(PathBuf, #[source] io::Error),
+    /// No key was given, and the database names none.
+    #[error("the database has no key of an audit log")]
+    NoKey,
+}
+
+/// Holds the audit log of the server whose database this is against its hashes, its signatures and
+/// the checkpoints in `outside`; the server may be running. Believed are `keys`, or if there are
+/// none, the one that the database names. What the database keeps counts as a checkpoint from
+/// outside in nothing but that the log has to agree with it.
+pub fn verify(
+    database: &Path,
+    mut keys: Vec<PublicKey>,
+    mut outside: Vec<Checkpoint>,
+) -> Result<Verified, VerifyError> {
+    let (own_key, kept) = claviger_store::view(database, |tx| {
+        Ok::<_, StoreError>((meta::get(tx, first::AUDIT_PUBLIC)?, kept(tx)?))
+    })?;
+    if keys.is_empty() {
+        let own = own_key.and_then(|key| Some(PublicKey(key.try_into().ok()?)));
+        keys.push(own.ok_or(VerifyError::NoKey)?);
+    }
+    let inside = u64::from(kept.is_some());
+    outside.extend(kept);
+    let signed = outside.iter().filter(|checkpoint| checkpoint.signed_by(&keys));
+    let mut anchors: Vec<_> = signed.filter_map(|c| row_of(c.anchor())).collect();
+    let directory = record::directory(database);
+    let mut seen = |checkpoint: &Checkpoint| anchors.extend(row_of(checkpoint.anchor()));
+    let mut segments = Dir::existing(&directory)
+        .and_then(|files| claviger_audit::verify(&files, &keys, &outside, &mut seen))
+        .map_err(|e| VerifyError::Segments(directory, e))?;
+    segments.outside = segments.outside.saturating_sub(inside);
+    let rows = claviger_store::view(database, |tx| verify_rows(tx, &anchors))?;
+    Ok(Verified { keys, segments, rows })
+}
+
 /// Holds the rows against their chain and against what checkpoints name.
-pub fn verify_rows(tx: &Tx<'_>, anchors: &[(i64, Link)]) -> Result<Rows, StoreError> {
-    let mut named: std::collections::BTreeMap<i64, Vec<Link>> = Default::default();
+fn verify_rows(tx: &Tx<'_>, anchors: &[(i64, Link)]) -> Result<Rows, StoreError> {
+    let mut named: BTreeMap<i64, Vec<Link>> = BTreeMap::new();
     for (id, link) in anchors {
         let links = named.entry(*id).or_default();
         if !links.contains(link) {
@@ -147,39 +198,34 @@ pub fn verify_rows(tx: &Tx<'_>, anchors: &[(i64, Link)]) -> Result<Rows, StoreEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record;
     use crate::testing::World;
-    use claviger_audit::Dir;
-    use claviger_crypto::sign::PublicKey;
     use serde_json::Value;
 
-    /// Stops a server that did something, and gives its database and what checkpoints name.
-    async fn stopped() -> (tempfile::TempDir, std::path::PathBuf, Vec<(i64, Link)>) {
+    /// Stops a server that did something, and gives its database.
+    async fn stopped() -> (tempfile::TempDir, PathBuf) {
         let w = World::new();
         let id = w.root().await;
         w.call(&format!("POST /keys/{id}/actions/wrap"), &Value::Null).await.is(200);
         w.root().await;
         let database = w.app.store.path().to_owned();
-        let dir = w.stop().await;
-        let mut anchors = Vec::new();
-        let key = claviger_store::peek(&database, crate::first::AUDIT_PUBLIC).unwrap().unwrap();
-        let key = PublicKey(key.try_into().unwrap());
-        let files = Dir::existing(&record::directory(&database)).unwrap();
-        let mut seen = |checkpoint: &Checkpoint| anchors.extend(row_of(checkpoint.anchor()));
-        let report = claviger_audit::verify(&files, &[key], &[], &mut seen).unwrap();
-        assert!(report.is_whole() && report.signed.is_some(), "{report:?}");
-        (dir, database, anchors)
+        (w.stop().await, database)
     }
 
     #[tokio::test]
     async fn rows_and_segments_hold_each_other() {
-        let (_dir, database, anchors) = stopped().await;
-        let look = || claviger_store::view(&database, |tx| verify_rows(tx, &anchors)).unwrap();
+        let (_dir, database) = stopped().await;
+        let look = || {
+            let Verified { segments, rows, .. } = verify(&database, vec![], vec![]).unwrap();
+            assert!(segments.is_whole() && segments.signed.is_some(), "{segments:?}");
+            rows
+        };
         let rows = look();
         assert_eq!((rows.chained, rows.older, rows.anchors), (2, 0, 1), "{rows:?}");
         assert_eq!(rows.findings, []);
         let kept = claviger_store::view(&database, kept).unwrap().expect("it is kept");
-        assert_eq!(row_of(kept.anchor()), Some(anchors[0]), "the checkpoint of the stop");
+        let head = claviger_store::view(&database, audit::head).unwrap().expect("a row");
+        let named = Some((head.id, head.link.expect("it is chained")));
+        assert_eq!(row_of(kept.anchor()), named, "the checkpoint of the stop");
 
         // The last row is cut off: only what was signed knows of it.
         claviger_store::beside(&database, |tx| {

@@ -37,6 +37,8 @@ pub struct Found {
     pub next: Option<Place>,
     /// Places of the log that cannot be read; `verify` says more.
     pub damaged: u64,
+    /// The oldest entry that was looked at.
+    oldest: Option<Place>,
 }
 
 /// At most `limit` wanted records before `before`. Damaged places are passed over and counted:
@@ -55,17 +57,17 @@ pub fn page(
     let end = wanted.to.map_or(newest, |to| to.min(newest));
     let floor = wanted.from.unwrap_or(UnixMs(0)).0.max(0);
     let mut window = WINDOW_MS;
-    let mut last: Option<(Found, Option<Place>)> = None;
+    let mut last: Option<Found> = None;
     loop {
         let from = end.0.saturating_sub(window).max(floor);
         let whole = from <= floor;
         let read = read(dir, wanted, (UnixMs(from), end), before, limit, last.is_some())?;
-        let Some((mut found, oldest)) = read else {
+        let Some(mut found) = read else {
             // Too many at once: what the window before found, and the rest the next time.
-            let (mut found, oldest) = last.unwrap_or_default();
+            let mut found = last.unwrap_or_default();
             let reached = UnixMs(end.0.saturating_sub(window / GROWS));
             let number = before.map_or(u64::MAX, |place| place.number);
-            found.next = oldest.or(Some(Place { number, at: reached }));
+            found.next = found.oldest.or(Some(Place { number, at: reached }));
             return Ok(found);
         };
         if found.next.is_some() || whole {
@@ -75,13 +77,12 @@ pub fn page(
             found.next = found.records.last().map(|(_, place)| *place);
             return Ok(found);
         }
-        last = Some((found, oldest));
+        last = Some(found);
         window = window.saturating_mul(GROWS);
     }
 }
 
-/// Reads one window; the oldest entry in it too. None if `bounded` and it has too many.
-#[allow(clippy::type_complexity)] // Two things that belong to each other nowhere else.
+/// Reads one window. None if `bounded` and it has too many entries.
 fn read(
     dir: &Path,
     wanted: &Wanted,
@@ -89,9 +90,9 @@ fn read(
     before: Option<Place>,
     limit: usize,
     bounded: bool,
-) -> io::Result<Option<(Found, Option<Place>)>> {
+) -> io::Result<Option<Found>> {
     let mut kept: VecDeque<(Record, Place)> = VecDeque::new();
-    let (mut found, mut oldest, mut more) = (Found::default(), None, false);
+    let (mut found, mut more) = (Found::default(), false);
     let (mut looked, mut beyond) = (0, 0);
     for entry in Reader::open(Dir::existing(dir)?, from)? {
         let entry = match entry {
@@ -115,7 +116,7 @@ fn read(
         if bounded && looked > LOOKED_MAX {
             return Ok(None);
         }
-        oldest.get_or_insert(place);
+        found.oldest.get_or_insert(place);
         if let Some(record) = matching(&entry, wanted) {
             if kept.len() == limit {
                 kept.pop_front();
@@ -126,7 +127,7 @@ fn read(
     }
     found.records = kept.into_iter().rev().collect();
     found.next = more.then(|| found.records.last().map(|(_, place)| *place)).flatten();
-    Ok(Some((found, oldest)))
+    Ok(Some(found))
 }
 
 fn matching(entry: &Entry, wanted: &Wanted) -> Option<Record> {

@@ -111,16 +111,11 @@ impl Trace {
         target: impl Into<String>,
     ) -> Record {
         Record {
-            at,
-            who: who.into(),
             credential: Some(credential),
             address: self.origin.address,
-            action: action.into(),
-            target: target.into(),
-            status: 200,
-            reason: Cow::Borrowed(""),
             correlation: self.correlation.clone(),
             data: Data { uri: self.uri.clone(), ..Data::default() },
+            ..Record::done(at, who, action, target)
         }
     }
 }

@@ -7,12 +7,9 @@
 use super::call::Call;
 use super::state::{Age, State};
 use crate::Outcome;
-use claviger_audit::{Checkpoint, Dir, Reader, What};
-use claviger_crypto::sign::PublicKey;
+use claviger_audit::{Dir, Finding, Reader, What};
 use claviger_domain::id::UnixMs;
 use claviger_server::audit::{body, chain};
-use claviger_server::first;
-use claviger_store::StoreError;
 use claviger_store::rusqlite::{Connection, OpenFlags, params};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -134,23 +131,13 @@ impl Records {
 /// Whether the audit log of a server that was killed is as it was written, and hangs together with
 /// the rows of its database.
 pub fn verify(database: &Path) -> Outcome<()> {
-    let failed = |e: StoreError| format!("the server's database: {e}");
-    let key = claviger_store::peek(database, first::AUDIT_PUBLIC).map_err(failed)?;
-    let key = key.and_then(|key| key.try_into().ok()).map(PublicKey);
-    let keys = [key.ok_or("the database has no key of the audit log")?];
-    let kept = claviger_store::view(database, chain::kept).map_err(failed)?;
-    let kept = kept.as_slice();
-    let mut anchors: Vec<_> = kept.iter().filter_map(|c| chain::row_of(c.anchor())).collect();
-    let mut seen = |c: &Checkpoint| anchors.extend(chain::row_of(c.anchor()));
-    let report = Dir::existing(&claviger_server::record::directory(database))
-        .and_then(|files| claviger_audit::verify(&files, &keys, kept, &mut seen))
-        .map_err(|e| format!("the audit log: {e}"))?;
+    let found = chain::verify(database, vec![], vec![]).map_err(|e| e.to_string())?;
     // The last write may have been cut by the kill; the next start says so.
-    if let Some(wrong) = report.findings.iter().find(|finding| finding.what != What::Torn) {
+    let wrong = |finding: &&Finding| finding.what != What::Torn;
+    if let Some(wrong) = found.segments.findings.iter().find(wrong) {
         return Err(format!("the audit log: {wrong:?}"));
     }
-    let rows = claviger_store::view(database, |tx| chain::verify_rows(tx, &anchors));
-    match rows.map_err(failed)?.findings.first() {
+    match found.rows.findings.first() {
         Some((row, what)) => Err(format!("audit row {row}: {what}")),
         None => Ok(()),
     }

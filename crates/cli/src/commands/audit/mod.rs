@@ -10,7 +10,7 @@ use clap::Subcommand;
 use claviger_client::WantedEvents;
 use claviger_domain::id::InstanceId;
 use claviger_wire::audit::Event;
-use std::collections::VecDeque;
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// Arguments of `claviger audit`.
@@ -78,8 +78,8 @@ const PAGE: usize = 1000;
 const PAUSE: Duration = Duration::from_secs(2);
 /// Events may turn up so much later than they began: `tail` looks back as far.
 const LATE: jiff::SignedDuration = jiff::SignedDuration::from_secs(30);
-/// Events that `tail` remembers to have shown.
-const SHOWN: usize = 20_000;
+/// Events that `tail` takes in at once.
+const AT_ONCE: usize = 20_000;
 /// What `tail` itself puts on record each time it asks; not shown unless asked for.
 const READS: &str = "kms.audit.list";
 
@@ -113,8 +113,7 @@ async fn export(args: Wanted, link: &Link) -> Done {
     loop {
         let found = link.admin.events(&wanted, PAGE).await?;
         for event in &found.events {
-            let line = serde_json::to_string(event).expect("events are valid JSON");
-            print_line(&clean_json(&line));
+            print_line(&line(event));
         }
         match found.next {
             Some(next) => wanted.before = Some(next),
@@ -124,37 +123,38 @@ async fn export(args: Wanted, link: &Link) -> Done {
 }
 
 async fn tail(args: Wanted, look: Look, link: &Link) -> Done {
+    let mut from = args.from.unwrap_or_else(jiff::Timestamp::now);
     let mut wanted = wanted(args, link).await?;
     let hide_reads = wanted.action.is_none();
-    let mut from = match &wanted.from {
-        Some(from) => from.parse().unwrap_or_else(|_| jiff::Timestamp::now()),
-        None => jiff::Timestamp::now(),
-    };
-    let start = from;
-    let mut shown: VecDeque<String> = VecDeque::new();
+    // What may come again was in the answer before: each looks back no further than that one.
+    let mut shown = HashSet::new();
     loop {
         wanted.from = Some(from.to_string());
-        let found = link.admin.events(&wanted, SHOWN).await?;
+        let found = link.admin.events(&wanted, AT_ONCE).await?;
+        let mut now = HashSet::new();
         for event in found.events.iter().rev() {
-            let line = serde_json::to_string(event).expect("events are valid JSON");
-            if (hide_reads && event.action == READS) || shown.contains(&line) {
-                continue;
+            let line = line(event);
+            // Two that say the same in every field are shown once.
+            let again = shown.contains(&line) || now.contains(&line);
+            if !(again || hide_reads && event.action == READS) {
+                match look.output {
+                    Format::Json => print_line(&line),
+                    Format::Text => print_text(&row(event).join("  ")),
+                }
             }
-            match look.output {
-                Format::Json => print_line(&clean_json(&line)),
-                Format::Text => print_text(&row(event).join("  ")),
-            }
-            if shown.len() == SHOWN {
-                shown.pop_front();
-            }
-            shown.push_back(line);
+            now.insert(line);
         }
+        shown = now;
         if let Some(newest) = found.events.first().and_then(|e| e.event_time.parse().ok()) {
-            from =
-                from.max(jiff::Timestamp::saturating_sub(newest, LATE).unwrap_or(from)).max(start);
+            from = from.max(jiff::Timestamp::saturating_sub(newest, LATE).unwrap_or(from));
         }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// An event in JSON on one line.
+fn line(event: &Event) -> String {
+    clean_json(&serde_json::to_string(event).expect("events are valid JSON"))
 }
 
 async fn wanted(args: Wanted, link: &Link) -> Result<WantedEvents, Failure> {

@@ -2,13 +2,11 @@
 
 use crate::exit::{self, Done, Failure};
 use crate::render::{Look, thousands, when};
-use claviger_audit::{Checkpoint, Dir, Report, checkpoints_of};
+use claviger_audit::{Checkpoint, Report, checkpoints_of};
 use claviger_crypto::digest::hex;
 use claviger_crypto::sign::PublicKey;
-use claviger_server::audit::chain::{self, RowFinding, Rows};
-use claviger_server::{backup, first, record};
-use claviger_store::audit::Link;
-use claviger_store::{StoreError, meta};
+use claviger_server::audit::chain::{self, RowFinding, Verified, VerifyError};
+use claviger_server::backup;
 use serde::Serialize;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -33,7 +31,7 @@ pub(super) struct Args {
 
 /// For JSON.
 #[derive(Serialize)]
-struct Verified {
+struct Shown {
     whole: bool,
     keys: Vec<String>,
     segments: u64,
@@ -58,40 +56,10 @@ pub(super) fn run(args: Args, look: Look) -> Done {
         outside.extend(read(path)?);
     }
     let given = outside.len();
-    let (own_key, kept) = claviger_store::view(&database, |tx| {
-        Ok::<_, StoreError>((meta::get(tx, first::AUDIT_PUBLIC)?, chain::kept(tx)?))
-    })
-    .map_err(store)?;
-    let mut keys = args.keys;
-    if keys.is_empty() {
-        let own = own_key.and_then(|key| Some(PublicKey(key.try_into().ok()?)));
-        keys.push(own.ok_or_else(|| {
-            let error = "the database has no key of an audit log";
-            Failure::new(exit::UNKNOWN, error, "start its server once, or give --key")
-        })?);
-    }
-    // What the database keeps is not from outside, and binds the log all the same.
-    let inside = kept.is_some();
-    outside.extend(kept);
-    let mut anchors: Vec<(i64, Link)> = outside
-        .iter()
-        .filter(|checkpoint| checkpoint.signed_by(&keys))
-        .filter_map(|checkpoint| chain::row_of(checkpoint.anchor()))
-        .collect();
-    let directory = record::directory(&database);
-    let mut seen = |checkpoint: &Checkpoint| anchors.extend(chain::row_of(checkpoint.anchor()));
-    let report = Dir::existing(&directory)
-        .and_then(|files| claviger_audit::verify(&files, &keys, &outside, &mut seen))
-        .map_err(|e| {
-            let error = format!("cannot read {}: {e}", directory.display());
-            Failure::new(exit::UNREACHABLE, error, "is --data the server's data directory?")
-        })?;
-    let rows = claviger_store::view(&database, |tx| chain::verify_rows(tx, &anchors));
-    let rows = rows.map_err(store)?;
-    let whole = report.is_whole() && rows.findings.is_empty();
-    let mut verified = verified(&report, &rows, &keys, whole);
-    verified.outside = verified.outside.saturating_sub(u64::from(inside));
-    look.answer(&verified, || told(&verified, &report, given));
+    let found = chain::verify(&database, args.keys, outside).map_err(failed)?;
+    let whole = found.segments.is_whole() && found.rows.findings.is_empty();
+    let shown = shown(&found, whole);
+    look.answer(&shown, || told(&shown, &found.segments, given));
     if whole {
         return Ok(());
     }
@@ -99,7 +67,8 @@ pub(super) fn run(args: Args, look: Look) -> Done {
     Err(Failure::new(exit::NO, "the audit log is not as it was written", hint))
 }
 
-fn verified(report: &Report, rows: &Rows, keys: &[PublicKey], whole: bool) -> Verified {
+fn shown(found: &Verified, whole: bool) -> Shown {
+    let Verified { keys, segments: report, rows } = found;
     let mut findings: Vec<String> = report
         .findings
         .iter()
@@ -109,7 +78,7 @@ fn verified(report: &Report, rows: &Rows, keys: &[PublicKey], whole: bool) -> Ve
         .collect();
     let row = |(id, what): &(i64, RowFinding)| format!("row {id}: {what}");
     findings.extend(rows.findings.iter().map(row));
-    Verified {
+    Shown {
         whole,
         keys: keys.iter().map(|key| hex(&key.0)).collect(),
         segments: report.segments,
@@ -128,12 +97,12 @@ fn verified(report: &Report, rows: &Rows, keys: &[PublicKey], whole: bool) -> Ve
     }
 }
 
-fn told(verified: &Verified, report: &Report, given: usize) -> Vec<String> {
-    let records = match verified.last_record {
-        last if last < verified.first_record => "no records".to_owned(),
-        last => format!("records {} to {}", thousands(verified.first_record), thousands(last)),
+fn told(shown: &Shown, report: &Report, given: usize) -> Vec<String> {
+    let records = match shown.last_record {
+        last if last < shown.first_record => "no records".to_owned(),
+        last => format!("records {} to {}", thousands(shown.first_record), thousands(last)),
     };
-    let mut lines = vec![format!("segments: {}, {records}", verified.segments)];
+    let mut lines = vec![format!("segments: {}, {records}", shown.segments)];
     lines.push(match report.signed {
         Some((record, at)) => {
             format!("signed: up to record {} ({})", thousands(record), when(at))
@@ -142,11 +111,11 @@ fn told(verified: &Verified, report: &Report, given: usize) -> Vec<String> {
     });
     lines.push(format!(
         "rows of changes: {} chained, {} named by checkpoints",
-        thousands(verified.rows),
-        verified.anchors
+        thousands(shown.rows),
+        shown.anchors
     ));
-    if verified.rows_unchained > 0 {
-        let older = thousands(verified.rows_unchained);
+    if shown.rows_unchained > 0 {
+        let older = thousands(shown.rows_unchained);
         lines.push(format!(
             "{older} older rows are of before rows were chained: nothing vouches for them"
         ));
@@ -159,17 +128,17 @@ fn told(verified: &Verified, report: &Report, given: usize) -> Vec<String> {
         0 => "checkpoints from outside: none given, so a missing end would not show".to_owned(),
         _ => format!(
             "checkpoints from outside: {} agree, {} are about other logs or removed segments",
-            verified.outside, verified.outside_unchecked
+            shown.outside, shown.outside_unchecked
         ),
     });
-    for key in &verified.keys {
+    for key in &shown.keys {
         lines.push(format!("key: {key}"));
     }
-    lines.extend(verified.findings.iter().cloned());
-    if verified.more_findings > 0 {
-        lines.push(format!("and {} more", verified.more_findings));
+    lines.extend(shown.findings.iter().cloned());
+    if shown.more_findings > 0 {
+        lines.push(format!("and {} more", shown.more_findings));
     }
-    if verified.whole {
+    if shown.whole {
         lines.push("the audit log is as it was written".to_owned());
     }
     lines
@@ -206,6 +175,12 @@ fn key(text: &str) -> Result<PublicKey, String> {
     Ok(PublicKey(key))
 }
 
-fn store(e: StoreError) -> Failure {
-    Failure::new(exit::UNREACHABLE, e, "is --data the server's data directory?")
+fn failed(e: VerifyError) -> Failure {
+    let (code, hint) = match &e {
+        VerifyError::NoKey => (exit::UNKNOWN, "start its server once, or give --key"),
+        VerifyError::Store(_) | VerifyError::Segments(..) => {
+            (exit::UNREACHABLE, "is --data the server's data directory?")
+        }
+    };
+    Failure::new(code, e, hint)
 }
