@@ -18,6 +18,8 @@ use std::path::PathBuf;
 
 /// Width of a bar, in characters.
 const BAR: u64 = 24;
+/// The resource that agents encrypt and count.
+const SECRETS: &str = "secrets";
 
 /// Arguments of `claviger census`.
 #[derive(clap::Args)]
@@ -43,8 +45,8 @@ pub struct Args {
     /// The certificate's key, PEM
     #[arg(long, value_name = "FILE", requires = "etcd_endpoints")]
     etcd_key: Option<PathBuf>,
-    /// Resource to count, as in an EncryptionConfiguration; repeatable
-    #[arg(long, value_name = "NAME", default_value = "secrets")]
+    /// Resource to count, as in an EncryptionConfiguration; repeatable, without an agent
+    #[arg(long, value_name = "NAME", default_value = SECRETS)]
     resource: Vec<String>,
     #[command(flatten)]
     look: Look,
@@ -94,6 +96,13 @@ pub fn run(args: Args) -> Done {
                 "say -c CLUSTER, --snapshot FILE or --etcd-endpoints URL",
             ));
         };
+        if args.resource != [SECRETS] {
+            return Err(Failure::new(
+                exit::USAGE,
+                "an agent counts secrets, which are what it encrypts; --resource goes with --snapshot or --etcd-endpoints",
+                "leave --resource out, or count etcd directly",
+            ));
+        }
         return args.connection.block_on(async |link| {
             let result = run_job(&cluster, JobKind::Census, look, link).await?;
             let answer: Answer = serde_json::from_value(result).map_err(|e| {

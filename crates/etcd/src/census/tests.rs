@@ -114,6 +114,37 @@ fn a_verdict_needs_every_record_under_the_current_version() {
     assert_eq!(mixed.roots(), [root]);
 }
 
+/// A KEK is wrapped once: who carries another wrapped text under its name could not be opened by it.
+#[test]
+fn records_that_carry_another_key_than_the_others_fall_short() {
+    let cluster = ClusterId::random();
+    let root = RootKey { instance: InstanceId::random(), key: KeyId::random() };
+    let new = kek(2, root, Role::Write);
+    let sound = || value(&cluster, &new, &new, Some(&carried(&new)));
+    let mut changed = new.clone();
+    changed.wrapped.push('x');
+    let changed = value(&cluster, &new, &new, Some(&carried(&changed)));
+    let verdict = census(&[sound(), changed, sound()]).verdict(Some(new.root));
+    let reasons = vec![Shortfall::Forged { records: 1 }];
+    assert_eq!(verdict, Verdict::FallsShort { reasons });
+}
+
+#[test]
+fn history_falls_short_of_anything_but_older_versions() {
+    let cluster = ClusterId::random();
+    let root = RootKey { instance: InstanceId::random(), key: KeyId::random() };
+    let (old, new) = (kek(1, root, Role::Read), kek(2, root, Role::Write));
+    let sound = |k: &Kek| value(&cluster, k, k, Some(&carried(k)));
+    let with = |history: &[Vec<u8>]| Census {
+        history: Some(census(history).resources),
+        ..census(&[sound(&new)])
+    };
+    assert_eq!(with(&[sound(&old)]).verdict(Some(new.root)), Verdict::Good);
+    let leaky = with(&[sound(&old), b"{}".to_vec(), b"?".to_vec()]).verdict(Some(new.root));
+    let reasons = vec![Shortfall::History { plaintext: 1, forged: 0, undecodable: 1, unknown: 0 }];
+    assert_eq!(leaky, Verdict::FallsShort { reasons });
+}
+
 #[test]
 fn made_up_keys_are_bounded() {
     let values: Vec<_> = (0..GROUPS_MAX + 50)
