@@ -16,6 +16,8 @@ use uuid::Uuid;
 
 const FORMAT: u8 = 1;
 const LABEL: &[u8] = b"claviger wrap 1";
+/// What the text says of its form.
+const VERSION: &str = "claviger/1";
 
 /// Largest accepted ciphertext text: 32 KiB, enough for a 16 KiB plaintext.
 pub const TEXT_MAX: usize = 32 << 10;
@@ -45,6 +47,9 @@ impl Wrapped {
         }
         let json = STANDARD.decode(text).map_err(|_| OpenError)?;
         let envelope: Envelope = serde_json::from_slice(&json).map_err(|_| OpenError)?;
+        if envelope.version != VERSION {
+            return Err(OpenError);
+        }
         let bytes = STANDARD.decode(envelope.ciphertext).map_err(|_| OpenError)?;
         let rest = bytes.strip_prefix(&[FORMAT]).ok_or(OpenError)?;
         let (version, sealed) = rest.split_at_checked(16).ok_or(OpenError)?;
@@ -88,7 +93,7 @@ pub fn wrap(material: &SealingKey, root: &RootVersion, aad: &[String], plaintext
     bytes.extend_from_slice(root.version.0.as_bytes());
     bytes.extend_from_slice(&material.seal(LABEL, &context.parts(), plaintext));
     let envelope =
-        Envelope { ciphertext: STANDARD.encode(bytes), handle, version: "claviger/1".to_owned() };
+        Envelope { ciphertext: STANDARD.encode(bytes), handle, version: VERSION.to_owned() };
     let json = serde_json::to_vec(&envelope).expect("three strings are valid JSON");
     STANDARD.encode(json)
 }

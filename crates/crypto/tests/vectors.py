@@ -40,14 +40,14 @@ def ident(name):
     return uuid.UUID(bytes=fixed(name, 16), version=4)
 
 
-def wrapped(key, ids, aad, plaintext, salt, handle, shown_handle=None):
+def wrapped(key, ids, aad, plaintext, salt, handle, shown_handle=None, form="claviger/1"):
     context = [i.bytes for i in ids] + [handle.bytes, struct.pack(">I", len(aad))]
     context += [a.encode() for a in aad]
     inner = b"\x01" + ids[2].bytes + box(key, b"claviger wrap 1", context, plaintext, salt)
     envelope = {
         "ciphertext": base64.b64encode(inner).decode(),
         "handle": str(shown_handle or handle),
-        "version": "claviger/1",
+        "version": form,
     }
     return base64.b64encode(json.dumps(envelope, separators=(",", ":")).encode()).decode()
 
@@ -113,6 +113,7 @@ wrap("fails: other key", good, aad, ids=[ids[0], ident("other"), ids[2]])
 wrap("fails: other instance", good, aad, ids=[ident("other"), ids[1], ids[2]])
 wrap("fails: other version", good, aad, ids=[ids[0], ids[1], ident("other")])
 wrap("fails: rewritten handle", wrapped(key, ids, aad, dek, salt, handle, ident("other")), aad)
+wrap("fails: another form", wrapped(key, ids, aad, dek, salt, handle, form="claviger/2"), aad)
 wrap("fails: not base64", "%" + good[1:], aad)
 wrap("fails: not JSON", base64.b64encode(b"{}").decode(), aad)
 

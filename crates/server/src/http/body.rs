@@ -2,19 +2,34 @@
 
 use crate::http::error::Form;
 use axum::extract::{FromRequest, Request};
-use axum::http::{StatusCode, header};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use std::time::Duration;
 
-/// Largest body: the largest wrapped DEK is half of it.
+/// Largest body, but of calls that open what was wrapped.
 pub const BODY_MAX: usize = 64 << 10;
+
+/// Largest body of unwrap and rewrap. Whatever a body of wrap can hold comes back within it: a
+/// wrapped text is twice its plaintext, and a client that writes JSON in ASCII makes two bytes of
+/// a character six.
+pub const OPENING_BODY_MAX: usize = 4 * BODY_MAX;
+
+/// The bound of a request's body.
+fn bound(uri: &Uri) -> usize {
+    let opens = |action| matches!(action, "unwrap" | "rewrap");
+    let new_form = uri.path().rsplit_once("/actions/").is_some_and(|(_, action)| opens(action));
+    // Deprecated: `?action=unwrap`.
+    let mut query = uri.query().unwrap_or_default().split('&');
+    let old_form = query.any(|pair| pair.strip_prefix("action=").is_some_and(opens));
+    if new_form || old_form { OPENING_BODY_MAX } else { BODY_MAX }
+}
 
 /// How long a body may take; all are small, so only a stalled client takes longer.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A whole body, at most [`BODY_MAX`] bytes.
+/// A whole body, at most [`BODY_MAX`] bytes or, to open something, [`OPENING_BODY_MAX`].
 pub struct Body(pub Bytes);
 
 impl Body {
@@ -81,11 +96,11 @@ impl<S: Sync> FromRequest<S> for Body {
     type Rejection = Response;
     async fn from_request(request: Request, _: &S) -> Result<Self, Response> {
         let form = Form::of(request.uri().path());
-        let (status, code, what) = match read(request, BODY_MAX).await {
+        let max = bound(request.uri());
+        let (status, code, what) = match read(request, max).await {
             Ok(bytes) => return Ok(Body(bytes)),
             Err(Unread::TooLong) => {
-                let what =
-                    format!("The body is longer than {BODY_MAX} bytes; nothing here takes more");
+                let what = format!("The body is longer than {max} bytes; this call takes no more");
                 (StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE_ERR", what)
             }
             Err(Unread::TooSlow) => {
@@ -117,6 +132,21 @@ mod tests {
             .header(header::EXPECT, "100-continue");
         let request = request.body(never).expect("a request");
         assert_eq!(read(request, 100).await, Err(Unread::TooLong));
+    }
+
+    #[test]
+    fn what_was_wrapped_may_come_back() {
+        for (uri, max) in [
+            ("/api/v2/keys/k/actions/unwrap", OPENING_BODY_MAX),
+            ("/api/v2/keys/k/actions/rewrap", OPENING_BODY_MAX),
+            ("/api/v2/keys/k?action=unwrap", OPENING_BODY_MAX),
+            ("/api/v2/keys/k?a=b&action=rewrap", OPENING_BODY_MAX),
+            ("/api/v2/keys/k/actions/wrap", BODY_MAX),
+            ("/api/v2/keys/unwrap", BODY_MAX),
+            ("/api/v2/keys?xaction=unwrap", BODY_MAX),
+        ] {
+            assert_eq!(bound(&uri.parse().expect("a URI")), max, "{uri}");
+        }
     }
 
     #[tokio::test]
