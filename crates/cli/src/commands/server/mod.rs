@@ -229,6 +229,10 @@ fn raise_descriptors() {
 fn back_up(args: Backup) -> Done {
     let _ = claviger_crypto::harden::harden();
     let path = &args.recovery_key;
+    // Before a recovery key is made for nothing.
+    if args.to.exists() || args.to == *path {
+        return Err(failed(BackupError::Exists(args.to)));
+    }
     let recovery = if path.exists() {
         software::read_key(path, RECOVERY).map_err(master)?
     } else {
@@ -289,6 +293,7 @@ fn failed(e: BackupError) -> Failure {
             "the recovery key and master key files hold one line each, mode 0600"
         }
         BackupError::Exists(_) => "give another path, or move what is there away",
+        BackupError::Busy(_) => "wait for it to end; one that was killed holds nothing",
         BackupError::Broken { .. } => "nothing was restored; try another copy of the backup",
         BackupError::Apart(_) => "give --master-key the file that was made with this database",
         BackupError::File { .. } | BackupError::Store(_) => {
@@ -296,7 +301,10 @@ fn failed(e: BackupError) -> Failure {
         }
     };
     let code = match &e {
-        BackupError::Broken { .. } | BackupError::Apart(_) | BackupError::Exists(_) => 1,
+        BackupError::Broken { .. }
+        | BackupError::Apart(_)
+        | BackupError::Exists(_)
+        | BackupError::Busy(_) => 1,
         _ => 3,
     };
     Failure::new(code, e, hint)
