@@ -107,6 +107,13 @@ impl Connection {
                 )?
             }
         };
+        if api_key.is_empty() {
+            return Err(Failure::new(
+                exit::USAGE,
+                "the API key file is empty",
+                "write the API key into it, as it was shown when it was made",
+            ));
+        }
         let mut environment: Vec<(&'static str, OsString)> = vec![
             ("CLAVIGER_URL", url.clone().into()),
             ("CLAVIGER_CA_FILE", ca_file.clone().into_os_string()),

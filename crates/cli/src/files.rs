@@ -10,8 +10,9 @@ use std::path::Path;
 /// Longest certificate bundle or kubeconfig: real ones have a few KiB.
 pub const CONFIG_MAX: u64 = 1 << 20;
 
-/// Longest key material file: 32 bytes are 44 characters of base64; the rest is for blanks.
-const MATERIAL_MAX: u64 = 4096;
+/// Longest key material file: a standard key's 7,500 bytes are 10,000 characters of base64; the rest
+/// is for line ends.
+const MATERIAL_MAX: u64 = 10_400;
 
 /// Reads a text file, or standard input for `-`.
 pub fn read_text(path: &Path, max: u64) -> Result<String, Failure> {
@@ -38,7 +39,7 @@ pub fn read_material(path: &Path, raw: bool) -> Result<SecretBytes, Failure> {
         return Err(Failure::new(
             exit::USAGE,
             format!("{} holds no key material", path.display()),
-            "give 16, 24 or 32 bytes",
+            "give 16, 24 or 32 bytes; a standard key may have up to 7,500",
         ));
     }
     if raw {
@@ -157,7 +158,7 @@ mod tests {
         std::fs::write(&path, "geheim!").unwrap();
         let failure = read_material(&path, false).err().unwrap();
         assert!(!failure.error.contains('!'), "{}", failure.error);
-        std::fs::write(&path, vec![b'A'; 5000]).unwrap();
-        assert!(read_material(&path, false).err().unwrap().error.contains("more than 4096"));
+        std::fs::write(&path, vec![b'A'; 12_000]).unwrap();
+        assert!(read_material(&path, false).err().unwrap().error.contains("more than 10400"));
     }
 }

@@ -120,7 +120,9 @@ impl Error {
             return Error::Tls { url, what: explain(tls) };
         }
         if error.is_builder() {
-            return Error::local(format!("{url} is not a valid https URL"));
+            return Error::local(format!(
+                "no request can be made of {url} and what was named: a URL is not https, or a name is too long"
+            ));
         }
         let what = if error.is_timeout() { "no answer in time".to_owned() } else { root(error) };
         Error::Unreachable { url, what }
