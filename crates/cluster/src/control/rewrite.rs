@@ -39,8 +39,13 @@ pub fn name_of(key: &[u8], resources: &[Resource]) -> Option<(String, String)> {
 pub enum Failed {
     /// The API server will not store these; a retry will not help.
     Refused(Vec<String>),
-    /// It was too busy, or went away; a retry may help.
-    Kube(KubeError),
+    /// It was too busy, went away, or cannot read one; a retry may help.
+    Kube {
+        /// The last one, of which it said so.
+        name: String,
+        /// What it said.
+        error: KubeError,
+    },
 }
 
 /// One pass over records. Dropping it stops it; calls under way may still take effect.
@@ -48,7 +53,7 @@ pub struct Pass {
     calls: BoxStream<'static, (String, Result<(), KubeError>)>,
     done: u64,
     refused: Vec<String>,
-    busy: Option<KubeError>,
+    busy: Option<(String, KubeError)>,
 }
 
 impl Pass {
@@ -72,7 +77,7 @@ impl Pass {
         let Some((name, result)) = self.calls.next().await else { return false };
         match result {
             Ok(()) => self.done += 1,
-            Err(error) if error.transient() => self.busy = Some(error),
+            Err(error) if error.transient() => self.busy = Some((name, error)),
             Err(error) => {
                 tracing::warn!(%name, %error, "the API server refuses to store a Secret again");
                 if self.refused.len() < NAMES_MAX {
@@ -91,7 +96,7 @@ impl Pass {
     /// What was left behind, if anything.
     pub fn end(self) -> Result<(), Failed> {
         match self.busy {
-            Some(error) => Err(Failed::Kube(error)),
+            Some((name, error)) => Err(Failed::Kube { name, error }),
             None if self.refused.is_empty() => Ok(()),
             None => Err(Failed::Refused(self.refused)),
         }

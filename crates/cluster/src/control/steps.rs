@@ -58,6 +58,15 @@ pub enum StepError {
     /// Secrets that the API server refuses to store again.
     #[error("the API server refuses to store again {}", .0.join(", "))]
     Refused(Vec<String>),
+    /// A pass that the API server did not get through.
+    #[error("the API server did not store Secret {name} again")]
+    NotStored {
+        /// Namespace and name; there may be others.
+        name: String,
+        /// What it said of that one.
+        #[source]
+        error: KubeError,
+    },
     /// A whole pass without effect.
     #[error(
         "{left} records were patched and are still not under the new key; does the API server at {url} write to the etcd that was counted?"
@@ -302,7 +311,7 @@ impl Steps {
         let state = self.tell(state, told.so_far(pass.done())).await?;
         pass.end().map_err(|failed| match failed {
             rewrite::Failed::Refused(names) => StepError::Refused(names),
-            rewrite::Failed::Kube(error) => StepError::Kube(error),
+            rewrite::Failed::Kube { name, error } => StepError::NotStored { name, error },
         })?;
         if !nameless.is_empty() {
             nameless.truncate(rewrite::NAMES_MAX);
