@@ -1,6 +1,7 @@
 //! The one task that acts on this node: fence, ring, API server, in this order, again and again.
 //! Nobody else starts or kills the API server or opens the plugin, so no two acts can cross.
 
+use crate::acknowledgements::{self, Acknowledged};
 use crate::contact::{COASTS_AFTER, Moment as Clocks, wall};
 use crate::encryption;
 use crate::fence::{Fence, Record};
@@ -15,10 +16,8 @@ use claviger_domain::cluster::plan::{must_fence, not_told};
 use claviger_domain::cluster::ring::Role;
 use claviger_domain::cluster::{Access, Cluster, Observation, Process, Stage, TakeUp};
 use claviger_domain::id::Serial;
-use claviger_domain::key::KeyState;
 use claviger_supervise::{Observed, SuperviseError};
 use claviger_wire::agent::Acknowledgement;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,9 +26,6 @@ use std::time::{Duration, Instant};
 const LEFT_TO_KEEPER: Duration = Duration::from_secs(2);
 /// Longest pause between two starts of an API server that does not stay up.
 const START_PAUSE_MAX: Duration = Duration::from_secs(30);
-
-/// What the key service was last told: event, and whether the node was fenced.
-type Acknowledged = BTreeMap<claviger_domain::key::RootKey, (u64, bool)>;
 
 /// Acts on one node.
 pub struct Driver {
@@ -486,6 +482,7 @@ impl Driver {
             }
             _ => None,
         };
+        let (ahead, restored) = self.node.judged();
         let same = process.is_some() && probe.process == process;
         Observation {
             agent: config.name.clone(),
@@ -501,7 +498,8 @@ impl Driver {
             canary: probe.canary,
             preflight: probe.preflight.clone(),
             access: self.access(),
-            ahead: self.node.ahead(),
+            ahead,
+            restored,
         }
     }
 
@@ -516,7 +514,13 @@ impl Driver {
             return Vec::new();
         }
         let open = !fenced && self.is_open();
-        due(&latest.state.cluster, &latest.state.roots, fenced, open, &self.acknowledged)
+        acknowledgements::due(
+            &latest.state.cluster,
+            &latest.state.roots,
+            fenced,
+            open,
+            &self.acknowledged,
+        )
     }
 
     /// The key service has been told.
@@ -537,20 +541,4 @@ impl Driver {
             self.last_error = Some(text);
         }
     }
-}
-
-fn due(
-    cluster: &Cluster,
-    roots: &[claviger_domain::cluster::RootStatus],
-    fenced: bool,
-    open: bool,
-    acknowledged: &Acknowledged,
-) -> Vec<Acknowledgement> {
-    roots
-        .iter()
-        .filter(|r| r.event > 0 && cluster.ring.uses(r.root))
-        .filter(|r| if r.state == KeyState::Active { open } else { fenced })
-        .filter(|r| acknowledged.get(&r.root) != Some(&(r.event, fenced)))
-        .map(|r| Acknowledgement { root: r.root, event: r.event, state: r.state, fenced })
-        .collect()
 }

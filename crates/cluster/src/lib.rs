@@ -22,6 +22,7 @@
 //! | [`control`] | the loop of the agent that holds the lease |
 //! | [`scrub`] | clears plaintext out of etcd's log and database file |
 
+mod acknowledgements;
 pub mod config;
 pub mod contact;
 pub mod control;

@@ -9,7 +9,7 @@ use crate::truth::{Truth, keep_newer};
 use claviger_client::{AgentApi, KeyService};
 use claviger_domain::cluster::plan::not_told;
 use claviger_domain::cluster::{Access, Cluster, Observation, Stage};
-use claviger_domain::id::ClusterId;
+use claviger_domain::id::{ClusterId, RestoreId};
 use claviger_etcd::Etcd;
 use claviger_kms_plugin::Plugin;
 use claviger_supervise::Supervisor;
@@ -110,6 +110,7 @@ impl Node {
             preflight: None,
             access: Access::Waiting { reason: "the agent has just started".to_owned() },
             ahead: None,
+            restored: None,
         };
         Ok(Self {
             config,
@@ -194,6 +195,12 @@ impl Node {
     /// Why this node does not follow the server's truth, if so.
     pub fn ahead(&self) -> Option<String> {
         lock(&self.truth).ahead()
+    }
+
+    /// The same, and the restore of the server by whose word that was judged: both of one moment.
+    pub fn judged(&self) -> (Option<String>, Option<RestoreId>) {
+        let truth = lock(&self.truth);
+        (truth.ahead(), truth.restored())
     }
 
     /// Notes why the server does not take over what this node holds. Whether that is news.

@@ -7,7 +7,7 @@
 use crate::file::FileError;
 use crate::ring::{Kept, may_follow};
 use claviger_domain::cluster::{Cluster, RootStatus};
-use claviger_domain::id::{ClusterId, UnixMs};
+use claviger_domain::id::{ClusterId, RestoreId, UnixMs};
 use claviger_wire::agent::State;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -38,13 +38,15 @@ pub(crate) struct Truth {
     ahead: Option<String>,
     /// Why the server does not take over what this node holds instead.
     refused: Option<String>,
+    /// The restore of which the server's last word spoke.
+    restored: Option<RestoreId>,
 }
 
 impl Truth {
     /// Reads what the last run kept of `cluster`.
     pub(crate) fn open(path: PathBuf, cluster: &ClusterId) -> Result<Self, FileError> {
         let kept = Kept::load(&path)?.filter(|k| k.cluster.id == *cluster);
-        Ok(Self { path, kept, ahead: None, refused: None })
+        Ok(Self { path, kept, ahead: None, refused: None, restored: None })
     }
 
     /// The cluster, if any was ever believed.
@@ -60,6 +62,11 @@ impl Truth {
             Some(refused) => format!("{why}. It cannot be given back: {refused}"),
             None => why.clone(),
         })
+    }
+
+    /// The restore of the server by whose word [`ahead`](Self::ahead) was judged.
+    pub(crate) fn restored(&self) -> Option<RestoreId> {
+        self.restored
     }
 
     /// Notes why the server does not take over what this node holds. Whether that is news.
@@ -88,6 +95,7 @@ impl Truth {
             tracing::error!(%why, "the server's truth is not taken");
         }
         self.ahead = ahead;
+        self.restored = state.restored;
         if self.ahead.is_none() {
             self.refused = None;
         }
@@ -171,6 +179,7 @@ mod tests {
             lease: None,
             jobs: Vec::new(),
             key_service: "https://keys".to_owned(),
+            restored: None,
             now: UnixMs(now),
             crn: "crn".to_owned(),
         }

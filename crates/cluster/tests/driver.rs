@@ -217,6 +217,7 @@ fn first_state() -> State {
         lease: None,
         jobs: Vec::new(),
         key_service: "https://localhost:1".to_owned(),
+        restored: None,
         now: UnixMs(1000),
         crn: "crn".to_owned(),
     }

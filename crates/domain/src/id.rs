@@ -73,6 +73,11 @@ uuid_id!(
     "operation id (a UUID)"
 );
 uuid_id!(
+    /// One return of the server from a backup.
+    RestoreId,
+    "restore id (a UUID)"
+);
+uuid_id!(
     /// One piece of work that an operator asks a cluster's agents to do and report.
     JobId,
     "job id (a UUID)"

@@ -96,6 +96,7 @@ impl Case {
                     stage,
                 }),
                 ahead: None,
+                restored: None,
                 preflight: self
                     .cluster
                     .operation
@@ -893,6 +894,28 @@ fn a_newcomer_in_a_cluster_at_rest() {
             joined(60_000).counted(|t| t.plaintext = 1),
             Step::Open { target: root(10) },
         ),
+    ]);
+}
+
+/// Whatever the truth says: it lacks what a node holds, so no step of it can be right.
+#[test]
+fn nothing_is_planned_while_a_node_is_ahead() {
+    let ahead = |case: Case| case.but(1, |s| s.observation.ahead = Some("it holds KEK 2".into()));
+    let waits = || wait(Why::Ahead, 1);
+    let mut rotated = Case::enabled(3).rotated();
+    assert_ne!(rotated.step(), Step::Rest);
+    let gone = |case: Case| {
+        let mut case = ahead(case);
+        case.commit(Commit::Left { agent: agent(1) });
+        case
+    };
+    rotated = ahead(rotated);
+    check(vec![
+        ("at rest", ahead(Case::enabled(3)), waits()),
+        ("a version to follow", rotated, waits()),
+        ("an operation", ahead(writing(3, TakeUp::Restart)), waits()),
+        ("before its KEK", ahead(enabling(3)), waits()),
+        ("once it was removed", gone(Case::enabled(3)), Step::Rest),
     ]);
 }
 

@@ -8,12 +8,14 @@
 
 use crate::clusters::LAST_BACKUP;
 use crate::files;
+use crate::first::RESTORED;
 use claviger_crypto::{Key32, SealingKey};
 use claviger_custody::Custodian;
 use claviger_custody::software::{self, KeyFileError, MASTER, Software};
-use claviger_domain::id::UnixMs;
+use claviger_domain::id::{RestoreId, UnixMs};
 use claviger_store::{Store, StoreError};
-use std::fs::{File, OpenOptions, Permissions};
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -29,6 +31,8 @@ const CHUNK: usize = 256 << 10;
 pub const DATABASE: &str = "claviger.db";
 /// A copy of the database while a backup is made, or a restore. Holds sealed material only.
 const COPY: &str = "backup.tmp";
+/// Locked while a backup is made, or a restore.
+const LOCK: &str = "backup.lock";
 
 /// Why a backup was not made, or not restored.
 #[derive(Debug, Error)]
@@ -58,6 +62,9 @@ pub enum BackupError {
     /// Something is there that would be overwritten.
     #[error("{0} is there already, and nothing is overwritten")]
     Exists(PathBuf),
+    /// Two at once would write over each other's copy.
+    #[error("another backup or restore of {0} is under way")]
+    Busy(PathBuf),
     /// The master key does not open the database.
     #[error("the master key {0} does not open this database; a backup of the two is useless")]
     Apart(PathBuf),
@@ -85,8 +92,9 @@ pub fn make(
         return Err(BackupError::Exists(to.to_owned()));
     }
     let master = software::read_key(master_file, MASTER)?;
+    let _alone = alone(data)?;
     let copy = data.join(COPY);
-    let temporary = to.with_extension("partial");
+    let temporary = partial(to);
     let made = (|| -> Result<u64, BackupError> {
         // What a crash left behind.
         remove(&copy)?;
@@ -130,6 +138,7 @@ pub fn restore(
             return Err(BackupError::Exists(path));
         }
     }
+    let _alone = alone(data)?;
     let copy = data.join(COPY);
     remove(&copy)?;
     let restored = (|| -> Result<(), BackupError> {
@@ -151,11 +160,33 @@ pub fn restore(
         } else {
             software::write_key(master_file, MASTER, &master)?;
         }
+        // Agents give back what they hold only to a server that knows why it would lack it.
+        claviger_store::stamp(&copy, RESTORED, RestoreId::random().0.as_bytes())?;
         std::fs::hard_link(&copy, &database).map_err(at(&database))?;
         sync_dir(&database)
     })();
     let _ = std::fs::remove_file(&copy);
     restored
+}
+
+/// Keeps others from making a backup of `data`, or restoring one into it, until it is dropped.
+fn alone(data: &Path) -> Result<File, BackupError> {
+    let path = data.join(LOCK);
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let lock = lock.map_err(at(&path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(BackupError::Busy(data.to_owned())),
+        Err(TryLockError::Error(e)) => Err(at(&path)(e)),
+    }
+}
+
+/// What `to` is called until it is whole. A name that nobody gives to a file of his own.
+fn partial(to: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(to.file_name().unwrap_or_default());
+    name.push(".claviger-partial");
+    to.with_file_name(name)
 }
 
 /// Checks that the master key opens the copy of the database.
@@ -335,10 +366,30 @@ mod tests {
         assert_eq!(got, Some(value));
         let key = software::read_key(&master, MASTER).unwrap();
         let custodian = Arc::new(Software::new(&key));
-        App::new(back, custodian, Arc::new(SystemClock), Settings::default()).unwrap();
+        let stamp = || back.read("t", |tx| claviger_store::meta::get(tx, RESTORED)).unwrap();
+        assert_eq!(stamp().map(|id| id.len()), Some(16), "it knows that it was restored");
+        App::new(back.clone(), custodian, Arc::new(SystemClock), Settings::default()).unwrap();
+        assert_eq!(stamp(), None, "and took it up");
         let names: Vec<_> =
             std::fs::read_dir(new.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert!(!names.iter().any(|name| name == COPY), "{names:?}");
+    }
+
+    #[test]
+    fn one_at_a_time_and_no_other_file_is_touched() {
+        let (place, _store) = Place::new();
+        let dir = place.dir.path();
+        let own = ["backup.partial", "backup.2"].map(|name| dir.join(name));
+        own.iter().for_each(|path| std::fs::write(path, "precious").unwrap());
+        let lock = alone(dir).unwrap();
+        assert!(matches!(place.make(&dir.join("backup.1")), Err(BackupError::Busy(_))));
+        assert!(!dir.join("backup.1").exists());
+        drop(lock);
+        place.make(&dir.join("backup.1")).unwrap();
+        for path in own {
+            assert_eq!(std::fs::read(&path).unwrap(), b"precious", "{}", path.display());
+        }
+        assert!(!partial(&dir.join("backup.1")).exists());
     }
 
     #[test]
@@ -359,6 +410,7 @@ mod tests {
             std::fs::write(&from, &bytes).unwrap();
             let failed = restore(new.path(), &new.path().join("master.key"), key, &from);
             assert!(matches!(failed, Err(BackupError::Broken { .. })), "{failed:?}");
+            std::fs::remove_file(new.path().join(LOCK)).unwrap();
             assert_eq!(std::fs::read_dir(new.path()).unwrap().count(), 1);
         }
     }

@@ -9,9 +9,9 @@ use claviger_crypto::sign::SigningKey;
 use claviger_crypto::{Key32, SecretBytes};
 use claviger_custody::Custodian;
 use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
-use claviger_domain::id::{InstanceId, UnixMs};
+use claviger_domain::id::{InstanceId, RestoreId, UnixMs};
 use claviger_store::iam::{self, Grant, Instance, Principal};
-use claviger_store::{Store, StoreError, Tx, meta};
+use claviger_store::{Store, StoreError, Tx, clusters, meta};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
@@ -66,11 +66,24 @@ pub(crate) fn establish(
         }
         None => store.tx("first start", |tx| begin(tx, custodian, now))?,
     }
+    store.tx("restored", take_up_restore)?;
     // A database of before there was an audit log.
     if store.read("start", |tx| meta::get(tx, AUDIT_WRITER))?.is_none() {
         store.tx("audit log", |tx| begin_audit(tx, custodian))?;
     }
     store.read("start", |tx| load(tx, custodian))
+}
+
+/// A restore that no server has taken up yet: the bytes of its [`RestoreId`].
+pub(crate) const RESTORED: &str = "restored";
+
+/// The first start after a restore: agents may hold KEKs of each cluster which this database lacks,
+/// and are asked for them.
+fn take_up_restore(tx: &Tx<'_>) -> Result<(), StartError> {
+    let Some(id) = meta::get(tx, RESTORED)? else { return Ok(()) };
+    let id = Uuid::from_slice(&id).map_err(|_| StartError::Missing(RESTORED))?;
+    clusters::restored(tx, RestoreId(id)).map_err(StoreError::from)?;
+    Ok(meta::remove(tx, RESTORED)?)
 }
 
 /// Id of the audit log's writer, the key that signs its checkpoints, and the key's public half.

@@ -206,6 +206,7 @@ impl World {
             registered_by: "t".into(),
             master_status: String::new(),
             master_status_since: START,
+            restored: None,
         };
         self.app
             .store

@@ -4,7 +4,7 @@
 //! no rules. What a change may be is for `domain::cluster::commit`.
 
 use claviger_domain::cluster::{Cluster, Observation, Seen};
-use claviger_domain::id::{AgentName, ClusterId, JobId, UnixMs};
+use claviger_domain::id::{AgentName, ClusterId, JobId, RestoreId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Result, Row, named_params, params};
@@ -29,10 +29,12 @@ pub struct ClusterRow {
     pub master_status: String,
     /// Since when.
     pub master_status_since: UnixMs,
+    /// The last restore of the server, while agents may hold KEKs of this cluster that it lacks.
+    pub restored: Option<RestoreId>,
 }
 
 const CLUSTER_COLUMNS: &str =
-    "doc, crn, server_url, ca, registered_by, master_status, master_status_ms";
+    "doc, crn, server_url, ca, registered_by, master_status, master_status_ms, restored";
 
 fn cluster_row(row: &Row<'_>) -> Result<ClusterRow> {
     Ok(ClusterRow {
@@ -43,6 +45,7 @@ fn cluster_row(row: &Row<'_>) -> Result<ClusterRow> {
         registered_by: row.get(4)?,
         master_status: row.get(5)?,
         master_status_since: UnixMs(row.get(6)?),
+        restored: row.get::<_, Option<String>>(7)?.map(|_| parsed(row, 7)).transpose()?,
     })
 }
 
@@ -140,6 +143,19 @@ pub fn set_master_status(db: &Connection, id: &ClusterId, status: &str, now: Uni
     Ok(())
 }
 
+/// The server came back from a backup: agents may hold KEKs of every cluster that it lacks.
+pub fn restored(db: &Connection, restore: RestoreId) -> Result<()> {
+    db.execute("UPDATE clusters SET restored = ?1", [restore.to_string()])?;
+    Ok(())
+}
+
+/// Every agent of the cluster has said that it holds no KEK which this server lacks.
+pub fn restore_settled(db: &Connection, id: &ClusterId) -> Result<()> {
+    db.prepare_cached("UPDATE clusters SET restored = NULL WHERE id = ?1")?
+        .execute([id.as_str()])?;
+    Ok(())
+}
+
 /// Adds a join token by its keyed hash, and forgets those of the cluster that ended before
 /// `forget_before`.
 pub fn insert_join_token(
@@ -180,6 +196,13 @@ pub enum TokenUse {
     Unknown,
     /// Its hour is over.
     Expired,
+    /// This agent joined with it and this very key before, within the token's time.
+    Again {
+        /// The cluster.
+        cluster: ClusterId,
+        /// When it joined.
+        joined: UnixMs,
+    },
     /// An agent joined with it before.
     Used {
         /// Which.
@@ -187,38 +210,49 @@ pub enum TokenUse {
     },
 }
 
-/// Uses a join token up.
+/// Uses a join token up, for an agent whose public key hashes to `key`. It counts as used at the
+/// last time that this agent showed it.
 pub fn use_join_token(
     db: &Connection,
     tag: &[u8; 32],
     agent: &AgentName,
+    key: &[u8; 32],
     now: UnixMs,
 ) -> Result<TokenUse> {
-    let row = db
-        .query_row(
-            "SELECT cluster, expires_ms, used_by FROM join_tokens WHERE tag = ?1",
-            [tag.as_slice()],
-            |row| {
-                Ok((
-                    parsed::<ClusterId>(row, 0)?,
-                    row.get::<_, i64>(1)?,
-                    row.get::<_, Option<String>>(2)?,
-                ))
-            },
-        )
-        .optional()?;
-    let Some((cluster, expires, used_by)) = row else { return Ok(TokenUse::Unknown) };
-    if let Some(by) = used_by {
-        return Ok(TokenUse::Used { by });
+    struct Found {
+        cluster: ClusterId,
+        expires: i64,
+        used: Option<(String, Option<Vec<u8>>, i64)>,
     }
-    if expires <= now.0 {
-        return Ok(TokenUse::Expired);
-    }
+    let sql = "SELECT cluster, expires_ms, used_by, used_key, used_ms FROM join_tokens
+               WHERE tag = ?1";
+    let read = |row: &Row<'_>| {
+        let used_by: Option<String> = row.get(2)?;
+        let used = match used_by {
+            Some(by) => Some((by, row.get(3)?, row.get(4)?)),
+            None => None,
+        };
+        Ok(Found { cluster: parsed(row, 0)?, expires: row.get(1)?, used })
+    };
+    let Some(found) = db.query_row(sql, [tag.as_slice()], read).optional()? else {
+        return Ok(TokenUse::Unknown);
+    };
+    let in_time = found.expires > now.0;
+    let answer = match found.used {
+        None if !in_time => return Ok(TokenUse::Expired),
+        None => TokenUse::Good(found.cluster),
+        Some((by, used_key, used_ms))
+            if in_time && by == agent.as_str() && used_key.as_deref() == Some(key.as_slice()) =>
+        {
+            TokenUse::Again { cluster: found.cluster, joined: UnixMs(used_ms) }
+        }
+        Some((by, ..)) => return Ok(TokenUse::Used { by }),
+    };
     db.execute(
-        "UPDATE join_tokens SET used_ms = ?2, used_by = ?3 WHERE tag = ?1",
-        params![tag.as_slice(), now.0, agent.as_str()],
+        "UPDATE join_tokens SET used_ms = ?2, used_by = ?3, used_key = ?4 WHERE tag = ?1",
+        params![tag.as_slice(), now.0, agent.as_str(), key.as_slice()],
     )?;
-    Ok(TokenUse::Good(cluster))
+    Ok(answer)
 }
 
 /// An agent and the certificate that counts for it.
@@ -606,6 +640,7 @@ mod tests {
         let db = Connection::open_in_memory().unwrap();
         db.execute_batch("PRAGMA foreign_keys = ON").unwrap();
         db.execute_batch(include_str!("../migrations/0002_clusters.sql")).unwrap();
+        db.execute_batch(include_str!("../migrations/0006_restore_and_join.sql")).unwrap();
         db
     }
 
@@ -632,6 +667,7 @@ mod tests {
             registered_by: "IBMid-1".into(),
             master_status: "Ready".into(),
             master_status_since: UnixMs(1),
+            restored: None,
         }
     }
 
@@ -676,10 +712,20 @@ mod tests {
         insert_join_token(&db, &[1; 32], id, "me", UnixMs(100), UnixMs(0)).unwrap();
         insert_join_token(&db, &[2; 32], id, "me", UnixMs(100), UnixMs(0)).unwrap();
         assert_eq!(open_join_tokens(&db, id, UnixMs(99)).unwrap(), 2);
-        let used = |tag, now| use_join_token(&db, &[tag; 32], &node, UnixMs(now)).unwrap();
+        let other: AgentName = "n2".parse().unwrap();
+        let by = |tag, node, key, now| {
+            use_join_token(&db, &[tag; 32], node, &[key; 32], UnixMs(now)).unwrap()
+        };
+        let used = |tag, now| by(tag, &node, 7, now);
         assert_eq!(used(3, 50), TokenUse::Unknown);
         assert_eq!(used(1, 50), TokenUse::Good(id.clone()));
-        assert_eq!(used(1, 51), TokenUse::Used { by: "n1".into() });
+        let burnt = TokenUse::Used { by: "n1".into() };
+        let again = |joined| TokenUse::Again { cluster: id.clone(), joined: UnixMs(joined) };
+        assert_eq!(used(1, 51), again(50), "the answer was lost");
+        assert_eq!(used(1, 52), again(51), "twice");
+        assert_eq!(by(1, &node, 8, 51), burnt, "another key");
+        assert_eq!(by(1, &other, 7, 51), burnt, "another name");
+        assert_eq!(used(1, 100), burnt, "its hour is over");
         assert_eq!(used(2, 100), TokenUse::Expired);
         insert_join_token(&db, &[4; 32], id, "me", UnixMs(300), UnixMs(200)).unwrap();
         assert_eq!(used(2, 50), TokenUse::Unknown, "forgotten");

@@ -257,6 +257,22 @@ pub fn mark(path: &Path, name: &str, value: &[u8]) -> Result<(), StoreError> {
     Ok(tx.0.commit()?)
 }
 
+/// Sets a value of [`meta`] in a database that nobody has open, of this schema or an older one. It
+/// stays one whole file, without a log beside it.
+pub fn stamp(path: &Path, name: &str, value: &[u8]) -> Result<(), StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    known(&connection)?;
+    connection.pragma_update(None, "journal_mode", "DELETE")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    {
+        let tx = Tx(connection.transaction()?);
+        meta::put(&tx, name, value)?;
+        tx.0.commit()?;
+    }
+    Ok(connection.close().map_err(|(_, e)| e)?)
+}
+
 /// Runs `work` in a transaction of a database that a server may have open, which heeds it from its
 /// next look on. Only on the schema of this program.
 pub fn beside<T, E: From<StoreError>>(

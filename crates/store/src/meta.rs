@@ -9,6 +9,12 @@ pub fn get(tx: &Tx<'_>, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
     Ok(query.query_row([name], |row| row.get(0)).optional()?)
 }
 
+/// Forgets `name`.
+pub fn remove(tx: &Tx<'_>, name: &str) -> Result<(), StoreError> {
+    tx.prepare_cached("DELETE FROM meta WHERE name = ?1")?.execute([name])?;
+    Ok(())
+}
+
 /// Sets `name`, whatever it was.
 pub fn put(tx: &Tx<'_>, name: &str, value: &[u8]) -> Result<(), StoreError> {
     let sql = "INSERT INTO meta (name, value) VALUES (?1, ?2)

@@ -10,6 +10,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0003_key_service.sql"),
     include_str!("../migrations/0004_access_and_audit.sql"),
     include_str!("../migrations/0005_audit_chain.sql"),
+    include_str!("../migrations/0006_restore_and_join.sql"),
 ];
 
 /// The newest schema that is known here.

@@ -23,7 +23,7 @@
 
 use claviger_domain::cluster::commit::Commit;
 use claviger_domain::cluster::{Cluster, RootStatus, Seen};
-use claviger_domain::id::{AgentName, ClusterId, JobId, UnixMs};
+use claviger_domain::id::{AgentName, ClusterId, JobId, RestoreId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -118,6 +118,10 @@ pub struct State {
     pub crn: String,
     /// Base URL of the key service, by the name that the cluster is to use.
     pub key_service: String,
+    /// The last restore of the server from a backup, until every agent of the cluster has said that
+    /// it holds nothing which the server lacks. While it stands, the server takes KEKs back.
+    #[serde(default)]
+    pub restored: Option<RestoreId>,
     /// The server's clock.
     pub now: UnixMs,
 }

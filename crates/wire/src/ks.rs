@@ -368,6 +368,8 @@ pub mod code {
     pub const NOTHING_TO_CANCEL: &str = "E4093";
     /// The cluster is not encrypted.
     pub const NOT_ENCRYPTED: &str = "E4106";
+    /// The server was restored and lacks keys that nodes hold: wait until they gave them back.
+    pub const FORGOTTEN: &str = "E4107";
     /// The operation cannot be given up as it stands.
     pub const FORWARD: &str = "E4101";
     /// Secrets would be left unread: an operator must say so.

@@ -85,7 +85,11 @@ impl Jobs {
     }
 
     async fn verify(&self, state: &State) -> Result<Value, String> {
-        match verify::prove(&self.node, &state.cluster, state.now).await {
+        let proven = match verify::current(&state.cluster, &state.roots) {
+            Ok(()) => verify::prove(&self.node, &state.cluster, state.now).await,
+            Err(error) => Err(error),
+        };
+        match proven {
             Ok(proof) => Ok(json!({
                 "good": true,
                 "revision": proof.revision,

@@ -13,6 +13,9 @@ const GIVEN: Duration = Duration::from_secs(12);
 const RENEW: Duration = Duration::from_secs(4);
 /// How often it is asked for while another agent holds it.
 const ASK: Duration = Duration::from_secs(2);
+/// How long it is not asked for after it was given up for another agent: until it has ended at the
+/// server, and that agent has asked for it some times.
+const AWAY: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy)]
 struct Held {
@@ -24,18 +27,24 @@ struct Held {
 #[derive(Debug, Clone)]
 pub struct Lease {
     held: Arc<Mutex<Option<Held>>>,
+    away: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Lease {
     /// Begins to ask for the lease and to renew it, for as long as the process lives.
     pub fn keep(node: Arc<Node>) -> Lease {
-        let lease = Lease { held: Arc::new(Mutex::new(None)) };
+        let lease = Lease { held: Arc::default(), away: Arc::default() };
         let kept = lease.clone();
         tokio::spawn(async move {
             loop {
+                if let Some(left) = kept.away() {
+                    tokio::time::sleep(left).await;
+                }
                 let asked = Instant::now();
                 let request = LeaseRequest { fencing: kept.fencing() };
                 match node.clients().api.lease(&request).await {
+                    // Given up while the answer was under way.
+                    Ok(Some(_)) if kept.away().is_some() => kept.set(None),
                     Ok(Some(given)) => {
                         let held = Held { fencing: given.fencing, until: asked + GIVEN };
                         if kept.fencing() != Some(given.fencing) {
@@ -70,6 +79,18 @@ impl Lease {
     /// Forgets it: the server said that it is another's.
     pub fn lost(&self) {
         self.set(None);
+    }
+
+    /// Gives it up, so that another agent gets it: it ends at the server by itself.
+    pub fn give_way(&self) {
+        *self.away.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + AWAY);
+        self.set(None);
+    }
+
+    /// How long it is still left to others.
+    fn away(&self) -> Option<Duration> {
+        let until = *self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        until?.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
     fn set(&self, held: Option<Held>) {

@@ -13,7 +13,7 @@
 use crate::contact::wall;
 use crate::node::Node;
 use claviger_domain::cluster::Cluster;
-use claviger_domain::cluster::commit::Commit;
+use claviger_domain::cluster::commit::{Commit, NOT_RESTORED};
 use claviger_domain::cluster::plan::{Facts, Step, Why, plan};
 use claviger_etcd::census::{Census, Keep};
 use claviger_etcd::resource::Resource;
@@ -65,6 +65,11 @@ pub async fn run(node: Arc<Node>) {
                     trouble = Trouble::default();
                     BACK_OFF_MAX
                 }
+                Ok(Outcome::GivesWay) => {
+                    trouble = Trouble::default();
+                    lease.give_way();
+                    BUSY
+                }
                 Err(error) => trouble.met(&mut steps, &error).await,
             }
         } else {
@@ -93,6 +98,8 @@ enum Outcome {
     Rests,
     /// The server and this node do not agree, and only an operator can mend it.
     Apart,
+    /// Another node holds KEKs that the server lacks, and needs the lease to give them back.
+    GivesWay,
 }
 
 async fn look(node: &Node, steps: &mut Steps, jobs: &mut jobs::Jobs) -> Result<Outcome, StepError> {
@@ -102,18 +109,15 @@ async fn look(node: &Node, steps: &mut Steps, jobs: &mut jobs::Jobs) -> Result<O
         && let Some(held) = node.cluster_truth()
     {
         // Nothing can be planned on a truth that lacks KEKs, and nothing counted by it.
-        let recovered = Commit::Recovered { held: Box::new(held) };
+        let Some(restore) = state.restored else { return Ok(apart(node, NOT_RESTORED.into())) };
+        let recovered = Commit::Recovered { restore, held: Box::new(held) };
         return match steps.commit(&state, recovered).await {
             Ok(state) => {
                 tracing::warn!("the server had forgotten KEKs of this cluster; it has them again");
                 Ok(Outcome::Moved(Box::new(state)))
             }
             Err(StepError::Server(error)) if error.reason() == Some(code::REFUSED) => {
-                let why = error.to_string();
-                if node.note_not_taken_back(why.clone()) {
-                    tracing::error!(%why, "the server does not take back what this node holds");
-                }
-                Ok(Outcome::Apart)
+                Ok(apart(node, error.to_string()))
             }
             Err(error) => Err(error),
         };
@@ -133,6 +137,7 @@ async fn look(node: &Node, steps: &mut Steps, jobs: &mut jobs::Jobs) -> Result<O
     }
     match step {
         Step::Rest => Ok(Outcome::Rests),
+        Step::Wait(Why::Ahead(_)) => Ok(Outcome::GivesWay),
         Step::Wait(why) => Ok(Outcome::Waits(Box::new(state), why)),
         step => {
             tracing::info!(?step, "next");
@@ -140,6 +145,13 @@ async fn look(node: &Node, steps: &mut Steps, jobs: &mut jobs::Jobs) -> Result<O
             Ok(Outcome::Moved(Box::new(state)))
         }
     }
+}
+
+fn apart(node: &Node, why: String) -> Outcome {
+    if node.note_not_taken_back(why.clone()) {
+        tracing::error!(%why, "the server does not take back what this node holds");
+    }
+    Outcome::Apart
 }
 
 fn next(state: &State, tally: Option<&claviger_domain::cluster::Tally>) -> Step {

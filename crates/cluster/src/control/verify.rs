@@ -3,8 +3,8 @@
 
 use crate::node::Node;
 use crate::service_keys::ServiceKeys;
-use claviger_domain::cluster::{Cluster, Tally, Verified};
-use claviger_domain::id::{ClusterId, Serial, UnixMs};
+use claviger_domain::cluster::{Cluster, RootStatus, Tally, Verified};
+use claviger_domain::id::{ClusterId, KeyVersionId, Serial, UnixMs};
 use claviger_etcd::EtcdError;
 use claviger_etcd::census::{Census, Keep};
 use claviger_etcd::record::Record;
@@ -39,6 +39,16 @@ pub enum VerifyError {
         /// Not decodable, or under a key that the ring does not have.
         unknown: u64,
     },
+    /// The root key was rotated, and the cluster has not moved to the new version yet.
+    #[error(
+        "records are under version {uses} of the root key, and {current} is current: a rotation is on its way; `claviger ks kms status` tells how far"
+    )]
+    Outdated {
+        /// The version that the write KEK is under.
+        uses: KeyVersionId,
+        /// The one that the key service calls current.
+        current: KeyVersionId,
+    },
     /// A record that a fresh plugin does not open.
     #[error("a freshly started plugin cannot open {key}: {why}")]
     DoesNotOpen {
@@ -68,6 +78,16 @@ pub async fn prove(
     }
     let sampled = open_sample(node, &cluster.id, &tally).await?;
     Ok(Verified { revision: tally.revision, at: tally.at, records: tally.total, sampled })
+}
+
+/// Whether the cluster writes under the version that the key service calls current.
+pub fn current(cluster: &Cluster, roots: &[RootStatus]) -> Result<(), VerifyError> {
+    let Some(write) = cluster.ring.write() else { return Err(VerifyError::NotEnabled) };
+    let root = roots.iter().find(|r| r.root == write.root.root);
+    match root.and_then(|r| r.current).filter(|current| *current != write.root.version) {
+        Some(current) => Err(VerifyError::Outdated { uses: write.root.version, current }),
+        None => Ok(()),
+    }
 }
 
 /// Opens every n-th record with a plugin whose ring is empty, so that each KEK comes out of the
@@ -120,4 +140,60 @@ async fn open_one(plugin: &Plugin, key: &[u8], value: &[u8]) -> Result<(), Strin
     let seed = answer.map_err(|status| status.message().to_owned())?.into_inner();
     let seed = claviger_crypto::SecretBytes::new(seed.plaintext);
     record.open(seed.expose(), key).map(drop).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use claviger_domain::cluster::ring::{Kek, Ring, Role};
+    use claviger_domain::id::{InstanceId, KeyId};
+    use claviger_domain::key::{KeyState, RootKey, RootVersion};
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn a_cluster_under_an_older_version_is_not_verified() {
+        let root = RootKey { instance: InstanceId::random(), key: KeyId::random() };
+        let [old, new] = [(), ()].map(|()| KeyVersionId::random());
+        let on = |versions: &[KeyVersionId]| Cluster {
+            id: ClusterId::random(),
+            name: "c".into(),
+            created: UnixMs(0),
+            revision: 1,
+            ring: Ring {
+                keks: versions
+                    .iter()
+                    .map(|version| Kek {
+                        serial: Serial(1),
+                        root: RootVersion { root, version: *version },
+                        wrapped: "w".into(),
+                        role: Role::Write,
+                        created: UnixMs(0),
+                    })
+                    .collect(),
+                minted: 1,
+            },
+            servers: BTreeMap::new(),
+            operation: None,
+            history: Vec::new(),
+            used: Vec::new(),
+            public_endpoint: false,
+            verified: None,
+            residue: None,
+        };
+        let status = |current| RootStatus {
+            root,
+            name: "r".into(),
+            state: KeyState::Active,
+            current,
+            event: 1,
+            expires: None,
+            restorable_until: None,
+        };
+        assert!(current(&on(&[new]), &[status(Some(new))]).is_ok());
+        assert!(current(&on(&[new]), &[status(None)]).is_ok(), "that is for the fence");
+        let outdated = current(&on(&[old]), &[status(Some(new))]);
+        assert!(matches!(outdated, Err(VerifyError::Outdated { .. })), "{outdated:?}");
+        let bare = current(&on(&[]), &[status(Some(new))]);
+        assert!(matches!(bare, Err(VerifyError::NotEnabled)), "{bare:?}");
+    }
 }

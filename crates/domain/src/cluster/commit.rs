@@ -5,7 +5,7 @@ use super::{
     Cluster, Finished, HISTORY_MAX, Operation, OperationKind, Residue, Rewrite, Stage, TakeUp,
     Target, Verified,
 };
-use crate::id::{AgentName, OperationId, Serial, UnixMs};
+use crate::id::{AgentName, OperationId, RestoreId, Serial, UnixMs};
 use crate::key::RootKey;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -122,6 +122,8 @@ pub enum Commit {
     /// The server was restored from a backup that lacks KEKs which agents hold: what an agent
     /// holds is the cluster's truth again.
     Recovered {
+        /// The restore after which it lacks them.
+        restore: RestoreId,
         /// The cluster as the agent knows it.
         held: Box<Cluster>,
     },
@@ -413,7 +415,7 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
                 }
             }
         }
-        Commit::Recovered { held } => recover(cluster, held)?,
+        Commit::Recovered { held, .. } => recover(cluster, held)?,
         Commit::Readmitted { serial } => {
             operation(cluster)?;
             let lost = |k: &&mut Kek| k.serial == *serial && k.role == Role::Lost;
@@ -423,6 +425,10 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
     }
     Ok(())
 }
+
+/// What is said to a node that would give KEKs back to a server which was not restored, as far as
+/// that server knows.
+pub const NOT_RESTORED: &str = "the server does not know that it was restored from a backup; if its database was put back by other means, stop it, make a backup of it with `claviger server backup`, and bring that back with `claviger server restore`";
 
 /// Numbers of KEKs that may be missing at the end of a ring: of operations that were cancelled.
 const GAP_MAX: u64 = 1_000;
@@ -438,6 +444,11 @@ fn recover(cluster: &mut Cluster, held: &Cluster) -> Result<(), Refusal> {
         let same = held.ring.get(kek.serial).is_some_and(|k| k.wrapped == kek.wrapped);
         if !same && kek.role != Role::Staged {
             return out_of_order("a KEK here may have sealed, and the agent does not hold it");
+        }
+        if let Some(now) = held.ring.get(kek.serial)
+            && !may_become(kek.role, now.role)
+        {
+            return out_of_order("a KEK here was further than the agent says");
         }
     }
     let serials: Vec<Serial> = held.ring.keks.iter().map(|k| k.serial).collect();
@@ -471,6 +482,16 @@ fn recover(cluster: &mut Cluster, held: &Cluster) -> Result<(), Refusal> {
     cluster.operation.clone_from(&held.operation);
     void_proof(cluster);
     Ok(())
+}
+
+/// Whether a KEK that had role `was` may have role `is` later.
+fn may_become(was: Role, is: Role) -> bool {
+    match was {
+        Role::Staged => true,
+        Role::Write => matches!(is, Role::Write | Role::Read | Role::Lost | Role::Retained),
+        Role::Read | Role::Lost => matches!(is, Role::Read | Role::Lost | Role::Retained),
+        Role::Retained => is == Role::Retained,
+    }
 }
 
 /// What an API server that joins is to have: enough to read what the others may write, and no

@@ -10,7 +10,7 @@ pub mod plan;
 pub mod project;
 pub mod ring;
 
-use crate::id::{AgentName, ClusterId, OperationId, Serial, UnixMs};
+use crate::id::{AgentName, ClusterId, OperationId, RestoreId, Serial, UnixMs};
 use crate::key::{KeyState, RootKey, RootVersion};
 use ring::Ring;
 use schemars::JsonSchema;
@@ -294,6 +294,10 @@ pub struct Observation {
     /// lacks, since the server was restored from an older backup.
     #[serde(default)]
     pub ahead: Option<String>,
+    /// The restore of the server by whose truth `ahead` was judged, while the server waits to hear
+    /// what the nodes hold.
+    #[serde(default)]
+    pub restored: Option<RestoreId>,
 }
 
 /// A Secret written through one API server, and the key it was found under in etcd.

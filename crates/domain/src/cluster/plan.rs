@@ -142,6 +142,8 @@ pub enum Why {
     NotFenced(AgentName),
     /// The root key does not wrap now.
     Root(RootKey, KeyState),
+    /// The node holds KEKs that the server's truth lacks; nothing can be planned on that truth.
+    Ahead(AgentName),
 }
 
 impl fmt::Display for Why {
@@ -171,12 +173,21 @@ impl fmt::Display for Why {
             }
             Why::NotFenced(a) => write!(f, "agent {a} has not yet fenced its API server"),
             Why::Root(root, state) => write!(f, "root key {} is {state}", root.key),
+            Why::Ahead(a) => {
+                write!(
+                    f,
+                    "agent {a} holds keys that the server has forgotten; it is to give them back"
+                )
+            }
         }
     }
 }
 
 /// The next step.
 pub fn plan(facts: &Facts<'_>) -> Step {
+    if let Some((agent, _)) = servers(facts).find(|(_, s)| s.observation.ahead.is_some()) {
+        return Step::Wait(Why::Ahead(agent));
+    }
     let Some(op) = &facts.cluster.operation else { return idle(facts) };
     if let Some(wait) = everybody_speaks(facts) {
         return Step::Wait(wait);

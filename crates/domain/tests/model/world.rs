@@ -513,6 +513,7 @@ impl World {
             ready: node.api.is_some(),
             canary: node.canary,
             ahead: None,
+            restored: None,
             preflight: node.preflight.map(|operation| Preflight { operation, failure: None }),
             access,
         });

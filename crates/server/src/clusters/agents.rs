@@ -7,7 +7,7 @@ use super::lease;
 use super::limits::{COMMIT_MAX, JOIN_MAX, OBSERVATION_MAX, OBSERVATION_REFRESH_MS, REPORT_MAX};
 use super::node_ca::Proven;
 use super::request::{Doing, json, recorded};
-use super::state::{Whole, keep_status, row_of, state_of};
+use super::state::{Whole, keep_status, row_of, settle_restore, state_of};
 use super::{jobs, roots};
 use crate::app::App;
 use crate::http::Trace;
@@ -143,7 +143,8 @@ pub async fn observation(
         let last = clusters::seen_of(tx, &node.cluster, &node.agent)?;
         clusters::observe(tx, &node.cluster, &Seen { observation: said.clone(), at: now })?;
         clusters::agent_contact(tx, &node.cluster, &node.agent, now)?;
-        let whole = Whole::of(tx, row_of(tx, &node.cluster)?, now)?;
+        let mut whole = Whole::of(tx, row_of(tx, &node.cluster)?, now)?;
+        settle_restore(tx, &mut whole)?;
         keep_status(tx, &whole, now)?;
         Ok(last.is_none_or(|last| last.observation != said))
     });

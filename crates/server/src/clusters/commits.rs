@@ -4,7 +4,7 @@ use super::fault::Fault;
 use super::limits::{REASON_MAX, WRAPPED_MAX};
 use super::state::{Whole, keep_status, row_of};
 use super::{give_up, lease, roots};
-use claviger_domain::cluster::commit::{Commit, Refusal, apply};
+use claviger_domain::cluster::commit::{Commit, NOT_RESTORED, Refusal, apply};
 use claviger_domain::cluster::{Cluster, OperationKind};
 use claviger_domain::id::{AgentName, ClusterId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
@@ -92,7 +92,11 @@ fn checked(tx: &Tx<'_>, row: &ClusterRow, commit: &Commit, now: UnixMs) -> Resul
                 by: "system".into(),
             })
         }
-        Commit::Recovered { held } => {
+        Commit::Recovered { restore, held } => {
+            // Else a node could turn the truth back, or to its own liking, at any time.
+            if row.restored != Some(*restore) {
+                return Err(Fault::Refused(Refusal::OutOfOrder(NOT_RESTORED)));
+            }
             for root in roots::roots_of(held) {
                 // It would count as destroyed, and the cluster would be fenced for it.
                 if keys::get(tx, &root)?.is_none() {
@@ -113,7 +117,7 @@ fn checked(tx: &Tx<'_>, row: &ClusterRow, commit: &Commit, now: UnixMs) -> Resul
                 // cluster rotates to the one that is current, while its agents still hold the KEK.
                 held.operation = None;
             }
-            Ok(Commit::Recovered { held })
+            Ok(Commit::Recovered { restore: *restore, held })
         }
         Commit::Registered => {
             let target = row.cluster.operation.as_ref().map(|op| op.target);

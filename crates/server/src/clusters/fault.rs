@@ -97,6 +97,11 @@ pub enum Fault {
     /// The rules of the cluster refuse.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// The server was restored, and its truth about the cluster is older than its nodes'.
+    #[error(
+        "agent {0} holds keys of this cluster that this server has forgotten; nothing can be decided before it has given them back"
+    )]
+    Forgotten(AgentName),
     /// Nothing is encrypted that could be cleaned up after.
     #[error("the cluster is not encrypted; enable that first")]
     NotEncrypted,
@@ -173,6 +178,7 @@ impl Fault {
             | Fault::NodeAlive { .. }
             | Fault::NodeMayRun(..)
             | Fault::NothingToCancel
+            | Fault::Forgotten(_)
             | Fault::NotEncrypted
             | Fault::Forward(_)
             | Fault::NeedsWord { .. }
@@ -211,6 +217,7 @@ impl Fault {
             Fault::Refused(Refusal::Reused(_)) => code::REUSED,
             Fault::Refused(_) => agent::code::REFUSED,
             Fault::NothingToCancel => code::NOTHING_TO_CANCEL,
+            Fault::Forgotten(_) => code::FORGOTTEN,
             Fault::NotEncrypted => code::NOT_ENCRYPTED,
             Fault::Forward(_) => code::FORWARD,
             Fault::NeedsWord { .. } => code::NEEDS_WORD,
@@ -248,6 +255,7 @@ impl Fault {
             }
             Fault::NothingToCancel
             | Fault::Forward(_)
+            | Fault::Forgotten(_)
             | Fault::Suspended(_)
             | Fault::Refused(Refusal::Busy { .. }) => "claviger ks kms status -c CLUSTER".into(),
             Fault::NeedsWord { root, is } => format!(

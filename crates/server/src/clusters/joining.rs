@@ -60,7 +60,7 @@ pub fn keep_token(
     Ok(())
 }
 
-/// Lets an agent in: uses the token up, commits that its API server belongs to the cluster,
+/// Lets an agent in: uses the token up (the same key may ask again while its hour lasts), commits that its API server belongs to the cluster,
 /// signs its certificate. A name that joined before gets a new certificate, and the old one
 /// counts no longer.
 pub fn join(
@@ -71,11 +71,19 @@ pub fn join(
     key: &Proven,
     now: UnixMs,
 ) -> Result<Issued, Fault> {
-    let cluster = match clusters::use_join_token(tx, &tag(token), agent, now)? {
+    let used = clusters::use_join_token(tx, &tag(token), agent, &key.hash(), now)?;
+    let cluster = match used {
         TokenUse::Good(cluster) => cluster,
+        // The answer did not arrive. Whoever holds that key is who joined, unless the node was
+        // removed since, or another joined under its name.
+        TokenUse::Again { cluster, joined }
+            if clusters::agent(tx, &cluster, agent)?.is_some_and(|a| a.joined == joined) =>
+        {
+            cluster
+        }
         TokenUse::Unknown => return Err(Fault::JoinToken("is unknown; ask for a new one")),
         TokenUse::Expired => return Err(Fault::JoinToken("is past its hour; ask for a new one")),
-        TokenUse::Used { .. } => {
+        TokenUse::Again { .. } | TokenUse::Used { .. } => {
             return Err(Fault::JoinToken("was used before; ask for a new one"));
         }
     };

@@ -54,6 +54,11 @@ impl Proven {
         &self.uris
     }
 
+    /// SHA-256 of the public key.
+    pub fn hash(&self) -> [u8; 32] {
+        sha256(self.key.der_bytes())
+    }
+
     /// Whether this is the public key of a certificate.
     pub fn is_of(&self, certificate: &X509Certificate<'_>) -> bool {
         *certificate.public_key().subject_public_key.data == *self.key.der_bytes()

@@ -52,6 +52,13 @@ pub fn open(
     }
     let is = key.state_at(now);
     let cluster = &whole.row.cluster;
+    let ahead = whole
+        .seen
+        .iter()
+        .find(|(agent, s)| cluster.servers.contains_key(*agent) && s.observation.ahead.is_some());
+    if let Some((agent, _)) = ahead {
+        return Err(Fault::Forgotten(agent.clone()));
+    }
     let mut warnings = warnings(tx, &whole, key.expires, now)?;
 
     if let Some(op) = &cluster.operation
@@ -94,7 +101,7 @@ pub fn open(
     if cluster.servers.is_empty() {
         warnings.push(
             "no agent has joined this cluster; the work begins when one does \
-             (`claviger ks cluster join-token`, then `claviger agent join`)"
+             (`claviger ks cluster join-token`, then `claviger agent run` on the node)"
                 .into(),
         );
     }

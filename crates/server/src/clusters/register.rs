@@ -92,6 +92,7 @@ pub fn register(
         registered_by: by.to_owned(),
         master_status: "Ready".to_owned(),
         master_status_since: now,
+        restored: None,
     };
     let sealed = admin.map(|text| app.custodian.seal_column(&place(&id), text.as_bytes()));
     match clusters::insert(tx, &row, sealed.as_deref()) {

@@ -82,6 +82,7 @@ pub fn state_of(
         jobs: open.iter().map(jobs::job).collect::<Result<_, _>>()?,
         crn: whole.row.crn.clone(),
         key_service: key_service.to_owned(),
+        restored: whole.row.restored,
         now,
     })
 }
@@ -91,6 +92,22 @@ pub fn nudge_of(tx: &Tx<'_>, cluster: &ClusterId) -> Result<Nudge, Fault> {
     let row = row_of(tx, cluster)?;
     let event = roots::newest_event(tx, &row.cluster)?;
     Ok(Nudge { revision: row.cluster.revision, event })
+}
+
+/// Ends the time in which agents give KEKs back, once each has said by this restore's truth that it
+/// holds none which this server lacks.
+pub fn settle_restore(tx: &Tx<'_>, whole: &mut Whole) -> Result<(), StoreError> {
+    let Some(restore) = whole.row.restored else { return Ok(()) };
+    let lacks_none = |agent| {
+        whole.seen.get(agent).is_some_and(|s| {
+            s.observation.restored == Some(restore) && s.observation.ahead.is_none()
+        })
+    };
+    if whole.row.cluster.servers.keys().all(lacks_none) {
+        clusters::restore_settled(tx, &whole.row.cluster.id)?;
+        whole.row.restored = None;
+    }
+    Ok(())
 }
 
 /// Keeps the time at which the master status became what it is now.

@@ -141,12 +141,75 @@ struct JoinedNode {
     node: crate::http::auth::Node,
 }
 
-async fn join_with_key(world: &World, token: &str, agent: &str) -> JoinedNode {
-    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+/// The token is good for this key again while its hour lasts: the answer may be lost.
+#[tokio::test]
+async fn a_lost_answer_to_a_join_can_be_asked_for_again() {
+    let world = World::new();
+    let first = world.register("prod").await;
+    let administrator = world.person("admin", None);
+    let ask = async |key: &rcgen::KeyPair, agent: &str| {
+        let (status, value) = try_join(&world, key, &first.join_token, agent).await;
+        (status.as_u16(), value)
+    };
+    let [key, other] = [(), ()].map(|()| new_key());
+    assert_eq!(ask(&key, "n1").await.0, 200);
+    world.advance(60_000);
+    let (status, value) = ask(&key, "n1").await;
+    assert_eq!(status, 200, "{value}");
+    let node = node_of(&serde_json::from_value(value).unwrap());
+    let state = "GET /agent/v1/state";
+    assert_eq!(world.call(By::Node(&node), state, &Value::Null).await.0, StatusCode::OK);
+    for (key, agent) in [(&other, "n1"), (&key, "n2")] {
+        let (status, value) = ask(key, agent).await;
+        assert_eq!((status, code(&value)), (401, "E4011"), "{value}");
+    }
+    // Whoever came under the name since is not put out, and a removed node stays out.
+    let tokens = "POST /v3/clusters/prod/join-tokens";
+    let (_, token) = world.call(By::Token(&administrator), tokens, &Value::Null).await;
+    world.advance(1000);
+    let newer = world.join(token["join_token"].as_str().unwrap(), "n1").await.unwrap();
+    assert_eq!(ask(&key, "n1").await.0, 401);
+    assert_eq!(world.call(By::Node(&newer), state, &Value::Null).await.0, StatusCode::OK);
+    world.advance(60 * 60_000);
+    assert_eq!(ask(&key, "n1").await.0, 401, "its hour is over");
+}
+
+#[tokio::test]
+async fn a_token_does_not_bring_a_removed_node_back() {
+    let world = World::new();
+    let first = world.register("prod").await;
+    let key = new_key();
+    assert_eq!(try_join(&world, &key, &first.join_token, "n1").await.0, StatusCode::OK);
+    let line = "POST /v3/clusters/prod/join-tokens";
+    let token = world.admin::<Registered>(line, &Value::Null).await.join_token;
+    world.join(&token, "n2").await.unwrap();
+    world.advance(90_000);
+    let remove = "DELETE /v3/clusters/prod/nodes/n1?force=true";
+    let (status, value) = world.call(By::Token(&world.admin), remove, &Value::Null).await;
+    assert!(status.is_success(), "{value}");
+    let (status, value) = try_join(&world, &key, &first.join_token, "n1").await;
+    assert_eq!((status.as_u16(), code(&value)), (401, "E4011"), "{value}");
+}
+
+fn new_key() -> rcgen::KeyPair {
+    rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap()
+}
+
+async fn try_join(
+    world: &World,
+    key: &rcgen::KeyPair,
+    token: &str,
+    agent: &str,
+) -> (StatusCode, Value) {
     let params = rcgen::CertificateParams::default();
-    let csr = params.serialize_request(&key).unwrap().pem().unwrap();
+    let csr = params.serialize_request(key).unwrap().pem().unwrap();
     let ask = serde_json::json!({ "token": token, "agent": agent, "csr": csr });
-    let (status, value) = world.call(By::Nobody, "POST /agent/v1/join", &ask).await;
+    world.call(By::Nobody, "POST /agent/v1/join", &ask).await
+}
+
+async fn join_with_key(world: &World, token: &str, agent: &str) -> JoinedNode {
+    let key = new_key();
+    let (status, value) = try_join(world, &key, token, agent).await;
     assert_eq!(status, StatusCode::OK, "{value}");
     JoinedNode {
         key: key.into(),

@@ -11,7 +11,7 @@ use claviger_domain::cluster::{
     Access, Canary, Cluster, Observation, OperationKind, Preflight, Process, Rewrite, Stage,
     TakeUp, Tally, Verified,
 };
-use claviger_domain::id::{ClusterId, OperationId, Serial};
+use claviger_domain::id::{ClusterId, OperationId, RestoreId, Serial};
 use claviger_domain::key::{KeyState, RootKey, RootVersion};
 use claviger_store::clusters;
 use claviger_store::events::EventKind;
@@ -49,6 +49,7 @@ impl<'w> Sim<'w> {
             ready: true,
             canary: None,
             ahead: None,
+            restored: None,
             preflight: None,
             access: Access::Open,
         };
@@ -79,6 +80,7 @@ impl<'w> Sim<'w> {
             let cluster = &state.cluster;
             let seen = self.seen.get_mut(node.agent.as_str()).unwrap();
             seen.ring_revision = cluster.revision;
+            seen.restored = state.restored;
             seen.opened = cluster.ring.keks.iter().map(|k| k.serial).collect();
             seen.key_id = cluster.ring.reported().map(|k| k.key_id(&cluster.id));
             let target = cluster.servers[&node.agent].stage;
@@ -415,18 +417,36 @@ async fn a_ring_that_the_server_forgot_is_brought_back() {
     let ask = json!({ "fencing": null });
     let (_, lease) = world.call(By::Node(&node), "POST /agent/v1/lease", &ask).await;
     let fencing = lease["fencing"].as_u64().unwrap();
+    // No node turns a server's truth back that was not restored, as far as it knows.
+    let not_restored = CommitRequest {
+        fencing,
+        revision: sim.state(&node).await.cluster.revision,
+        commit: Commit::Recovered { restore: RestoreId::random(), held: Box::new(held.clone()) },
+    };
+    let not_restored = serde_json::to_value(not_restored).unwrap();
+    let line = "POST /agent/v1/commit";
+    let (status, value) = world.call(By::Node(&node), line, &not_restored).await;
+    assert_eq!((status, code(&value)), (StatusCode::CONFLICT, "E4099"), "{value}");
+    assert!(value["description"].as_str().unwrap().contains("does not know"), "{value}");
+    let restore = world.restored();
+
     // Until then it cannot say that all is well.
     sim.seen.get_mut("n2").unwrap().ahead = Some("it holds KEK 2".to_owned());
     sim.nodes_act().await;
     let view = sim.view().await;
     assert_eq!(view.state, "critical", "{}", view.master_status);
     assert!(view.master_status.contains("newer backup"), "{}", view.master_status);
-    sim.seen.get_mut("n2").unwrap().ahead = None;
-    sim.nodes_act().await;
+    let (status, value) = world.open("prod", root).await;
+    assert_eq!((status, code(&value)), (StatusCode::CONFLICT, "E4107"), "not as it seems: {value}");
+    // Both nodes speak by the restored truth; as long as one lacks nothing and one does, it waits.
+    assert_eq!(sim.state(&node).await.restored, Some(restore));
+    assert_eq!(sim.turn().await, Step::Wait(Why::Ahead(sim.nodes[1].agent.clone())));
 
+    let (_, lease) = world.call(By::Node(&node), "POST /agent/v1/lease", &ask).await;
+    let fencing = lease["fencing"].as_u64().unwrap();
     let commit = async |held: Cluster| {
         let revision = sim.state(&node).await.cluster.revision;
-        let commit = Commit::Recovered { held: Box::new(held) };
+        let commit = Commit::Recovered { restore, held: Box::new(held) };
         let ask = serde_json::to_value(CommitRequest { fencing, revision, commit }).unwrap();
         world.call(By::Node(&node), "POST /agent/v1/commit", &ask).await
     };
@@ -454,6 +474,10 @@ async fn a_ring_that_the_server_forgot_is_brought_back() {
     assert_eq!(state.cluster.ring, held.ring);
     let (status, _) = commit(held.clone()).await;
     assert_eq!(status, StatusCode::CONFLICT, "nothing is missing any more");
+    assert_eq!(sim.state(&node).await.restored, Some(restore), "n2 has not said so");
+    sim.seen.get_mut("n2").unwrap().ahead = None;
+    sim.nodes_act().await;
+    assert_eq!(sim.state(&node).await.restored, None);
     // The version that wraps KEK 2 is gone, so the cluster moves to the one that is current.
     world.advance(15_000);
     sim.run().await;
@@ -495,7 +519,7 @@ async fn a_rotation_under_way_does_not_outlive_its_version() {
     let commit = CommitRequest {
         fencing: lease["fencing"].as_u64().unwrap(),
         revision: sim.state(&node).await.cluster.revision,
-        commit: Commit::Recovered { held: Box::new(held) },
+        commit: Commit::Recovered { restore: world.restored(), held: Box::new(held) },
     };
     let ask = serde_json::to_value(commit).unwrap();
     let (status, value) = world.call(By::Node(&node), "POST /agent/v1/commit", &ask).await;

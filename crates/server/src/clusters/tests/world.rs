@@ -8,7 +8,9 @@ use axum::http::{Request, Response, StatusCode, header};
 use claviger_crypto::Key32;
 use claviger_custody::software::Software;
 use claviger_domain::access::PlatformRole;
-use claviger_domain::id::{AgentName, ClusterId, InstanceId, KeyId, KeyVersionId, UnixMs};
+use claviger_domain::id::{
+    AgentName, ClusterId, InstanceId, KeyId, KeyVersionId, RestoreId, UnixMs,
+};
 use claviger_domain::key::{KeyState, RootKey, RootVersion};
 use claviger_domain::life::Life;
 use claviger_store::events::EventKind;
@@ -139,6 +141,16 @@ impl World {
         let server_url = "https://127.0.0.1:6443".to_owned();
         let ask = RegisterCluster { name: name.into(), server_url, ca, admin_kubeconfig: None };
         self.admin("POST /v3/clusters", &ask).await
+    }
+
+    /// Tells the server that it came back from a backup.
+    pub fn restored(&self) -> RestoreId {
+        let restore = RestoreId::random();
+        let done = self.app.store.tx("t", |tx| -> Result<(), StoreError> {
+            Ok(claviger_store::clusters::restored(tx, restore)?)
+        });
+        done.unwrap();
+        restore
     }
 
     /// Lets an agent join with `token`, and reads its certificate as the accept loop does.
