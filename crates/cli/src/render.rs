@@ -3,6 +3,7 @@
 //! Answers go to standard output; progress, warnings and questions to standard error, so that
 //! `--output json` yields one JSON document and nothing else.
 
+use crate::exit;
 use claviger_domain::id::UnixMs;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -112,10 +113,17 @@ pub fn print_text(text: &str) {
     print_line(&clean(text, LINES));
 }
 
-/// Prints a line. A reader that went away (`| head`) ends the program quietly, as SIGPIPE would.
+/// Prints a line. A reader that went away (`| head`) ends the program quietly, as SIGPIPE would;
+/// an answer that cannot be written, to a full disk, must not pass for one that was given.
 pub fn print_line(line: &str) {
-    if writeln!(std::io::stdout().lock(), "{line}").is_err() {
-        std::process::exit(0);
+    match writeln!(std::io::stdout().lock(), "{line}") {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => {
+            eprintln!("error: the answer cannot be written: {e}");
+            eprintln!("hint: what was asked for was done; ask for it again where there is room");
+            std::process::exit(i32::from(exit::UNREACHABLE));
+        }
     }
 }
 

@@ -99,7 +99,9 @@ impl Error {
             Error::Unreachable { .. } => "is the server running? try again",
             Error::Busy { .. } => "try again; if it stays so, the server's log says why",
             Error::Refused { hint, .. } => hint,
-            Error::Unauthorized { .. } => "check the API key or certificate, and its roles",
+            Error::Unauthorized { .. } => {
+                "check the API key or certificate, its roles, and whether the instance admits this address"
+            }
             Error::Protocol { .. } => "compare the versions of both ends; report it as a bug",
             Error::Tls { .. } | Error::Local { .. } => "",
         }

@@ -15,6 +15,7 @@ pub mod iam;
 pub mod keys;
 pub mod listen;
 mod metrics;
+pub mod place;
 mod pulse;
 pub mod record;
 pub mod resources;

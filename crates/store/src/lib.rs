@@ -142,6 +142,9 @@ impl Store {
         let mut writer = connect(path)
             .map_err(|e| StoreError::Open { path: path.to_owned(), why: e.to_string() })?;
         migrate::run(&mut writer)?;
+        // Each start has all in the one file that people know to keep. Whoever else has it open
+        // may be in the way, which does no harm.
+        let _: i64 = writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
         let readers = (0..READERS)
             .map(|_| {
                 let reader = connect(path)?;

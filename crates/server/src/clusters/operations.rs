@@ -61,21 +61,17 @@ pub fn open(
     }
     let mut warnings = warnings(tx, &whole, key.expires, now)?;
 
-    if let Some(op) = &cluster.operation
-        && op.target == target
-        && cluster.public_endpoint == wanted.public_endpoint
-    {
-        let opened = Opened { operation: Some(op.id), warnings };
-        return Ok(Outcome { opened, changed: false });
-    }
     let write = write_root(cluster).map(|version| version.root);
-    if cluster.operation.is_none() && write == Some(target) {
+    let under_way = cluster.operation.as_ref().filter(|op| op.target == target).map(|op| op.id);
+    let reached = cluster.operation.is_none() && write == Some(target);
+    if under_way.is_some() || reached {
+        // The other name of the key service may be what the operation waits for.
         let changed = cluster.public_endpoint != wanted.public_endpoint;
         if changed {
             let commit = Commit::Endpoint { public: wanted.public_endpoint };
             commits::store(tx, whole.row, &commit, now)?;
         }
-        return Ok(Outcome { opened: Opened { operation: None, warnings }, changed });
+        return Ok(Outcome { opened: Opened { operation: under_way, warnings }, changed });
     }
     if is != KeyState::Active {
         return Err(Fault::NotActive { root: target, is });

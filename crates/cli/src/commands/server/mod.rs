@@ -15,6 +15,7 @@ use claviger_server::backup::{self, BackupError};
 use claviger_server::files;
 use claviger_server::first::{self, StartError};
 use claviger_server::listen::{self, Listeners};
+use claviger_server::place;
 use claviger_server::unlock::{self, UnlockError};
 use claviger_store::{Store, StoreError};
 use config::{Config, Given};
@@ -122,9 +123,13 @@ fn serve(args: Run) -> Done {
         return check(&config);
     }
     claviger_telemetry::init();
-    let database = data_dir(&config.data)?.join(backup::DATABASE);
-    let fresh = !database.exists();
-    let master = master_key(&config, fresh)?;
+    let data = data_dir(&config.data)?;
+    is_new(&config)?;
+    let database = data.join(backup::DATABASE);
+    // Before the master key: so a key without a database is always what is left of a server.
+    let opened = Store::open(&database).map_err(store)?;
+    let fresh = opened.read("fresh", |tx| claviger_store::meta::get(tx, "check")).map_err(store)?;
+    let master = master_key(&config, fresh.is_none())?;
     for failed in claviger_crypto::harden::harden() {
         tracing::warn!("{failed}");
     }
@@ -143,8 +148,7 @@ fn serve(args: Run) -> Done {
         let settings = settings(&config, address, public_address);
         let custodian = Arc::new(Software::new(&master));
         drop(master);
-        let store = Store::open(&database).map_err(store)?;
-        let app = App::new(store, custodian, Arc::new(SystemClock), settings).map_err(start)?;
+        let app = App::new(opened, custodian, Arc::new(SystemClock), settings).map_err(start)?;
         let tls = listen::tls(&app).map_err(start)?;
         tell(&app, &config)?;
         tracing::info!(%address, url = app.settings.url, ca_sha256 = app.authority.fingerprint(), "listening");
@@ -171,7 +175,7 @@ fn serve(args: Run) -> Done {
 fn check(config: &Config) -> Done {
     let _ = claviger_crypto::harden::harden();
     let database = config.data.join(backup::DATABASE);
-    if database.exists() {
+    if !is_new(config)? {
         let master = master_key(config, false)?;
         let sealed = claviger_store::peek(&database, "check").map_err(store)?;
         let custodian = Software::new(&master);
@@ -242,7 +246,7 @@ fn back_up(args: Backup) -> Done {
         print_text("move it to another machine; without it the backup cannot be opened");
         key
     };
-    let master_key = args.master_key.unwrap_or_else(|| args.data.join("master.key"));
+    let master_key = args.master_key.unwrap_or_else(|| args.data.join(place::MASTER_KEY));
     let now = SystemClock.now();
     let length = backup::make(&args.data, &master_key, &recovery, &args.to, now).map_err(failed)?;
     print_text(&format!(
@@ -256,7 +260,7 @@ fn bring_back(args: Restore) -> Done {
     let _ = claviger_crypto::harden::harden();
     let recovery = software::read_key(&args.recovery_key, RECOVERY).map_err(master)?;
     data_dir(&args.data)?;
-    let master_key = args.master_key.unwrap_or_else(|| args.data.join("master.key"));
+    let master_key = args.master_key.unwrap_or_else(|| args.data.join(place::MASTER_KEY));
     backup::restore(&args.data, &master_key, &recovery, &args.from).map_err(failed)?;
     print_text(&format!("restored {} into {}", args.from.display(), args.data.display()));
     print_text(&format!("start it with: claviger server run --data {}", args.data.display()));
@@ -350,12 +354,23 @@ fn url(names: &[String], address: SocketAddr) -> String {
     format!("https://{host}:{}", address.port())
 }
 
+fn is_new(config: &Config) -> Result<bool, Failure> {
+    place::is_new(&config.data, config.master_key.is_some()).map_err(|lost| {
+        let hint = if lost.remains.ends_with(place::MASTER_KEY) {
+            "bring the database back, or restore a backup into an empty directory; if this key was made for a new server, name it by --master-key"
+        } else {
+            "bring the database back, with its -wal file, or restore a backup into an empty directory; nothing was changed"
+        };
+        Failure::new(3, lost, hint)
+    })
+}
+
 fn master_key(config: &Config, fresh: bool) -> Result<Key32, Failure> {
     if let Some(fd) = config.master_key.as_deref().and_then(|text| text.strip_prefix("fd:")) {
         return from_descriptor(fd);
     }
     let given = config.master_key.as_ref().map(PathBuf::from);
-    let path = given.unwrap_or_else(|| config.data.join("master.key"));
+    let path = given.unwrap_or_else(|| config.data.join(place::MASTER_KEY));
     if !path.exists() {
         if !fresh {
             return Err(Failure::new(
