@@ -73,14 +73,14 @@ async fn every_refusal_of_enable_has_its_code_and_changes_nothing() {
     let other = world.key("other", true);
     assert_eq!(enable(&world, &ask("prod", other)).await, (409, "E4091".into()));
     let status: KmsStatus = world.admin("GET /v3/clusters/prod/kms", &Value::Null).await;
-    assert_eq!(status.view.kms.unwrap().endpoint, "public");
+    assert_eq!(status.view.kms.as_ref().unwrap().endpoint, "public");
     assert!(status.next.starts_with("wait: ") && status.next.contains("n1"), "{}", status.next);
     assert_eq!(status.features.len(), 9);
 
     // The same key by the other name is no other operation, and may be what this one waits for.
     assert_eq!(enable(&world, &ask("prod", good)).await.0, 201);
     let moved: KmsStatus = world.admin("GET /v3/clusters/prod/kms", &Value::Null).await;
-    assert_eq!(moved.view.kms.unwrap().endpoint, "private");
+    assert_eq!(moved.view.kms.as_ref().unwrap().endpoint, "private");
     let id = |status: &KmsStatus| status.state.cluster.operation.as_ref().map(|op| op.id);
     assert_eq!(id(&moved), id(&status));
 
