@@ -1,4 +1,5 @@
-//! The one task that acts on this node: fence, ring, API server, in this order, again and again.
+//! What the one task that acts on this node does: fence, ring, API server, in this order, again and
+//! again.
 //! Nobody else starts or kills the API server or opens the plugin, so no two acts can cross.
 
 use crate::contact::{COASTS_AFTER, Moment as Clocks, wall};
@@ -11,7 +12,7 @@ use crate::node::Node;
 use crate::observe::Probe;
 use crate::ring::{Opener, Opening};
 use crate::take_up::{self, Act, Due, Moment};
-use claviger_domain::cluster::plan::{must_fence, not_told};
+use claviger_domain::cluster::plan::not_told;
 use claviger_domain::cluster::ring::Role;
 use claviger_domain::cluster::{Access, Cluster, Observation, Process, Stage, TakeUp};
 use claviger_domain::id::Serial;
@@ -79,6 +80,9 @@ impl Driver {
         self.fence_or_lift().await;
         if self.fence.record().is_none() {
             self.open_ring().await;
+            if self.node.must_fence() {
+                self.fence_or_lift().await;
+            }
         }
         // Opening may have been denied, so ask again.
         if self.fence.record().is_none() {
@@ -135,9 +139,8 @@ impl Driver {
         let asked =
             latest.as_ref().and_then(|l| Record::of_state(&l.state.cluster, &l.state.roots, now));
         let absent = || {
-            let mark = self.node.contact()?;
-            let spent = mark.spent(&Clocks::now(), self.node.config.coast_max);
-            spent.then(|| Record::of_absence(truth.as_ref()?, mark.contact, now))?
+            let mark = self.node.contact().filter(|_| self.node.away_too_long())?;
+            Record::of_absence(truth.as_ref()?, mark.contact, now)
         };
         let stands = self.fence.record().cloned();
         let Some(record) = stands.clone().or_else(|| asked.clone()).or_else(absent) else {
@@ -173,11 +176,9 @@ impl Driver {
                 self.opener.forget();
             }
         }
-        let asked = self
-            .node
-            .latest()
-            .is_some_and(|l| must_fence(&l.state.cluster, &l.state.roots).is_some());
-        if asked && let Some(record) = self.fence.record().cloned() {
+        if self.node.must_fence()
+            && let Some(record) = self.fence.record().cloned()
+        {
             self.impose(record);
         }
     }
@@ -186,11 +187,7 @@ impl Driver {
     fn lift(&mut self, truth: &Cluster) -> bool {
         let in_use = truth.ring.keks.iter().filter(|k| k.role == Role::Write);
         let sound = in_use.clone().all(|k| self.tested.contains(&k.serial));
-        let asked = self
-            .node
-            .latest()
-            .is_some_and(|l| must_fence(&l.state.cluster, &l.state.roots).is_some());
-        if !sound || asked {
+        if !sound || self.node.must_fence() {
             return false;
         }
         match self.fence.lift() {
@@ -253,12 +250,13 @@ impl Driver {
     }
 
     async fn try_open(&mut self, truth: &Cluster) -> Opening {
-        let node = self.node.clone();
-        let interrupted = move || {
-            node.latest().is_some_and(|l| must_fence(&l.state.cluster, &l.state.roots).is_some())
-        };
-        let keys = self.keys.clone();
-        self.opener.open(truth, &*keys, &interrupted).await
+        let (node, keys) = (self.node.clone(), self.keys.clone());
+        tokio::select! {
+            biased;
+            // A key service that keeps its answer to itself must not keep the fence from falling.
+            () = node.fence_due() => Opening::Lacking("broken off: the node is to be fenced".to_owned()),
+            opening = self.opener.open(truth, &*keys) => opening,
+        }
     }
 
     async fn open_ring(&mut self) {

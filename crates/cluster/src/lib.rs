@@ -18,7 +18,8 @@
 //! | [`observe`] | what the API server does |
 //! | [`hand_over`] | the open ring on its way to a successor |
 //! | [`desk`] | what the operator's commands on the node ask a running agent |
-//! | [`driver`] | the one task that acts on the node |
+//! | [`drive`] | the pace of the one task that acts on the node |
+//! | [`driver`] | what it does at each look |
 //! | [`control`] | the loop of the agent that holds the lease |
 //! | [`scrub`] | clears plaintext out of etcd's log and database file |
 
@@ -26,6 +27,7 @@ pub mod config;
 pub mod contact;
 pub mod control;
 pub mod desk;
+pub mod drive;
 pub mod driver;
 pub mod encryption;
 pub mod endpoint;

@@ -21,39 +21,31 @@ struct Held {
 }
 
 /// A handle on the lease; clones see the same.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Lease {
     held: Arc<Mutex<Option<Held>>>,
 }
 
 impl Lease {
-    /// Begins to ask for the lease and to renew it, for as long as the process lives.
-    pub fn keep(node: Arc<Node>) -> Lease {
-        let lease = Lease { held: Arc::new(Mutex::new(None)) };
-        let kept = lease.clone();
-        tokio::spawn(async move {
-            loop {
-                let asked = Instant::now();
-                let request = LeaseRequest { fencing: kept.fencing() };
-                match node.clients().api.lease(&request).await {
-                    Ok(Some(given)) => {
-                        let held = Held { fencing: given.fencing, until: asked + GIVEN };
-                        if kept.fencing() != Some(given.fencing) {
-                            tracing::info!(
-                                fencing = given.fencing,
-                                "holds the lease of the cluster"
-                            );
-                        }
-                        kept.set(Some(held));
+    /// Asks for the lease and renews it. Never returns.
+    pub async fn keep(self, node: Arc<Node>) {
+        loop {
+            let asked = Instant::now();
+            let request = LeaseRequest { fencing: self.fencing() };
+            match node.clients().api.lease(&request).await {
+                Ok(Some(given)) => {
+                    let held = Held { fencing: given.fencing, until: asked + GIVEN };
+                    if self.fencing() != Some(given.fencing) {
+                        tracing::info!(fencing = given.fencing, "holds the lease of the cluster");
                     }
-                    Ok(None) => kept.set(None),
-                    // It may have been renewed or not: what was given still counts down.
-                    Err(error) => tracing::debug!(%error, "cannot ask for the lease"),
+                    self.set(Some(held));
                 }
-                tokio::time::sleep(if kept.held() { RENEW } else { ASK }).await;
+                Ok(None) => self.set(None),
+                // It may have been renewed or not: what was given still counts down.
+                Err(error) => tracing::debug!(%error, "cannot ask for the lease"),
             }
-        });
-        lease
+            tokio::time::sleep(if self.held() { RENEW } else { ASK }).await;
+        }
     }
 
     /// The fencing token, while the lease is surely held.

@@ -39,9 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Longest pause after a failure.
 const BACK_OFF_MAX: Duration = Duration::from_secs(15);
 
-/// Runs the loop whenever this agent holds the lease. Never returns.
-pub async fn run(node: Arc<Node>) {
-    let lease = Lease::keep(Arc::clone(&node));
+/// Runs the loop whenever this agent holds `lease`, which another task keeps. Never returns.
+pub async fn run(node: Arc<Node>, lease: Lease) {
     let mut steps = Steps::new(Arc::clone(&node), lease.clone());
     let mut jobs = jobs::Jobs::new(Arc::clone(&node), lease.clone());
     let mut trouble = Trouble::default();
