@@ -15,6 +15,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::node::{Node, Parts};
 use crate::observe::{Probe, Prober};
 use crate::ring::Kept;
+use crate::scrub;
 use crate::service_keys::ServiceKeys;
 use crate::sync;
 use crate::take_up::Due;
@@ -145,7 +146,6 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
         None => {}
     }
     let mut serving = Serving::start(&listener, &plugin);
-    finish_scrub(&node).await;
     let dir = &node.config.state_dir;
     let desk = desk::open(dir).map_err(|source| FileError {
         doing: "listen in",
@@ -167,6 +167,8 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     tasks.start("looks at the API server", Prober::new(node.clone(), keys).run(probes));
     tasks.start("keeps the lease", lease.clone().keep(node.clone()));
     tasks.start("runs the cluster's loop", control::run(node.clone(), lease));
+    let scrubbed = node.clone();
+    tasks.start("finishes scrubs", scrub::tend(move || jobs::scrub_of(&scrubbed).ok()));
     tasks.start("keeps the certificate", identity.keep(node.clone(), ca));
     tasks.start("acts on the node", drive(driver, node.clone(), probe, acks, asked));
     tasks.start("answers on the node", desk::serve(desk, node.clone(), inherited, orders));
@@ -380,17 +382,6 @@ fn close_first(
         tracing::error!(%error, "the fence is not complete");
     }
     Ok(())
-}
-
-/// A scrub that a crash cut off holds etcd and the API server; it comes first.
-async fn finish_scrub(node: &Node) {
-    let Ok(scrub) = jobs::scrub_of(node) else { return };
-    let say = |text: &str| tracing::info!("scrub: {text}");
-    match scrub.resume(&say).await {
-        Ok(None) => {}
-        Ok(Some(_)) => tracing::info!("finished a scrub that was cut off"),
-        Err(error) => tracing::error!(%error, "a scrub was cut off and cannot be finished yet"),
-    }
 }
 
 fn lock(config: &AgentConfig) -> Result<File, AgentError> {

@@ -12,6 +12,7 @@
 
 use crate::contact::wall;
 use crate::node::Node;
+use crate::run::with_causes;
 use claviger_domain::cluster::Cluster;
 use claviger_domain::cluster::commit::Commit;
 use claviger_domain::cluster::plan::{Facts, Step, Why, plan};
@@ -198,7 +199,7 @@ impl Trouble {
             self.times += 1;
             return if self.times < 20 { Duration::from_millis(50) } else { BUSY };
         }
-        let text = error.chain();
+        let text = with_causes(error);
         tracing::warn!(error = %text, "a step failed and will be tried again");
         self.tell(steps, text).await;
         self.times += 1;
