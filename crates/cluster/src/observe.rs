@@ -8,6 +8,7 @@ use crate::file;
 use crate::foreign;
 use crate::keys::{KeyFailure, Keys};
 use crate::node::Node;
+use crate::preflight;
 use claviger_crypto::{Key32, digest};
 use claviger_domain::cluster::ring::serial_of;
 use claviger_domain::cluster::{Canary, Cluster, Operation, PROVIDER, Preflight, Process, Stage};
@@ -181,8 +182,8 @@ impl Prober {
         })
     }
 
-    /// Wraps and unwraps with the target of an operation, and at the first enablement looks for
-    /// other encryption, before anything is changed.
+    /// Looks whether the node is fit for an operation, wraps and unwraps with its target, and at the
+    /// first enablement looks for other encryption, before anything is changed.
     async fn preflight(&mut self, operation: &Operation, first: bool) {
         if operation.preflighted {
             return;
@@ -197,9 +198,10 @@ impl Prober {
         };
         self.tried = Some((operation.id, tries));
         let alone = if first { foreign::none(&self.node).await } else { Ok(()) };
-        let failure = match alone {
-            Ok(()) => self.try_target(operation).await.err().map(|failure| failure.to_string()),
-            Err(found) => Some(found),
+        let found = preflight::look(&self.node).await;
+        let failure = match (alone, found.failure) {
+            (Err(found), _) | (Ok(()), Some(found)) => Some(found),
+            (Ok(()), None) => self.try_target(operation).await.err().map(|f| f.to_string()),
         };
         if failure.is_some() && tries < PREFLIGHT_TRIES {
             return;
@@ -207,7 +209,11 @@ impl Prober {
         if let Some(failure) = &failure {
             tracing::warn!(%failure, "the preflight failed");
         }
-        self.probe.preflight = Some(Preflight { operation: operation.id, failure });
+        for warning in &found.warnings {
+            tracing::warn!(%warning, "the preflight");
+        }
+        let warnings = found.warnings;
+        self.probe.preflight = Some(Preflight { operation: operation.id, failure, warnings });
     }
 
     async fn try_target(&self, operation: &Operation) -> Result<(), KeyFailure> {

@@ -96,11 +96,11 @@ impl Case {
                     stage,
                 }),
                 ahead: None,
-                preflight: self
-                    .cluster
-                    .operation
-                    .as_ref()
-                    .map(|o| Preflight { operation: o.id, failure: None }),
+                preflight: self.cluster.operation.as_ref().map(|o| Preflight {
+                    operation: o.id,
+                    failure: None,
+                    warnings: Vec::new(),
+                }),
                 access: Access::Open,
             };
             self.seen.insert(name.clone(), Seen { observation, at: self.now });

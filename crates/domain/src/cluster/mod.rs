@@ -312,8 +312,12 @@ pub struct Canary {
 pub struct Preflight {
     /// The operation it was made for.
     pub operation: OperationId,
-    /// What went wrong, with what to do about it; none if the key wraps and unwraps.
+    /// What went wrong, with what to do about it; none if the key wraps and unwraps and the node
+    /// is fit for the work.
     pub failure: Option<String>,
+    /// What may hurt and is no reason to refuse, with what to do about it; at most 20 texts.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// Whether a node may read what is encrypted.

@@ -137,6 +137,7 @@ pub fn kms(status: &KmsStatus, now: UnixMs) -> Vec<String> {
         ("Next", status.next.clone()),
     ]);
     lines.extend(operation(cluster, now));
+    section(&mut lines, "Warnings", warnings(status).collect());
     section(&mut lines, "Root keys", roots(&status.state.roots, cluster));
     section(&mut lines, "API servers", servers(status, now));
     section(&mut lines, "Agents", agents(status, now));
@@ -145,6 +146,18 @@ pub fn kms(status: &KmsStatus, now: UnixMs) -> Vec<String> {
     section(&mut lines, "History", history(&cluster.history, now));
     section(&mut lines, "Features", features(status));
     lines
+}
+
+/// What the agents warn of before the operation that is in progress.
+pub fn warnings(status: &KmsStatus) -> impl Iterator<Item = String> {
+    let operation = status.state.cluster.operation.as_ref().map(|op| op.id);
+    status.state.seen.iter().flat_map(move |(agent, seen)| {
+        let preflight = seen.observation.preflight.as_ref();
+        let current = preflight.filter(|p| Some(p.operation) == operation);
+        current
+            .into_iter()
+            .flat_map(move |p| p.warnings.iter().map(move |w| format!("{agent}: {w}")))
+    })
 }
 
 fn section(lines: &mut Vec<String>, title: &str, body: Vec<String>) {
