@@ -499,6 +499,7 @@ impl Driver {
             canary: probe.canary,
             preflight: probe.preflight.clone(),
             access: self.access(),
+            api_servers: probe.api_servers.clone(),
             ahead: self.node.ahead(),
         }
     }

@@ -15,6 +15,7 @@
 //! | [`ring`] | the opened KEKs |
 //! | [`fence`] | no process with keys or plaintext while a root key is suspended |
 //! | [`take_up`] | which file the API server has, and how it takes it up |
+//! | `peers` | which API servers share its etcd |
 //! | `preflight` | what could make an operation fail, looked for beforehand |
 //! | [`observe`] | what the API server does |
 //! | [`hand_over`] | the open ring on its way to a successor |
@@ -40,6 +41,7 @@ pub mod identity;
 pub mod keys;
 pub mod node;
 pub mod observe;
+mod peers;
 mod preflight;
 pub mod ring;
 pub mod run;

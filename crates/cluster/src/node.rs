@@ -112,6 +112,7 @@ impl Node {
             canary: None,
             preflight: None,
             access: Access::Waiting { reason: "the agent has just started".to_owned() },
+            api_servers: Vec::new(),
             ahead: None,
         };
         Ok(Self {

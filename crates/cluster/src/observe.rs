@@ -8,6 +8,7 @@ use crate::file;
 use crate::foreign;
 use crate::keys::{KeyFailure, Keys};
 use crate::node::Node;
+use crate::peers::Peers;
 use crate::preflight;
 use claviger_crypto::{Key32, digest};
 use claviger_domain::cluster::ring::serial_of;
@@ -43,6 +44,8 @@ pub struct Probe {
     pub canary: Option<Canary>,
     /// The last preflight.
     pub preflight: Option<Preflight>,
+    /// Hosts of the API servers that live.
+    pub api_servers: Vec<String>,
 }
 
 impl Probe {
@@ -58,13 +61,15 @@ pub struct Prober {
     keys: Arc<dyn Keys>,
     probe: Probe,
     canary_at: Option<Instant>,
+    peers: Peers,
     tried: Option<(OperationId, u32)>,
 }
 
 impl Prober {
     /// A prober of `node`.
     pub fn new(node: Arc<Node>, keys: Arc<dyn Keys>) -> Self {
-        Self { node, keys, probe: Probe::default(), canary_at: None, tried: None }
+        let (probe, peers) = (Probe::default(), Peers::default());
+        Self { node, keys, probe, canary_at: None, peers, tried: None }
     }
 
     /// Looks every second and publishes what it saw. Never returns.
@@ -94,6 +99,7 @@ impl Prober {
             self.canary_at = None;
         }
         self.probe.process = process;
+        self.probe.api_servers = self.peers.live(Instant::now());
         if process.is_none() {
             self.probe.ready = false;
             return;
@@ -106,11 +112,15 @@ impl Prober {
             self.probe.kubernetes = self.node.kube.version().await.ok();
         }
         self.loaded().await;
+        if self.peers.due() {
+            self.peers.look(&self.node.kube).await;
+        }
         // Another process may have come meanwhile; then nothing of this counts.
         if self.process() != process {
             self.probe = Probe {
                 kubernetes: self.probe.kubernetes.take(),
                 preflight: self.probe.preflight.take(),
+                api_servers: std::mem::take(&mut self.probe.api_servers),
                 ..Probe::default()
             };
             return;

@@ -118,6 +118,10 @@ fn rights() -> [(&'static str, serde_json::Value); 2] {
                         "verbs": ["list"],
                     },
                     {
+                        "apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
+                        "verbs": ["list"],
+                    },
+                    {
                         "nonResourceURLs": [
                             "/healthz", "/healthz/*", "/readyz", "/readyz/*", "/livez", "/livez/*",
                             "/metrics", "/version",

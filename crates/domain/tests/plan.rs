@@ -1,7 +1,7 @@
 //! `situation => step`, one row for each branch of the planner.
 
 use claviger_domain::cluster::commit::{Commit, apply};
-use claviger_domain::cluster::plan::{Facts, Step, Why, must_fence, not_told, plan};
+use claviger_domain::cluster::plan::{Facts, Step, Unattended, Why, must_fence, not_told, plan};
 use claviger_domain::cluster::ring::{Kek, Ring, Role};
 use claviger_domain::cluster::*;
 use claviger_domain::id::*;
@@ -95,6 +95,7 @@ impl Case {
                     process: process(i),
                     stage,
                 }),
+                api_servers: Vec::new(),
                 ahead: None,
                 preflight: self.cluster.operation.as_ref().map(|o| Preflight {
                     operation: o.id,
@@ -926,4 +927,43 @@ fn nobody_vouches_for_a_root_key_by_saying_nothing_of_it() {
         assert_eq!(not_told(&case.cluster, &roots), Some(untold));
         assert_eq!(must_fence(&case.cluster, &roots), None);
     }
+}
+
+/// An API server without an agent writes plaintext and cannot read ours: nothing goes on that would
+/// cut it off, or what it writes.
+#[test]
+fn an_api_server_without_an_agent_stops_what_would_cut_it_off() {
+    let three = |s: &mut Seen| {
+        s.observation.api_servers = ["a", "b", "c"].map(str::to_owned).to_vec();
+    };
+    let hosts = ["a", "b", "c"].map(str::to_owned).to_vec();
+    let waits = || Step::Wait(Why::Unattended(Unattended { hosts: hosts.clone(), agents: 2 }));
+    let readable = || enabling(2).minted().stage(Stage::ReadFirst);
+    let proven = || writing(2, TakeUp::Restart).verified();
+    let mut joined = Case::enabled(2);
+    joined.commit(Commit::Joined { agent: agent(2) });
+    let joined = joined.all_see().later(60_000).counted(|_| ());
+    check(vec![
+        ("as many as agents => promote", readable(), Step::Promote { serial: Serial(1) }),
+        ("one more => no promotion", readable().but(1, three), waits()),
+        ("all have an agent => no plaintext", proven(), take_up(0, Stage::Only)),
+        ("one more => plaintext is still read", proven().but(0, three), waits()),
+        (
+            "one more, the rewrite goes on",
+            writing(2, TakeUp::Restart).counted(|t| t.stale = 3).but(0, three),
+            Step::Rewrite { left: 3 },
+        ),
+        (
+            "at rest, all have joined => the last one too",
+            joined.but(0, three),
+            take_up(2, Stage::Only),
+        ),
+        ("at rest nothing begins for it", Case::enabled(2).but(0, three), Step::Rest),
+    ]);
+    let text = Why::Unattended(Unattended { hosts, agents: 2 }).to_string();
+    assert!(text.starts_with("3 API servers live (a, b, c) and 2 have an agent"), "{text}");
+    let shown = |case: Case| project::project(&case.cluster, &case.seen, &case.roots, case.now);
+    assert_eq!(shown(Case::enabled(2)).master_status, "Ready");
+    let warned = shown(Case::enabled(2).but(0, three));
+    assert!(warned.state == "warning" && warned.master_status.contains("3 API servers live"));
 }

@@ -1,6 +1,7 @@
 //! The plain HTTPS calls that an agent makes to a kube-apiserver, with a client certificate:
 //! write the canary Secret, patch a Secret with nothing, read `/readyz`,
-//! `/healthz/kms-providers`, `/metrics` and `/version`, and list webhook configurations.
+//! `/healthz/kms-providers`, `/metrics` and `/version`, and list webhook
+//! configurations and identity leases.
 //!
 //! No plaintext of a Secret ever comes back: answers to writes are asked for as metadata only.
 //! Nothing is retried here; whoever calls knows whether a repeat is safe.

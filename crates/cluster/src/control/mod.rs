@@ -182,7 +182,11 @@ impl Trouble {
     /// Nothing failed, but nothing moves. Only what no agent can mend counts as stuck.
     async fn waits(&mut self, steps: &mut Steps, state: &State, why: &Why) {
         tracing::debug!(%why, "waiting");
-        if !matches!(why, Why::Unknown(_) | Why::PreflightFailed(..) | Why::Root(..)) {
+        let operators = matches!(
+            why,
+            Why::Unknown(_) | Why::PreflightFailed(..) | Why::Root(..) | Why::Unattended(_)
+        );
+        if !operators {
             if is_stuck(&state.cluster) {
                 let _ = steps.commit(state, Commit::Stuck { reason: None }).await;
             }

@@ -290,6 +290,11 @@ pub struct Observation {
     pub preflight: Option<Preflight>,
     /// Whether the node is fenced, or coasts.
     pub access: Access,
+    /// Hosts of all API servers that share this one's etcd and live, in order, at most 64: each that
+    /// renewed its identity lease (kube-apiserver from 1.26 on) within the last minute. Empty where
+    /// that is not known.
+    #[serde(default)]
+    pub api_servers: Vec<String>,
     /// Why the node does not follow the server's truth, if so: it holds KEKs that this truth
     /// lacks, since the server was restored from an older backup.
     #[serde(default)]

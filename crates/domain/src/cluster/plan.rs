@@ -142,6 +142,8 @@ pub enum Why {
     NotFenced(AgentName),
     /// The root key does not wrap now.
     Root(RootKey, KeyState),
+    /// More API servers live than agents speak for.
+    Unattended(Unattended),
 }
 
 impl fmt::Display for Why {
@@ -171,7 +173,46 @@ impl fmt::Display for Why {
             }
             Why::NotFenced(a) => write!(f, "agent {a} has not yet fenced its API server"),
             Why::Root(root, state) => write!(f, "root key {} is {state}", root.key),
+            Why::Unattended(unattended) => unattended.fmt(f),
         }
+    }
+}
+
+/// API servers that live beside those of the cluster's agents. Such a one cannot read what is
+/// encrypted, and what it writes is plaintext, which nobody reads any more once `identity` is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unattended {
+    /// Hosts of all API servers that live.
+    pub hosts: Vec<String>,
+    /// How many of them have an agent.
+    pub agents: usize,
+}
+
+impl fmt::Display for Unattended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} API servers live ({}) and {} have an agent: let one join beside each other, or stop those; a stopped one counts for a minute",
+            self.hosts.len(),
+            self.hosts.join(", "),
+            self.agents
+        )
+    }
+}
+
+/// Whether more API servers live than the cluster has agents.
+pub fn unattended(cluster: &Cluster, seen: &BTreeMap<AgentName, Seen>) -> Option<Unattended> {
+    let agents = cluster.servers.len();
+    let said = cluster.servers.keys().filter_map(|agent| seen.get(agent));
+    let hosts = said.map(|s| &s.observation.api_servers).max_by_key(|hosts| hosts.len())?;
+    (hosts.len() > agents).then(|| Unattended { hosts: hosts.clone(), agents })
+}
+
+/// The step, unless an API server lives that it would cut off from Secrets.
+fn if_attended(facts: &Facts<'_>, step: Step) -> Step {
+    match unattended(facts.cluster, facts.seen) {
+        Some(unattended) => Step::Wait(Why::Unattended(unattended)),
+        None => step,
     }
 }
 
@@ -214,7 +255,7 @@ pub fn plan(facts: &Facts<'_>) -> Step {
         if state != KeyState::Active {
             return Step::Wait(Why::Root(op.target, state));
         }
-        return Step::Promote { serial };
+        return if_attended(facts, Step::Promote { serial });
     };
     let key_id = facts.cluster.ring.get(serial).map(|k| k.key_id(&facts.cluster.id));
     for (agent, seen) in servers(facts) {
@@ -258,7 +299,7 @@ pub fn plan(facts: &Facts<'_>) -> Step {
         }
     }
     if let Some(step) = bring_to(facts, Stage::Only) {
-        return step;
+        return if_attended(facts, step);
     }
     // Where this operation ended the reading of plaintext, etcd's history holds some.
     let ended_plaintext = targets().any(|t| t.since >= op.requested);
@@ -315,7 +356,7 @@ fn newcomers(facts: &Facts<'_>, serial: Serial, target: RootKey, reached: Stage)
     match facts.tally {
         None => Step::Wait(Why::NoTally),
         Some(tally) if tally.plaintext > 0 => Step::Open { target },
-        Some(_) => Step::TakeUp { agent: agent.clone(), stage: reached },
+        Some(_) => if_attended(facts, Step::TakeUp { agent: agent.clone(), stage: reached }),
     }
 }
 

@@ -512,6 +512,7 @@ impl World {
             process: node.api.as_ref().map(|a| a.process),
             ready: node.api.is_some(),
             canary: node.canary,
+            api_servers: Vec::new(),
             ahead: None,
             preflight: node.preflight.map(|operation| Preflight { operation, failure: None }),
             access,

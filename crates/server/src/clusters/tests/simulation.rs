@@ -48,6 +48,7 @@ impl<'w> Sim<'w> {
             process: Some(Process { pid: 100, start: 1 }),
             ready: true,
             canary: None,
+            api_servers: Vec::new(),
             ahead: None,
             preflight: None,
             access: Access::Open,
