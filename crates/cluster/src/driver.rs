@@ -339,7 +339,10 @@ impl Driver {
         }
         match take_up::decide(&moment) {
             Act::Nothing => {}
-            Act::Write(stage) => self.write(stage, moment.take_up),
+            Act::Write(stage) => {
+                let falls = take_up::falls(moment.on_disk, stage);
+                self.write(stage, moment.take_up.filter(|_| !falls));
+            }
             Act::Start { flags } => {
                 let since = *self.dead_since.get_or_insert_with(Instant::now);
                 let keeper_had = self.start_after.is_none() && since.elapsed() < LEFT_TO_KEEPER;
@@ -366,6 +369,8 @@ impl Driver {
             None => Some(Stage::Bare),
         };
         let flags = observed.process.is_some_and(|p| self.flags(p));
+        let loaded = probe.loaded_by(observed.process);
+        let taken = loaded.as_deref().and_then(|h| encryption::stage_of_hash(h, &config.socket));
         Moment {
             target: truth.servers.get(&config.name).map(|t| t.stage).unwrap_or_default(),
             take_up: truth.operation.as_ref().map(|op| op.take_up),
@@ -373,7 +378,8 @@ impl Driver {
             disk_hash: file.as_deref().map(encryption::hash),
             process: observed.process,
             flags,
-            loaded: probe.loaded_by(observed.process),
+            loaded,
+            fell: taken > on_disk,
             held: observed.held.is_some(),
             open: self.is_open(),
             due: self.due.stands(),
@@ -388,7 +394,7 @@ impl Driver {
     fn write(&mut self, stage: Stage, take_up: Option<TakeUp>) {
         let config = &self.node.config;
         let Some(bytes) = encryption::bytes(stage, &config.socket) else { return };
-        // Outside an operation the API server is left to its own poll.
+        // Outside an operation, and to read plaintext again, the API server is left to its poll.
         if take_up == Some(TakeUp::Restart)
             && let Err(e) = self.due.note()
         {
