@@ -283,6 +283,7 @@ async fn what_fails_is_carried_on(bed: &Bed, server: &ProcessUnit) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     tended.abort();
+    let _ = tended.await;
     assert!(!bed.data_dir().join("claviger-scrub").exists());
 }
 
