@@ -684,7 +684,9 @@ fn rotate_and_switch() {
                 let case = case.all_see().rotated();
                 let case = case.open(OperationKind::Rotate, 10, TakeUp::Restart).minted();
                 let mut case = case.promoted().verified();
-                case.commit(Commit::TakeUp { agent: agent(1), stage: Stage::Only });
+                for i in 0..2 {
+                    case.commit(Commit::TakeUp { agent: agent(i), stage: Stage::Only });
+                }
                 case.all_see()
             },
             Step::Compact { revision: 9 },

@@ -468,7 +468,7 @@ impl World {
             }
         };
         node.starts += 1;
-        node.stranger = false;
+        node.stranger &= stage == Stage::Bare;
         let process = Process { pid: i as i32 * 1000 + node.starts, start: 0 };
         node.api = Some(Api { process, loaded: stage, seed, ghost: None });
     }
