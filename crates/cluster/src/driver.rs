@@ -506,6 +506,7 @@ impl Driver {
             preflight: probe.preflight.clone(),
             access: self.access(),
             api_servers: probe.api_servers.clone(),
+            files: self.node.files(),
             ahead: self.node.ahead(),
         }
     }

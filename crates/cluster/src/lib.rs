@@ -17,6 +17,7 @@
 //! | [`take_up`] | which file the API server has, and how it takes it up |
 //! | `peers` | which API servers share its etcd |
 //! | `preflight` | what could make an operation fail, looked for beforehand |
+//! | [`files`] | plaintext in etcd's files on this machine |
 //! | [`observe`] | what the API server does |
 //! | [`hand_over`] | the open ring on its way to a successor |
 //! | [`desk`] | what the operator's commands on the node ask a running agent |
@@ -35,6 +36,7 @@ pub mod encryption;
 pub mod endpoint;
 pub mod fence;
 mod file;
+pub mod files;
 mod foreign;
 pub mod hand_over;
 pub mod identity;

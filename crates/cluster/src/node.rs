@@ -7,6 +7,7 @@ use crate::control::kube::Kube;
 use crate::file::FileError;
 use crate::truth::{Truth, keep_newer};
 use claviger_client::{AgentApi, KeyService};
+use claviger_domain::cluster::files::EtcdFiles;
 use claviger_domain::cluster::plan::{must_fence, not_told};
 use claviger_domain::cluster::{Access, Cluster, Observation, Stage};
 use claviger_domain::id::ClusterId;
@@ -63,6 +64,7 @@ pub struct Node {
     observation: watch::Sender<Arc<Observation>>,
     look: Notify,
     refused: AtomicBool,
+    files: Mutex<Option<EtcdFiles>>,
 }
 
 impl fmt::Debug for Node {
@@ -113,6 +115,7 @@ impl Node {
             preflight: None,
             access: Access::Waiting { reason: "the agent has just started".to_owned() },
             api_servers: Vec::new(),
+            files: None,
             ahead: None,
         };
         Ok(Self {
@@ -129,6 +132,7 @@ impl Node {
             observation: watch::Sender::new(Arc::new(observation)),
             look: Notify::new(),
             refused: AtomicBool::new(false),
+            files: Mutex::new(None),
         })
     }
 
@@ -271,6 +275,17 @@ impl Node {
             }
             changed
         });
+    }
+
+    /// etcd's files on this machine, as they were seen last.
+    pub fn files(&self) -> Option<EtcdFiles> {
+        lock(&self.files).clone()
+    }
+
+    /// Notes what etcd's files on this machine are like.
+    pub fn set_files(&self, files: EtcdFiles) {
+        *lock(&self.files) = Some(files);
+        self.look_now();
     }
 
     /// Makes the agent look at once rather than at the next second.

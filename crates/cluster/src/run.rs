@@ -10,6 +10,7 @@ use crate::drive::{Acks, Handing, drive};
 use crate::driver::Driver;
 use crate::fence::{Fence, Record};
 use crate::file::{self, FileError};
+use crate::files;
 use crate::hand_over;
 use crate::identity::{Identity, IdentityError};
 use crate::node::{Node, Parts};
@@ -167,6 +168,7 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     tasks.start("looks at the API server", Prober::new(node.clone(), keys).run(probes));
     tasks.start("keeps the lease", lease.clone().keep(node.clone()));
     tasks.start("runs the cluster's loop", control::run(node.clone(), lease));
+    tasks.start("counts plaintext in etcd's files", files::count(node.clone()));
     let scrubbed = node.clone();
     tasks.start("finishes scrubs", scrub::tend(move || jobs::scrub_of(&scrubbed).ok()));
     tasks.start("keeps the certificate", identity.keep(node.clone(), ca));

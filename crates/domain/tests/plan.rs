@@ -96,6 +96,7 @@ impl Case {
                     stage,
                 }),
                 api_servers: Vec::new(),
+                files: None,
                 ahead: None,
                 preflight: self.cluster.operation.as_ref().map(|o| Preflight {
                     operation: o.id,

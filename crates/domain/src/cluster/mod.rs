@@ -6,12 +6,14 @@
 //! so any process may be killed at any instruction: whoever looks next gets the same answer.
 
 pub mod commit;
+pub mod files;
 pub mod plan;
 pub mod project;
 pub mod ring;
 
 use crate::id::{AgentName, ClusterId, OperationId, Serial, UnixMs};
 use crate::key::{KeyState, RootKey, RootVersion};
+use files::EtcdFiles;
 use ring::Ring;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -107,7 +109,8 @@ pub struct Cluster {
     pub public_endpoint: bool,
     /// The last proof from etcd's bytes that all records are under the write key.
     pub verified: Option<Verified>,
-    /// Plaintext found in etcd's files at the last look.
+    /// Plaintext found in etcd's files at the last look of the agent that held the lease, in its own
+    /// member; see [`files::left`] for all of them.
     pub residue: Option<Residue>,
 }
 
@@ -295,6 +298,9 @@ pub struct Observation {
     /// that is not known.
     #[serde(default)]
     pub api_servers: Vec<String>,
+    /// etcd's files on the agent's machine; none where its settings name none.
+    #[serde(default)]
+    pub files: Option<EtcdFiles>,
     /// Why the node does not follow the server's truth, if so: it holds KEKs that this truth
     /// lacks, since the server was restored from an older backup.
     #[serde(default)]

@@ -542,6 +542,7 @@ impl World {
             ready: node.api.is_some(),
             canary: node.canary,
             api_servers: Vec::new(),
+            files: None,
             ahead: None,
             preflight: node.preflight.map(|operation| Preflight {
                 operation,

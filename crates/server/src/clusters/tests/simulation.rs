@@ -49,6 +49,7 @@ impl<'w> Sim<'w> {
             ready: true,
             canary: None,
             api_servers: Vec::new(),
+            files: None,
             ahead: None,
             preflight: None,
             access: Access::Open,
