@@ -477,6 +477,11 @@ impl Scrub {
         Err(ScrubError::NotThere { path: self.data_dir.clone(), why })
     }
 
+    /// Whether there is no room for a scrub now, so that another try waits for it.
+    pub fn lacks_room(&self) -> bool {
+        matches!(self.check_room(), Err(ScrubError::NoRoom { .. }))
+    }
+
     /// Asks for room for what is written beside the old member, before anything is stopped.
     fn check_room(&self) -> Result<(), ScrubError> {
         let db = self.data_dir.join("member/snap/db");

@@ -17,15 +17,16 @@ use claviger_supervise::Supervisor;
 use claviger_supervise::unit::ProcessUnit;
 use claviger_wire::agent::{CommitRequest, Job, JobKind, JobReport, State};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Does jobs.
 pub struct Jobs {
     node: Arc<Node>,
     lease: Lease,
-    /// Ended, though the server may not show it yet.
-    ended: BTreeSet<JobId>,
+    /// Ended, though the server may not show it yet; with the report that it has not taken. What
+    /// was done is not done again for that: a scrub stops API servers.
+    ended: BTreeMap<JobId, Option<JobReport>>,
     /// What each open job was said to wait for.
     noted: BTreeMap<JobId, String>,
 }
@@ -47,16 +48,24 @@ impl From<String> for Undone {
 impl Jobs {
     /// For `node`, under `lease`.
     pub fn new(node: Arc<Node>, lease: Lease) -> Self {
-        Self { node, lease, ended: BTreeSet::new(), noted: BTreeMap::new() }
+        Self { node, lease, ended: BTreeMap::new(), noted: BTreeMap::new() }
     }
 
     /// Does what is open and can be done now, one after the other.
     pub async fn look(&mut self, state: &State) {
         let open = |id: &JobId| state.jobs.iter().any(|job| job.id == *id);
-        self.ended.retain(open);
+        self.ended.retain(|id, _| open(id));
         self.noted.retain(|id, _| open(id));
         for job in &state.jobs {
-            if self.ended.contains(&job.id) || !self.lease.held() {
+            if !self.lease.held() {
+                continue;
+            }
+            if let Some(untold) = self.ended.get(&job.id) {
+                if let Some(report) = untold
+                    && self.report(job, report).await
+                {
+                    self.ended.insert(job.id, None);
+                }
                 continue;
             }
             if job.kind == JobKind::Scrub && state.cluster.operation.is_some() {
@@ -71,9 +80,8 @@ impl Jobs {
                     continue;
                 }
             };
-            if self.report(job, &report).await {
-                self.ended.insert(job.id);
-            }
+            let told = self.report(job, &report).await;
+            self.ended.insert(job.id, (!told).then_some(report));
         }
     }
 
@@ -138,7 +146,12 @@ impl Jobs {
         let say = |text: &str| tracing::info!("scrub: {text}");
         let outcome = scrub.run(&say).await.map_err(|error| {
             let text = with_causes(&error);
-            if error.waits() { Undone::Waits(text) } else { Undone::Failed(text) }
+            // What filled the disk in the middle was rolled back, and begins anew once there is room.
+            if error.waits() || scrub.lacks_room() {
+                Undone::Waits(text)
+            } else {
+                Undone::Failed(text)
+            }
         })?;
         let residue = outcome.after.residue(0, wall());
         // The revision may have moved meanwhile: the figures are worth a second try.
