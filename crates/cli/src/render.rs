@@ -8,6 +8,7 @@ use claviger_domain::id::UnixMs;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -210,6 +211,7 @@ pub struct Progress {
     phase: String,
     started: Instant,
     said: Option<Instant>,
+    warned: BTreeSet<String>,
 }
 
 /// Plain lines come no more often than this: a log is not an animation.
@@ -224,7 +226,8 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        Self { look, bar, phase: String::new(), started: Instant::now(), said: None }
+        let (started, warned) = (Instant::now(), BTreeSet::new());
+        Self { look, bar, phase: String::new(), started, said: None, warned }
     }
 
     /// What is going on, in a few words; said once when it changes.
@@ -241,6 +244,19 @@ impl Progress {
                 bar.set_message(clean(phase, &[]).into_owned());
             }
             None => self.plain(phase),
+        }
+    }
+
+    /// What somebody should know; said once.
+    pub fn warn(&mut self, warning: &str) {
+        if !self.warned.insert(warning.to_owned()) {
+            return;
+        }
+        let line = format!("warning: {}", clean(warning, &[]));
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None if self.look.quiet => {}
+            None => eprintln!("{line}"),
         }
     }
 

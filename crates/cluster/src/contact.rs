@@ -1,11 +1,13 @@
 //! How long the key service has been away, counted so that neither a reboot nor a changed
-//! clock makes it shorter.
+//! clock makes it shorter, and that no clock set while the machine is up makes it longer.
 //!
 //! A mark holds what had elapsed when it was made, the wall clock, the time since boot (which
-//! counts suspends, `CLOCK_BOOTTIME`) and the boot's id. What has elapsed since is the larger of
-//! the two clocks' differences; after a reboot, the larger of the wall clock's and of the time
-//! since that boot. Whoever turns the clock back gains nothing while the machine is up, and at
-//! most the time it was off otherwise.
+//! counts suspends, `CLOCK_BOOTTIME`) and the boot's id. While the machine is up, the time since boot
+//! alone counts, in one process of the agent and from one to the next: nobody can set it, so a wall
+//! clock that jumps fences no node. Only a reboot leaves nothing but the wall clock, and then the
+//! larger of its difference and of the time since that boot counts. Whoever turns the wall clock
+//! back gains at most the time that the machine was off; a machine that comes up with a clock far
+//! ahead may fence itself until the server answers.
 
 use crate::config::CoastMax;
 use crate::file::{self, FileError};
@@ -77,13 +79,12 @@ impl Mark {
 
     /// Milliseconds since the last contact, at `now`.
     pub fn elapsed_ms(&self, now: &Moment) -> u64 {
-        let wall = now.wall.since(self.at.wall);
-        let boot = if now.boot == self.at.boot {
-            now.since_boot_ms.saturating_sub(self.at.since_boot_ms)
+        let since = if now.boot == self.at.boot && now.since_boot_ms >= self.at.since_boot_ms {
+            now.since_boot_ms - self.at.since_boot_ms
         } else {
-            now.since_boot_ms
+            now.since_boot_ms.max(now.wall.since(self.at.wall))
         };
-        self.before_ms.saturating_add(wall.max(boot))
+        self.before_ms.saturating_add(since)
     }
 
     /// The same, counted on to `now`.
@@ -163,12 +164,14 @@ mod tests {
     }
 
     #[test]
-    fn the_larger_of_two_clocks_counts() {
+    fn the_time_since_boot_counts_and_after_a_reboot_the_larger_of_both() {
         let mark = Mark::contact(at(1_000_000, 50_000, "a"));
         let cases = [
             ("both agree", at(1_060_000, 110_000, "a"), 60_000),
             ("wall clock turned back", at(10, 110_000, "a"), 60_000),
-            ("wall clock turned forward", at(2_000_000, 51_000, "a"), 1_000_000),
+            ("wall clock turned forward", at(2_000_000, 51_000, "a"), 1_000),
+            ("reboot, clock turned forward", at(2_000_000, 5_000, "b"), 1_000_000),
+            ("reboot, and the kernel has no name for it", at(1_090_000, 5_000, "a"), 90_000),
             ("the machine slept: boot time counts on", at(1_000_000, 650_000, "a"), 600_000),
             ("reboot, clock right", at(1_090_000, 5_000, "b"), 90_000),
             ("reboot, clock turned back", at(10, 70_000, "b"), 70_000),
@@ -193,8 +196,9 @@ mod tests {
     fn coasting_ends_at_its_bound() {
         let mark = Mark::contact(at(0, 0, "a"));
         let hour = CoastMax::For(Duration::from_secs(3600));
-        assert!(!mark.spent(&at(3_599_999, 0, "a"), hour));
-        assert!(mark.spent(&at(3_600_000, 0, "a"), hour));
+        assert!(!mark.spent(&at(3_599_999, 0, "b"), hour));
+        assert!(mark.spent(&at(3_600_000, 0, "b"), hour));
+        assert!(!mark.spent(&at(3_600_000, 3_599_999, "a"), hour));
         assert!(mark.spent(&at(0, 3_600_000, "a"), hour));
         assert!(!mark.spent(&at(i64::MAX, u64::MAX, "b"), CoastMax::Forever));
     }

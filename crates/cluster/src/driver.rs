@@ -1,4 +1,5 @@
-//! The one task that acts on this node: fence, ring, API server, in this order, again and again.
+//! What the one task that acts on this node does: fence, ring, API server, in this order, again and
+//! again.
 //! Nobody else starts or kills the API server or opens the plugin, so no two acts can cross.
 
 use crate::acknowledgements::{self, Acknowledged};
@@ -12,7 +13,7 @@ use crate::node::Node;
 use crate::observe::Probe;
 use crate::ring::{Opener, Opening};
 use crate::take_up::{self, Act, Due, Moment};
-use claviger_domain::cluster::plan::{must_fence, not_told};
+use claviger_domain::cluster::plan::not_told;
 use claviger_domain::cluster::ring::Role;
 use claviger_domain::cluster::{Access, Cluster, Observation, Process, Stage, TakeUp};
 use claviger_domain::id::Serial;
@@ -75,6 +76,9 @@ impl Driver {
         self.fence_or_lift().await;
         if self.fence.record().is_none() {
             self.open_ring().await;
+            if self.node.must_fence() {
+                self.fence_or_lift().await;
+            }
         }
         // Opening may have been denied, so ask again.
         if self.fence.record().is_none() {
@@ -131,9 +135,8 @@ impl Driver {
         let asked =
             latest.as_ref().and_then(|l| Record::of_state(&l.state.cluster, &l.state.roots, now));
         let absent = || {
-            let mark = self.node.contact()?;
-            let spent = mark.spent(&Clocks::now(), self.node.config.coast_max);
-            spent.then(|| Record::of_absence(truth.as_ref()?, mark.contact, now))?
+            let mark = self.node.contact().filter(|_| self.node.away_too_long())?;
+            Record::of_absence(truth.as_ref()?, mark.contact, now)
         };
         let stands = self.fence.record().cloned();
         let Some(record) = stands.clone().or_else(|| asked.clone()).or_else(absent) else {
@@ -169,11 +172,9 @@ impl Driver {
                 self.opener.forget();
             }
         }
-        let asked = self
-            .node
-            .latest()
-            .is_some_and(|l| must_fence(&l.state.cluster, &l.state.roots).is_some());
-        if asked && let Some(record) = self.fence.record().cloned() {
+        if self.node.must_fence()
+            && let Some(record) = self.fence.record().cloned()
+        {
             self.impose(record);
         }
     }
@@ -182,11 +183,7 @@ impl Driver {
     fn lift(&mut self, truth: &Cluster) -> bool {
         let in_use = truth.ring.keks.iter().filter(|k| k.role == Role::Write);
         let sound = in_use.clone().all(|k| self.tested.contains(&k.serial));
-        let asked = self
-            .node
-            .latest()
-            .is_some_and(|l| must_fence(&l.state.cluster, &l.state.roots).is_some());
-        if !sound || asked {
+        if !sound || self.node.must_fence() {
             return false;
         }
         match self.fence.lift() {
@@ -249,12 +246,13 @@ impl Driver {
     }
 
     async fn try_open(&mut self, truth: &Cluster) -> Opening {
-        let node = self.node.clone();
-        let interrupted = move || {
-            node.latest().is_some_and(|l| must_fence(&l.state.cluster, &l.state.roots).is_some())
-        };
-        let keys = self.keys.clone();
-        self.opener.open(truth, &*keys, &interrupted).await
+        let (node, keys) = (self.node.clone(), self.keys.clone());
+        tokio::select! {
+            biased;
+            // A key service that keeps its answer to itself must not keep the fence from falling.
+            () = node.fence_due() => Opening::Lacking("broken off: the node is to be fenced".to_owned()),
+            opening = self.opener.open(truth, &*keys) => opening,
+        }
     }
 
     async fn open_ring(&mut self) {
@@ -337,7 +335,10 @@ impl Driver {
         }
         match take_up::decide(&moment) {
             Act::Nothing => {}
-            Act::Write(stage) => self.write(stage, moment.take_up),
+            Act::Write(stage) => {
+                let falls = take_up::falls(moment.on_disk, stage);
+                self.write(stage, moment.take_up.filter(|_| !falls));
+            }
             Act::Start { flags } => {
                 let since = *self.dead_since.get_or_insert_with(Instant::now);
                 let keeper_had = self.start_after.is_none() && since.elapsed() < LEFT_TO_KEEPER;
@@ -364,6 +365,8 @@ impl Driver {
             None => Some(Stage::Bare),
         };
         let flags = observed.process.is_some_and(|p| self.flags(p));
+        let loaded = probe.loaded_by(observed.process);
+        let taken = loaded.as_deref().and_then(|h| encryption::stage_of_hash(h, &config.socket));
         Moment {
             target: truth.servers.get(&config.name).map(|t| t.stage).unwrap_or_default(),
             take_up: truth.operation.as_ref().map(|op| op.take_up),
@@ -371,7 +374,8 @@ impl Driver {
             disk_hash: file.as_deref().map(encryption::hash),
             process: observed.process,
             flags,
-            loaded: probe.loaded_by(observed.process),
+            loaded,
+            fell: taken > on_disk,
             held: observed.held.is_some(),
             open: self.is_open(),
             due: self.due.stands(),
@@ -386,7 +390,7 @@ impl Driver {
     fn write(&mut self, stage: Stage, take_up: Option<TakeUp>) {
         let config = &self.node.config;
         let Some(bytes) = encryption::bytes(stage, &config.socket) else { return };
-        // Outside an operation the API server is left to its own poll.
+        // Outside an operation, and to read plaintext again, the API server is left to its poll.
         if take_up == Some(TakeUp::Restart)
             && let Err(e) = self.due.note()
         {
@@ -498,6 +502,8 @@ impl Driver {
             canary: probe.canary,
             preflight: probe.preflight.clone(),
             access: self.access(),
+            api_servers: probe.api_servers.clone(),
+            files: self.node.files(),
             ahead,
             restored,
         }

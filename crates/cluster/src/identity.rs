@@ -330,6 +330,11 @@ pub fn install(config: &AgentConfig, new: &Certificate) -> Result<(), IdentityEr
     Ok(file::write_json(&config.state(INSTALLED), new)?)
 }
 
+/// Whether this node has a certificate.
+pub fn joined(config: &AgentConfig) -> bool {
+    config.state(CERTIFICATE).exists()
+}
+
 /// Whether the agent has taken up what was installed.
 pub fn is_taken_up(config: &AgentConfig) -> bool {
     !config.state(INSTALLED).exists()

@@ -15,29 +15,38 @@
 //! | [`ring`] | the opened KEKs |
 //! | [`fence`] | no process with keys or plaintext while a root key is suspended |
 //! | [`take_up`] | which file the API server has, and how it takes it up |
+//! | `peers` | which API servers share its etcd |
+//! | `preflight` | what could make an operation fail, looked for beforehand |
+//! | [`files`] | plaintext in etcd's files on this machine |
 //! | [`observe`] | what the API server does |
 //! | [`hand_over`] | the open ring on its way to a successor |
 //! | [`desk`] | what the operator's commands on the node ask a running agent |
-//! | [`driver`] | the one task that acts on the node |
+//! | [`drive`] | the pace of the one task that acts on the node |
+//! | [`driver`] | what it does at each look |
 //! | [`control`] | the loop of the agent that holds the lease |
 //! | [`scrub`] | clears plaintext out of etcd's log and database file |
 
 mod acknowledgements;
+pub mod check;
 pub mod config;
 pub mod contact;
 pub mod control;
 pub mod desk;
+pub mod drive;
 pub mod driver;
 pub mod encryption;
 pub mod endpoint;
 pub mod fence;
 mod file;
+pub mod files;
 mod foreign;
 pub mod hand_over;
 pub mod identity;
 pub mod keys;
 pub mod node;
 pub mod observe;
+mod peers;
+mod preflight;
 pub mod ring;
 pub mod run;
 pub mod scrub;

@@ -7,7 +7,8 @@ use crate::control::kube::Kube;
 use crate::file::FileError;
 use crate::truth::{Truth, keep_newer};
 use claviger_client::{AgentApi, KeyService};
-use claviger_domain::cluster::plan::not_told;
+use claviger_domain::cluster::files::EtcdFiles;
+use claviger_domain::cluster::plan::{must_fence, not_told};
 use claviger_domain::cluster::{Access, Cluster, Observation, Stage};
 use claviger_domain::id::{ClusterId, RestoreId};
 use claviger_etcd::Etcd;
@@ -17,8 +18,11 @@ use claviger_wire::agent::State;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
+
+/// How often to look whether the server has been away for too long.
+const FENCE_LOOK: Duration = Duration::from_secs(1);
 
 /// The newest word of the server.
 #[derive(Debug)]
@@ -60,6 +64,7 @@ pub struct Node {
     observation: watch::Sender<Arc<Observation>>,
     look: Notify,
     refused: AtomicBool,
+    files: Mutex<Option<EtcdFiles>>,
 }
 
 impl fmt::Debug for Node {
@@ -109,6 +114,8 @@ impl Node {
             canary: None,
             preflight: None,
             access: Access::Waiting { reason: "the agent has just started".to_owned() },
+            api_servers: Vec::new(),
+            files: None,
             ahead: None,
             restored: None,
         };
@@ -126,6 +133,7 @@ impl Node {
             observation: watch::Sender::new(Arc::new(observation)),
             look: Notify::new(),
             refused: AtomicBool::new(false),
+            files: Mutex::new(None),
         })
     }
 
@@ -218,6 +226,31 @@ impl Node {
         lock(&self.contact).mark().cloned()
     }
 
+    /// Whether the server has been away for longer than this node may go on without it.
+    pub fn away_too_long(&self) -> bool {
+        let max = self.config.coast_max;
+        lock(&self.contact).mark().is_some_and(|mark| mark.spent(&Moment::now(), max))
+    }
+
+    /// Whether this node is to be fenced: the server's newest word asks for it, or there has been
+    /// none for too long.
+    pub fn must_fence(&self) -> bool {
+        let asks = |l: Arc<Latest>| must_fence(&l.state.cluster, &l.state.roots).is_some();
+        let seals = || lock(&self.truth).cluster().is_some_and(|c| c.ring.write().is_some());
+        self.latest().is_some_and(asks) || (self.away_too_long() && seals())
+    }
+
+    /// Ends when this node is to be fenced.
+    pub async fn fence_due(&self) {
+        let mut news = self.watch_latest();
+        while !self.must_fence() {
+            tokio::select! {
+                () = tokio::time::sleep(FENCE_LOOK) => {}
+                _ = news.changed() => {}
+            }
+        }
+    }
+
     /// Counts time without an answer; to be called while the server is away.
     pub fn no_contact(&self) -> Result<(), FileError> {
         lock(&self.contact).passes(Moment::now())
@@ -249,6 +282,17 @@ impl Node {
             }
             changed
         });
+    }
+
+    /// etcd's files on this machine, as they were seen last.
+    pub fn files(&self) -> Option<EtcdFiles> {
+        lock(&self.files).clone()
+    }
+
+    /// Notes what etcd's files on this machine are like.
+    pub fn set_files(&self, files: EtcdFiles) {
+        *lock(&self.files) = Some(files);
+        self.look_now();
     }
 
     /// Makes the agent look at once rather than at the next second.

@@ -8,6 +8,8 @@ use crate::file;
 use crate::foreign;
 use crate::keys::{KeyFailure, Keys};
 use crate::node::Node;
+use crate::peers::Peers;
+use crate::preflight;
 use claviger_crypto::{Key32, digest};
 use claviger_domain::cluster::ring::serial_of;
 use claviger_domain::cluster::{Canary, Cluster, Operation, PROVIDER, Preflight, Process, Stage};
@@ -42,6 +44,8 @@ pub struct Probe {
     pub canary: Option<Canary>,
     /// The last preflight.
     pub preflight: Option<Preflight>,
+    /// Hosts of the API servers that live.
+    pub api_servers: Vec<String>,
 }
 
 impl Probe {
@@ -57,13 +61,15 @@ pub struct Prober {
     keys: Arc<dyn Keys>,
     probe: Probe,
     canary_at: Option<Instant>,
+    peers: Peers,
     tried: Option<(OperationId, u32)>,
 }
 
 impl Prober {
     /// A prober of `node`.
     pub fn new(node: Arc<Node>, keys: Arc<dyn Keys>) -> Self {
-        Self { node, keys, probe: Probe::default(), canary_at: None, tried: None }
+        let (probe, peers) = (Probe::default(), Peers::default());
+        Self { node, keys, probe, canary_at: None, peers, tried: None }
     }
 
     /// Looks every second and publishes what it saw. Never returns.
@@ -93,6 +99,7 @@ impl Prober {
             self.canary_at = None;
         }
         self.probe.process = process;
+        self.probe.api_servers = self.peers.live(Instant::now());
         if process.is_none() {
             self.probe.ready = false;
             return;
@@ -105,11 +112,15 @@ impl Prober {
             self.probe.kubernetes = self.node.kube.version().await.ok();
         }
         self.loaded().await;
+        if self.peers.due() {
+            self.peers.look(&self.node.kube).await;
+        }
         // Another process may have come meanwhile; then nothing of this counts.
         if self.process() != process {
             self.probe = Probe {
                 kubernetes: self.probe.kubernetes.take(),
                 preflight: self.probe.preflight.take(),
+                api_servers: std::mem::take(&mut self.probe.api_servers),
                 ..Probe::default()
             };
             return;
@@ -181,8 +192,8 @@ impl Prober {
         })
     }
 
-    /// Wraps and unwraps with the target of an operation, and at the first enablement looks for
-    /// other encryption, before anything is changed.
+    /// Looks whether the node is fit for an operation, wraps and unwraps with its target, and at the
+    /// first enablement looks for other encryption, before anything is changed.
     async fn preflight(&mut self, operation: &Operation, first: bool) {
         if operation.preflighted {
             return;
@@ -197,9 +208,10 @@ impl Prober {
         };
         self.tried = Some((operation.id, tries));
         let alone = if first { foreign::none(&self.node).await } else { Ok(()) };
-        let failure = match alone {
-            Ok(()) => self.try_target(operation).await.err().map(|failure| failure.to_string()),
-            Err(found) => Some(found),
+        let found = preflight::look(&self.node).await;
+        let failure = match (alone, found.failure) {
+            (Err(found), _) | (Ok(()), Some(found)) => Some(found),
+            (Ok(()), None) => self.try_target(operation).await.err().map(|f| f.to_string()),
         };
         if failure.is_some() && tries < PREFLIGHT_TRIES {
             return;
@@ -207,7 +219,11 @@ impl Prober {
         if let Some(failure) = &failure {
             tracing::warn!(%failure, "the preflight failed");
         }
-        self.probe.preflight = Some(Preflight { operation: operation.id, failure });
+        for warning in &found.warnings {
+            tracing::warn!(%warning, "the preflight");
+        }
+        let warnings = found.warnings;
+        self.probe.preflight = Some(Preflight { operation: operation.id, failure, warnings });
     }
 
     async fn try_target(&self, operation: &Operation) -> Result<(), KeyFailure> {

@@ -187,14 +187,9 @@ impl Opener {
         self.pauses.clear();
     }
 
-    /// Opens what is not open yet, one KEK after the other. Returns early once `interrupted`
-    /// says so: a fence must not wait for unwraps.
-    pub async fn open(
-        &mut self,
-        cluster: &Cluster,
-        keys: &dyn Keys,
-        interrupted: &(dyn Fn() -> bool + Sync),
-    ) -> Opening {
+    /// Opens what is not open yet, one KEK after the other. May be dropped at any point: what was
+    /// opened until then is kept.
+    pub async fn open(&mut self, cluster: &Cluster, keys: &dyn Keys) -> Opening {
         let mut entries: Vec<&Kek> = cluster.ring.keks.iter().collect();
         entries.sort_by_key(|k| (rank(k.role), std::cmp::Reverse(k.serial)));
         self.opened.retain(|serial, opened| {
@@ -207,9 +202,6 @@ impl Opener {
         for kek in entries {
             if self.opened.contains_key(&kek.serial) {
                 continue;
-            }
-            if interrupted() {
-                return Opening::Lacking("interrupted by news from the server".to_owned());
             }
             let needed = needed(kek, cluster);
             if let Some(pause) = self.pauses.get(&kek.serial)

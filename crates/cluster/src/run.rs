@@ -3,16 +3,20 @@
 use crate::config::AgentConfig;
 use crate::contact::{Contact, Moment, wall};
 use crate::control::kube::{Kube, KubeConfig, KubeError};
+use crate::control::lease::Lease;
 use crate::control::{self, jobs};
 use crate::desk::{self, Order, Said};
+use crate::drive::{Acks, Handing, drive};
 use crate::driver::Driver;
 use crate::fence::{Fence, Record};
 use crate::file::{self, FileError};
-use crate::hand_over::{self, Ring};
+use crate::files;
+use crate::hand_over;
 use crate::identity::{Identity, IdentityError};
 use crate::node::{Node, Parts};
 use crate::observe::{Probe, Prober};
 use crate::ring::Kept;
+use crate::scrub;
 use crate::service_keys::ServiceKeys;
 use crate::sync;
 use crate::take_up::Due;
@@ -21,7 +25,7 @@ use claviger_kms_plugin::{Listener, Place, Plugin, SocketError};
 use claviger_supervise::proc::adopt_children;
 use claviger_supervise::unit::ProcessUnit;
 use claviger_supervise::{SuperviseError, Supervisor};
-use futures_util::future::select_all;
+use futures_util::future::{join_all, select_all};
 use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -35,8 +39,11 @@ use tokio::task::JoinHandle;
 
 /// How long a successor may take to say its version.
 const VERSION: Duration = Duration::from_secs(10);
-/// Longest pause between two looks of the driver.
-const PACE: Duration = Duration::from_secs(1);
+/// How long the tasks may take to end when the agent does.
+const ENDING: Duration = Duration::from_secs(5);
+/// Acknowledgements that the driver has not counted yet: one for each root key of a ring, and more
+/// wait.
+const TOLD_MAX: usize = 16;
 
 /// Why an agent could not start, or ended.
 #[derive(Debug, Error)]
@@ -47,6 +54,11 @@ pub enum AgentError {
     /// Another agent uses the same state directory.
     #[error("another agent runs with the state directory {0}; end it, or give this one its own")]
     Locked(String),
+    /// Another agent drives the same API server.
+    #[error(
+        "another agent runs the API server of {0}; the two would start and stop it against each other: end one, since a copy of a state directory is no second node"
+    )]
+    UnitLocked(String),
     /// It is nobody to the server.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -66,14 +78,22 @@ pub enum AgentError {
     #[error("the KMS socket ended: {0}")]
     Serving(String),
     /// One of the agent's tasks ended by itself: a fault of ours.
-    #[error("a task of the agent ended, which none should: {0}")]
-    Task(String),
+    #[error(
+        "the task that {task} ended, which it never should: {how}; the agent is to be started again"
+    )]
+    Task {
+        /// What it is there for.
+        task: &'static str,
+        /// Whether it returned or panicked.
+        how: String,
+    },
 }
 
 /// Runs until `stop` ends. The API server goes on; its plugin's socket is gone then.
 pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
     file::make_dir(&config.state_dir)?;
-    let _lock = lock(&config)?;
+    let state_dir = config.state_dir.display().to_string();
+    let _lock = lock(&config.state("lock"), || AgentError::Locked(state_dir))?;
     let ca = file::read(&config.ca)?
         .ok_or_else(|| FileError {
             doing: "read",
@@ -85,7 +105,10 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
         tracing::error!(%error, "what the predecessor handed over cannot be used");
         None
     });
-    let supervisor: Arc<dyn Supervisor> = Arc::new(ProcessUnit::open(&config.api_server.unit_dir)?);
+    let unit = ProcessUnit::open(&config.api_server.unit_dir)?;
+    let unit_dir = unit.dir().display().to_string();
+    let _alone = lock(&unit.dir().join("agent.lock"), || AgentError::UnitLocked(unit_dir))?;
+    let supervisor: Arc<dyn Supervisor> = Arc::new(unit);
     let mut fence = Fence::open(config.state("fence.json"))?;
     close_first(&mut fence, &config, &*supervisor)?;
     let due = Due::open(config.state("take-up.json"))?;
@@ -135,7 +158,6 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
         None => {}
     }
     let mut serving = Serving::start(&listener, &plugin);
-    finish_scrub(&node).await;
     let dir = &node.config.state_dir;
     let desk = desk::open(dir).map_err(|source| FileError {
         doing: "listen in",
@@ -145,26 +167,31 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     let (orders, mut ordered) = mpsc::channel(1);
     let (hand, asked) = mpsc::channel(1);
     let (probes, probe) = watch::channel(Probe::default());
-    let mut tasks = [
-        tokio::spawn(sync::listen(node.clone())),
-        tokio::spawn(sync::speak(node.clone())),
-        tokio::spawn(Prober::new(node.clone(), keys).run(probes)),
-        tokio::spawn(control::run(node.clone())),
-        tokio::spawn(identity.keep(node.clone(), ca)),
-        tokio::spawn(drive(driver, node.clone(), probe, asked)),
-        tokio::spawn(desk::serve(desk, node.clone(), matches!(took, Some(Ok(_))), orders)),
-    ];
+    let (acks_due, due) = watch::channel(Vec::new());
+    let (told, acks_told) = mpsc::channel(TOLD_MAX);
+    let acks = Acks { due: acks_due, told: acks_told };
+    let lease = Lease::default();
+    let inherited = matches!(took, Some(Ok(_)));
+    let mut tasks = Tasks::default();
+    tasks.start("hears the server", sync::listen(node.clone()));
+    tasks.start("speaks to the server", sync::speak(node.clone()));
+    tasks.start("acknowledges key events", sync::acknowledge(node.clone(), due, told));
+    tasks.start("looks at the API server", Prober::new(node.clone(), keys).run(probes));
+    tasks.start("keeps the lease", lease.clone().keep(node.clone()));
+    tasks.start("runs the cluster's loop", control::run(node.clone(), lease));
+    tasks.start("counts plaintext in etcd's files", files::count(node.clone()));
+    let scrubbed = node.clone();
+    tasks.start("finishes scrubs", scrub::tend(move || jobs::scrub_of(&scrubbed).ok()));
+    tasks.start("keeps the certificate", identity.keep(node.clone(), ca));
+    tasks.start("acts on the node", drive(driver, node.clone(), probe, acks, asked));
+    tasks.start("answers on the node", desk::serve(desk, node.clone(), inherited, orders));
     tracing::info!(agent = %node.config.name, cluster = %node.cluster, "runs");
     tokio::pin!(stop);
     let done = loop {
         tokio::select! {
             () = &mut stop => break Ok(()),
             over = &mut serving.task => break Err(AgentError::Serving(format!("{over:?}"))),
-            // None of them returns. An agent that lived on without one of them could hold the
-            // ring open with nobody left to fence; its keeper starts a whole one instead.
-            (over, _, _) = select_all(tasks.iter_mut()) => {
-                break Err(AgentError::Task(format!("{over:?}")));
-            }
+            over = tasks.over() => break Err(over),
             Some(mut order) = ordered.recv() => {
                 // It returns only if this process goes on as it is.
                 let why = succeed(&mut order, &listener, &mut serving, &hand).await;
@@ -174,9 +201,7 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
             }
         }
     };
-    for task in &tasks {
-        task.abort();
-    }
+    tasks.end().await;
     serving.end(done.is_ok()).await;
     done
 }
@@ -191,6 +216,40 @@ fn listener(
     match found.flatten().filter(same) {
         Some(listener) => Ok(listener),
         None => Listener::bind(&config.socket),
+    }
+}
+
+/// The agent's tasks, of which none returns while it lives. An agent that lived on without one of
+/// them could hold the ring open with nobody left to fence, or the lease with nobody to use it; its
+/// keeper starts a whole one instead.
+#[derive(Default)]
+struct Tasks(Vec<(&'static str, JoinHandle<()>)>);
+
+impl Tasks {
+    /// Starts one; `task` says what it is there for.
+    fn start(&mut self, task: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        self.0.push((task, tokio::spawn(work)));
+    }
+
+    /// Waits for the first that ends.
+    async fn over(&mut self) -> AgentError {
+        let (over, which, _) = select_all(self.0.iter_mut().map(|(_, handle)| handle)).await;
+        let how = match over {
+            Ok(()) => "it returned".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        AgentError::Task { task: self.0[which].0, how }
+    }
+
+    /// Ends all, and waits for what cannot be broken off at once, as a start of the API server.
+    async fn end(self) {
+        for (_, handle) in &self.0 {
+            handle.abort();
+        }
+        let all = join_all(self.0.into_iter().map(|(_, handle)| handle));
+        if tokio::time::timeout(ENDING, all).await.is_err() {
+            tracing::warn!("a task did not end in time");
+        }
     }
 }
 
@@ -222,14 +281,6 @@ impl Serving {
             }
         }
     }
-}
-
-/// What is asked of the driver, in this order: to pause, to give the ring away, to take it back.
-struct Handing {
-    paused: oneshot::Sender<()>,
-    go: oneshot::Receiver<()>,
-    ring: oneshot::Sender<Result<Option<Ring>, FileError>>,
-    back: oneshot::Receiver<Ring>,
 }
 
 /// Gives this process to the program of `order`, with the ring and the socket. Returns only when
@@ -351,69 +402,14 @@ fn close_first(
     Ok(())
 }
 
-/// The one task that acts on the node.
-async fn drive(
-    mut driver: Driver,
-    node: Arc<Node>,
-    probe: watch::Receiver<Probe>,
-    mut asked: mpsc::Receiver<Handing>,
-) {
-    loop {
-        let seen = probe.borrow().clone();
-        let observation = driver.look(&seen).await;
-        node.observed(observation);
-        for ack in driver.due_acknowledgements() {
-            match node.clients().api.acknowledge(&ack).await {
-                Ok(()) => driver.acknowledged(&ack),
-                Err(error) => {
-                    tracing::debug!(%error, "cannot acknowledge a key event yet");
-                    break;
-                }
-            }
-        }
-        tokio::select! {
-            () = tokio::time::sleep(PACE) => {}
-            () = node.look_asked() => {}
-            Some(handing) = asked.recv() => hand(&mut driver, handing).await,
-        }
-    }
-}
-
-/// Pauses the driver while its process is given away. It goes on if that fails.
-async fn hand(driver: &mut Driver, handing: Handing) {
-    let Handing { paused, go, ring, back } = handing;
-    let _ = paused.send(());
-    if go.await.is_err() || ring.send(driver.hand_over().await).is_err() {
-        return;
-    }
-    if let Ok(ring) = back.await
-        && let Err(why) = driver.adopt(&ring)
-    {
-        tracing::warn!(why, "the ring is opened anew");
-    }
-}
-
-/// A scrub that a crash cut off holds etcd and the API server; it comes first.
-async fn finish_scrub(node: &Node) {
-    let Ok(scrub) = jobs::scrub_of(node) else { return };
-    let say = |text: &str| tracing::info!("scrub: {text}");
-    match scrub.resume(&say).await {
-        Ok(None) => {}
-        Ok(Some(_)) => tracing::info!("finished a scrub that was cut off"),
-        Err(error) => tracing::error!(%error, "a scrub was cut off and cannot be finished yet"),
-    }
-}
-
-fn lock(config: &AgentConfig) -> Result<File, AgentError> {
-    let path = config.state("lock");
-    let failed = |source| FileError { doing: "lock", path: path.clone(), source };
+/// Holds the lock file at `path` until it is dropped; `held` says that another agent does.
+fn lock(path: &Path, held: impl FnOnce() -> AgentError) -> Result<File, AgentError> {
+    let failed = |source| FileError { doing: "lock", path: path.to_owned(), source };
     let file =
-        File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+        File::options().create(true).truncate(false).write(true).open(path).map_err(failed)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(AgentError::Locked(config.state_dir.display().to_string()))
-        }
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(held()),
         Err(error) => Err(failed(error.into()).into()),
     }
 }
@@ -451,6 +447,18 @@ mod tests {
 
     fn root() -> RootKey {
         RootKey { instance: InstanceId::random(), key: KeyId::random() }
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_is_named() {
+        for (panics, says) in [(false, "it returned"), (true, "a fault of this test")] {
+            let mut tasks = Tasks::default();
+            tasks.start("goes on", std::future::pending());
+            tasks.start("ends", async move { assert!(!panics, "a fault of this test") });
+            let over = tasks.over().await.to_string();
+            assert!(over.contains("the task that ends ended") && over.contains(says), "{over}");
+            tasks.end().await;
+        }
     }
 
     #[test]

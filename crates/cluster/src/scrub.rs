@@ -15,6 +15,13 @@
 //! | proven | `Proven` | carried on |
 //! | start the API servers; remove the old member and the journal | nothing left | |
 //!
+//! One scrub of a member at a time: whoever works on it holds a lock on its data directory, since
+//! several agents of a machine may share the member. What was cut off, by a crash or by a failure
+//! that may pass, is finished or rolled back by [`tend`], whichever agent comes first.
+//!
+//! A full disk must leave etcd able to start. So room is asked for before anything is stopped, what
+//! is no longer needed is removed before something is started, and to go back needs no write.
+//!
 //! Everything lies within the data directory, so that a rename never crosses a file system and
 //! the data directory itself may be a mount point. What blocks of the disk still hold of removed
 //! files is out of reach.
@@ -48,6 +55,10 @@ const ETCD_GRACE: Duration = Duration::from_secs(30);
 const ETCD_START: Duration = Duration::from_secs(120);
 /// How long `etcdutl` may take: it copies a database of 8 GiB at most.
 const RESTORE: Duration = Duration::from_secs(900);
+/// Two segments of etcd's log, 64 MiB each and set aside when they are begun, and some.
+const LOG: u64 = 144 << 20;
+/// Pause between two looks for a scrub that was cut off: API servers are held meanwhile.
+const TEND: Duration = Duration::from_secs(5);
 /// How often to look whether it is done.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -58,8 +69,8 @@ pub struct Scrub {
     pub etcd: EtcdConfig,
     /// What runs etcd.
     pub member: Arc<dyn Supervisor>,
-    /// What runs every API server that uses it.
-    pub api_servers: Vec<Arc<dyn Supervisor>>,
+    /// What runs every API server that uses it, by its unit directory.
+    pub api_servers: Vec<(PathBuf, Arc<dyn Supervisor>)>,
     /// The record of this node's fence. While it is there, no API server is started.
     pub fence: PathBuf,
     /// etcd's `--data-dir`. Its log must lie within.
@@ -98,6 +109,18 @@ pub enum ScrubError {
         "somebody wrote to etcd while every API server was stopped (revision {newer} after {taken}); end that client and try again"
     )]
     StrangeWriter { taken: i64, newer: i64 },
+    #[error("another scrub of this etcd is under way")]
+    Busy,
+    #[error(
+        "the disk of {} has {} MiB free and {} are needed: make room, and it goes on by itself",
+        path.display(), free >> 20, needed >> 20
+    )]
+    NoRoom { path: PathBuf, free: u64, needed: u64 },
+    #[error(
+        "this scrub was begun by an agent that also stops the API server of {}; that agent has to finish it",
+        .0.display()
+    )]
+    NotOurs(PathBuf),
     #[error("etcdutl failed: {0}")]
     Restore(String),
     #[error("the rebuilt etcd is not the same: {0}; the old one is back")]
@@ -123,6 +146,18 @@ pub enum ScrubError {
     File(#[from] FileError),
 }
 
+impl ScrubError {
+    /// Whether it may be tried again by itself: nothing was touched, and the cause may pass.
+    pub fn waits(&self) -> bool {
+        matches!(self, ScrubError::Busy | ScrubError::NoRoom { .. })
+    }
+
+    /// Whether this etcd cannot be scrubbed at all, however often it is tried.
+    pub fn never(&self) -> bool {
+        matches!(self, ScrubError::NotSingle(_) | ScrubError::NotThere { .. })
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Phase {
@@ -137,6 +172,8 @@ struct Journal {
     phase: Phase,
     /// Arguments that each API server ran with; none for one that did not run.
     api_servers: Vec<Option<Vec<String>>>,
+    /// Their unit directories, in the same order.
+    units: Vec<PathBuf>,
     etcd_args: Vec<String>,
     keys: u64,
     revision: i64,
@@ -147,7 +184,8 @@ struct Journal {
 impl Scrub {
     /// Clears the files. A scrub that a crash cut off is finished or rolled back first.
     pub async fn run(&self, say: &(dyn Fn(&str) + Sync)) -> Result<Outcome, ScrubError> {
-        if let Some(outcome) = self.resume(say).await? {
+        let _alone = self.alone()?;
+        if let Some(outcome) = self.finish(say).await? {
             return Ok(outcome);
         }
         let etcd = Etcd::connect(&self.etcd).await?;
@@ -155,19 +193,22 @@ impl Scrub {
         let [member] = members.as_slice() else {
             return Err(ScrubError::NotSingle(members.len()));
         };
-        let before = residue::scan(&self.data_dir, None)?;
         self.check_data_dir()?;
+        self.check_room()?;
+        let before = self.scan().await?;
         let mut journal = Journal {
             phase: Phase::Preparing,
             api_servers: Vec::new(),
+            units: Vec::new(),
             etcd_args: self.member.observe()?.extra_args,
             keys: 0,
             revision: 0,
             fresh: 0,
         };
-        for server in &self.api_servers {
+        for (unit, server) in &self.api_servers {
             let seen = server.observe()?;
             journal.api_servers.push(seen.process.map(|_| seen.extra_args));
+            journal.units.push(unit.clone());
         }
         self.note(&journal)?;
         match self.prepare(&etcd, &member.name, &member.peer_urls, &mut journal, say).await {
@@ -183,14 +224,50 @@ impl Scrub {
     /// Finishes or rolls back a scrub that was cut off. None if there was none, or if it was
     /// rolled back.
     pub async fn resume(&self, say: &(dyn Fn(&str) + Sync)) -> Result<Option<Outcome>, ScrubError> {
+        if !self.data_dir.join(JOURNAL).exists() {
+            return Ok(None);
+        }
+        let _alone = self.alone()?;
+        self.finish(say).await
+    }
+
+    async fn finish(&self, say: &(dyn Fn(&str) + Sync)) -> Result<Option<Outcome>, ScrubError> {
         let Some(journal) = file::read_json::<Journal>(&self.data_dir.join(JOURNAL))? else {
             return Ok(None);
         };
-        if journal.phase == Phase::Preparing {
+        let ours = |unit: &PathBuf| self.api_servers.iter().any(|(known, _)| known == unit);
+        if let Some(unit) = journal.units.iter().find(|unit| !ours(unit)) {
+            return Err(ScrubError::NotOurs(unit.clone()));
+        }
+        // Gone back from before: the old member is in place, and the fresh one was removed.
+        let gone_back = journal.phase == Phase::Restored
+            && !self.exchanged(&journal)?
+            && !self.fresh().join("member").exists();
+        if journal.phase == Phase::Preparing || gone_back {
             self.roll_back(&journal, say).await?;
             return Ok(None);
         }
         self.carry_on(journal, None, say).await.map(Some)
+    }
+
+    /// Keeps everybody else off this member, until what it returns is dropped.
+    fn alone(&self) -> Result<File, ScrubError> {
+        use rustix::fs::{FlockOperation, flock};
+        let dir = File::open(&self.data_dir).map_err(failed("open", &self.data_dir))?;
+        match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(dir),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(ScrubError::Busy),
+            Err(e) => Err(failed("lock", &self.data_dir)(e.into())),
+        }
+    }
+
+    fn fresh(&self) -> PathBuf {
+        self.data_dir.join(WORK).join("fresh")
+    }
+
+    async fn scan(&self) -> Result<Found, ScrubError> {
+        let data_dir = self.data_dir.clone();
+        Ok(blocking(move || residue::scan(&data_dir, None)).await??)
     }
 
     /// Up to a whole fresh member beside the old one. Changes nothing that etcd would see,
@@ -204,10 +281,10 @@ impl Scrub {
         say: &(dyn Fn(&str) + Sync),
     ) -> Result<(), ScrubError> {
         say("stopping the API servers");
-        for server in &self.api_servers {
+        for (_, server) in &self.api_servers {
             hold(server)?;
         }
-        for server in &self.api_servers {
+        for (_, server) in &self.api_servers {
             stop(server, API_SERVER_GRACE).await?;
         }
         say("compacting and defragmenting etcd");
@@ -230,7 +307,7 @@ impl Scrub {
         if newer > journal.revision {
             return Err(ScrubError::StrangeWriter { taken: journal.revision, newer });
         }
-        let fresh = work.join("fresh");
+        let fresh = self.fresh();
         self.restore(&snapshot, &fresh, name, peer_urls).await?;
         let (old, new) = (self.data_dir.join("member"), fresh.join("member"));
         let settle = move || -> Result<u64, ScrubError> {
@@ -241,6 +318,7 @@ impl Scrub {
         };
         journal.fresh = blocking(settle).await??;
         sync(&fresh)?;
+        fs::remove_file(&snapshot).map_err(failed("remove", &snapshot))?;
         sync(&work)?;
         journal.phase = Phase::Restored;
         self.note(journal)
@@ -297,8 +375,8 @@ impl Scrub {
                 hold(&self.member)?;
                 stop(&self.member, ETCD_GRACE).await?;
                 self.exchange()?;
-                journal.phase = Phase::Preparing;
-                self.note(&journal)?;
+                // Not noted first, which a full disk would not take: that the fresh member is
+                // gone says it.
                 self.roll_back(&journal, say).await?;
                 return Err(ScrubError::NotTheSame(why));
             }
@@ -308,12 +386,12 @@ impl Scrub {
         // The old member goes before the API servers come: from here on nobody goes back to it.
         self.start(&self.member, &journal.etcd_args)?;
         remove_dir(&self.data_dir.join(WORK))?;
-        let data_dir = self.data_dir.clone();
-        let after = blocking(move || residue::scan(&data_dir, None)).await??;
+        // Before anybody writes. That it cannot be counted keeps no API server from coming back.
+        let after = self.scan().await;
         say("starting the API servers");
         self.start_api_servers(&journal)?;
         file::remove(&self.data_dir.join(JOURNAL))?;
-        Ok(Outcome { before, after, keys: journal.keys, revision: journal.revision })
+        Ok(Outcome { before, after: after?, keys: journal.keys, revision: journal.revision })
     }
 
     /// Starts etcd and compares what it has with what it had.
@@ -344,25 +422,31 @@ impl Scrub {
         say: &(dyn Fn(&str) + Sync),
     ) -> Result<(), ScrubError> {
         say("going back to the files as they were");
+        // First, since etcd may not start on a full disk.
+        let removed = remove_dir(&self.data_dir.join(WORK));
         self.start(&self.member, &journal.etcd_args)?;
-        remove_dir(&self.data_dir.join(WORK))?;
+        removed?;
         self.start_api_servers(journal)?;
         file::remove(&self.data_dir.join(JOURNAL))?;
         Ok(())
     }
 
     fn start_api_servers(&self, journal: &Journal) -> Result<(), ScrubError> {
-        for (server, args) in self.api_servers.iter().zip(&journal.api_servers) {
-            release(server)?;
-            // Looked for after the release: a fence that falls later finds no hold of ours, sets
-            // its own, and kills.
-            if let Some(args) = args
-                && !self.fence.exists()
-            {
-                self.start(server, args)?;
-            }
+        let mut done = Ok(());
+        for (unit, args) in journal.units.iter().zip(&journal.api_servers) {
+            let Some((_, server)) = self.api_servers.iter().find(|(known, _)| known == unit) else {
+                continue;
+            };
+            let started = release(server).and_then(|()| match args {
+                // Looked for after the release: a fence that falls later finds no hold of ours,
+                // sets its own, and kills.
+                Some(args) if !self.fence.exists() => self.start(server, args),
+                _ => Ok(()),
+            });
+            // One that does not start keeps no other from it.
+            done = done.and(started);
         }
-        Ok(())
+        done
     }
 
     /// Starts what we held, unless somebody else holds it or was faster.
@@ -393,6 +477,24 @@ impl Scrub {
         Err(ScrubError::NotThere { path: self.data_dir.clone(), why })
     }
 
+    /// Whether there is no room for a scrub now, so that another try waits for it.
+    pub fn lacks_room(&self) -> bool {
+        matches!(self.check_room(), Err(ScrubError::NoRoom { .. }))
+    }
+
+    /// Asks for room for what is written beside the old member, before anything is stopped.
+    fn check_room(&self) -> Result<(), ScrubError> {
+        let db = self.data_dir.join("member/snap/db");
+        let size = fs::metadata(&db).map_err(failed("read", &db))?.len();
+        let free = free(&self.data_dir).map_err(failed("measure", &self.data_dir))?;
+        match room(size) {
+            needed if free < needed => {
+                Err(ScrubError::NoRoom { path: self.data_dir.clone(), free, needed })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the fresh member is in place.
     fn exchanged(&self, journal: &Journal) -> Result<bool, ScrubError> {
         let member = self.data_dir.join("member");
@@ -402,13 +504,53 @@ impl Scrub {
     /// Puts each member directory where the other was, in one step.
     fn exchange(&self) -> Result<(), ScrubError> {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
-        let (member, fresh) =
-            (self.data_dir.join("member"), self.data_dir.join(WORK).join("fresh"));
+        let (member, fresh) = (self.data_dir.join("member"), self.fresh());
         renameat_with(CWD, fresh.join("member"), CWD, &member, RenameFlags::EXCHANGE)
             .map_err(|e| failed("exchange", &member)(e.into()))?;
         sync(&fresh)?;
         sync(&self.data_dir)
     }
+}
+
+/// Finishes or rolls back whatever scrub of this node's etcd was cut off, again and again until it
+/// is. `scrub` gives it as the settings are now, none where there is none to do. Never returns.
+pub async fn tend(scrub: impl Fn() -> Option<Scrub>) {
+    let mut said = None;
+    loop {
+        if let Some(scrub) = scrub() {
+            match scrub.resume(&|text| tracing::info!("scrub: {text}")).await {
+                Ok(found) => {
+                    said = None;
+                    if found.is_some() {
+                        tracing::info!("finished a scrub that was cut off");
+                    }
+                }
+                // Whoever is at it finishes it.
+                Err(ScrubError::Busy) => {}
+                Err(error) => {
+                    let why = crate::run::with_causes(&error);
+                    // The same trouble again is no news.
+                    if said.as_ref() != Some(&why) {
+                        tracing::error!(%why, "a scrub was cut off and cannot be finished yet");
+                        said = Some(why);
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(TEND).await;
+    }
+}
+
+/// Bytes that a scrub writes before it removes anything, for a database of `size` bytes: etcd's
+/// copy while it defragments, the snapshot, the fresh database, and what a fresh log sets aside.
+fn room(size: u64) -> u64 {
+    size.saturating_mul(3).saturating_add(LOG)
+}
+
+/// Bytes that are free for anybody on the file system of `path`.
+pub(crate) fn free(path: &Path) -> io::Result<u64> {
+    let found = rustix::fs::statvfs(path)?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ScrubError {
@@ -474,4 +616,18 @@ fn settle(path: &Path, owner: (u32, u32), mode: u32) -> Result<(), ScrubError> {
         }
     }
     File::open(path).and_then(|f| f.sync_all()).map_err(failed("write down", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_asked_for_three_databases_and_a_log() {
+        assert_eq!(room(0), 144 << 20);
+        assert_eq!(room(100 << 20), 444 << 20);
+        assert_eq!(room(u64::MAX), u64::MAX);
+        let said = ScrubError::NoRoom { path: "/d".into(), free: 5 << 20, needed: room(1 << 20) };
+        assert!(said.waits() && said.to_string().contains("5 MiB free and 147 are needed"));
+    }
 }

@@ -6,9 +6,11 @@
 use crate::node::Node;
 use crate::ring::jitter;
 use claviger_client::Error;
+use claviger_wire::agent::Acknowledgement;
 use futures_util::StreamExt as _;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::{mpsc, watch};
 
 /// Pause between two looks while the stream is up: it covers a nudge that was lost.
 const STREAMING: Duration = Duration::from_secs(15);
@@ -77,6 +79,46 @@ pub async fn speak(node: Arc<Node>) {
         tokio::select! {
             () = tokio::time::sleep(SAY_AT_LEAST) => {}
             _ = changes.changed() => {}
+        }
+    }
+}
+
+/// Tells the key service that this node has acted on key events: those of `due`, one after the
+/// other; each that it took goes into `told`. Apart from the task that acts, which no server may
+/// keep waiting. Returns when that task does.
+pub async fn acknowledge(
+    node: Arc<Node>,
+    mut due: watch::Receiver<Vec<Acknowledgement>>,
+    told: mpsc::Sender<Acknowledgement>,
+) {
+    loop {
+        let acknowledgements = due.borrow_and_update().clone();
+        let mut all = true;
+        for ack in acknowledgements {
+            match node.clients().api.acknowledge(&ack).await {
+                Ok(()) => {
+                    if told.send(ack).await.is_err() {
+                        return;
+                    }
+                    node.look_now();
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "cannot acknowledge a key event yet");
+                    all = false;
+                    break;
+                }
+            }
+        }
+        let changed = if all {
+            due.changed().await
+        } else {
+            tokio::select! {
+                () = tokio::time::sleep(POLLING) => Ok(()),
+                changed = due.changed() => changed,
+            }
+        };
+        if changed.is_err() {
+            return;
         }
     }
 }

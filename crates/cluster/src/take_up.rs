@@ -32,6 +32,8 @@ pub struct Moment {
     pub flags: bool,
     /// The hash that exactly this process publishes; none until it was read.
     pub loaded: Option<String>,
+    /// Whether what it has loaded is of a later stage than the file.
+    pub fell: bool,
     /// Whether a hold keeps the API server from being started.
     pub held: bool,
     /// Whether the plugin answers with a ring that passed its self-test.
@@ -67,9 +69,10 @@ pub fn decide(seen: &Moment) -> Act {
     if encrypted && !seen.open {
         return Act::Nothing;
     }
-    // A stage never falls, so a file ahead of the truth (the server was restored from a backup)
-    // stays.
-    if seen.target > Stage::Bare && seen.on_disk.is_none_or(|s| s < seen.target) {
+    // A file ahead of the truth (the server was restored from a backup) stays, but for one that is
+    // to read plaintext again: that writes none.
+    let falls = falls(seen.on_disk, seen.target);
+    if seen.target > Stage::Bare && (falls || seen.on_disk.is_none_or(|s| s < seen.target)) {
         return Act::Write(seen.target);
     }
     if seen.process.is_none() {
@@ -82,13 +85,21 @@ pub fn decide(seen: &Moment) -> Act {
         return Act::Restart;
     }
     match &seen.loaded {
+        // To read plaintext again ends no request, so that is left to its poll.
         Some(loaded)
-            if seen.take_up == Some(TakeUp::Restart) && Some(loaded) != seen.disk_hash.as_ref() =>
+            if seen.take_up == Some(TakeUp::Restart)
+                && Some(loaded) != seen.disk_hash.as_ref()
+                && !seen.fell =>
         {
             Act::Restart
         }
         _ => Act::Nothing,
     }
+}
+
+/// Whether a file is to be replaced by one that reads plaintext again.
+pub fn falls(on_disk: Option<Stage>, target: Stage) -> bool {
+    on_disk == Some(Stage::Only) && target == Stage::WriteFirst
 }
 
 /// The durable note that the API server is to be restarted, whatever it has loaded. It stands
@@ -178,6 +189,7 @@ mod tests {
             process: Some(Process { pid: 2, start: 3 }),
             flags: true,
             loaded: on_disk.map(|s| format!("{s:?}")),
+            fell: false,
             held: false,
             open: true,
             due: false,
@@ -267,6 +279,16 @@ mod tests {
                 Act::Write(Only),
             ),
             ("held", Moment { process: None, held: true, ..m(Only, Some(Only)) }, Act::Nothing),
+            ("plaintext is to be read again", m(WriteFirst, Some(Only)), Act::Write(WriteFirst)),
+            (
+                "plaintext is to be read again: left to its poll",
+                Moment {
+                    loaded: Some("Only".into()),
+                    fell: true,
+                    ..m(WriteFirst, Some(WriteFirst))
+                },
+                Act::Nothing,
+            ),
             ("a file ahead of the truth stays", m(ReadFirst, Some(Only)), Act::Nothing),
             (
                 "the truth fell to bare, the file did not",

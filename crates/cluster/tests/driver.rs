@@ -6,13 +6,14 @@
 use claviger_client::{AgentApi, KeyService, NodeConfig};
 use claviger_cluster::config::AgentConfig;
 use claviger_cluster::control::kube::{Kube, KubeConfig};
+use claviger_cluster::drive::{Acks, drive};
 use claviger_cluster::driver::Driver;
 use claviger_cluster::fence::Fence;
 use claviger_cluster::keys::{Calling, KeyFailure, Keys};
 use claviger_cluster::node::{Clients, Node, Parts};
 use claviger_cluster::observe::Probe;
 use claviger_cluster::take_up::Due;
-use claviger_cluster::{encryption, take_up};
+use claviger_cluster::{encryption, sync, take_up};
 use claviger_crypto::kek::Carried;
 use claviger_crypto::{Key32, SecretBytes};
 use claviger_domain::cluster::ring::{Kek, Ring, Role};
@@ -31,6 +32,7 @@ use claviger_supervise::{Observed, SuperviseError, Supervisor};
 use claviger_wire::agent::State;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -128,9 +130,15 @@ impl Supervisor for Mortal {
     }
 }
 
-/// Unwraps anything, or denies everything, or refuses one wrapped text; counts the calls.
+/// Unwraps anything, or denies everything, or refuses one wrapped text, or never answers; counts the
+/// calls.
 #[derive(Default)]
-struct Service(Mutex<Option<KeyState>>, Mutex<Vec<String>>, Mutex<Option<&'static str>>);
+struct Service(
+    Mutex<Option<KeyState>>,
+    Mutex<Vec<String>>,
+    Mutex<Option<&'static str>>,
+    AtomicBool,
+);
 
 impl Service {
     fn calls(&self, wrapped: &str) -> usize {
@@ -148,7 +156,11 @@ impl Keys for Service {
         let denied = *self.0.lock().unwrap();
         self.1.lock().unwrap().push(wrapped.to_owned());
         let refused = *self.2.lock().unwrap() == Some(wrapped);
+        let hangs = self.3.load(Ordering::Relaxed);
         Box::pin(async move {
+            if hangs {
+                std::future::pending::<()>().await;
+            }
             if refused {
                 return Err(KeyFailure::Refused("not this one".to_owned()));
             }
@@ -231,8 +243,18 @@ fn bench() -> Bench {
     bench
 }
 
-/// An agent with what the last one left in `dir`.
+/// An agent with what the last one left in `dir`; no server answers it.
 fn bench_in<P: Supervisor + 'static>(dir: &Path, state: State, program: Arc<P>) -> Bench<P> {
+    bench_of(dir, state, program, "https://localhost:1")
+}
+
+/// The same, its server at `url`.
+fn bench_of<P: Supervisor + 'static>(
+    dir: &Path,
+    state: State,
+    program: Arc<P>,
+    url: &str,
+) -> Bench<P> {
     let path = |name: &str| dir.join(name);
     let home = path("state");
     std::fs::create_dir_all(&home).unwrap();
@@ -259,7 +281,7 @@ fn bench_in<P: Supervisor + 'static>(dir: &Path, state: State, program: Arc<P>) 
     let cluster = state.cluster.id.clone();
     let service = Arc::new(Service::default());
     let nobody = || NodeConfig {
-        url: "https://localhost:1".to_owned(),
+        url: url.to_owned(),
         ca: certificate.clone(),
         certificate: certificate.clone(),
         key: SecretBytes::new(key.clone().into_bytes()),
@@ -286,7 +308,7 @@ fn bench_in<P: Supervisor + 'static>(dir: &Path, state: State, program: Arc<P>) 
         etcd: etcd.unwrap(),
         supervisor: program.clone(),
         clients: Clients {
-            url: "https://localhost:1".to_owned(),
+            url: url.to_owned(),
             api: AgentApi::connect(&nobody()).unwrap(),
             keys: KeyService::for_node(&nobody()).unwrap(),
         },
@@ -359,6 +381,63 @@ async fn a_disk_that_takes_nothing_does_not_hide_a_suspended_key() {
     assert!(b.node.took(said).is_err());
     assert!(matches!(b.look().await, Access::Fenced { .. }));
     assert!(!b.alive() && b.node.plugin.key_id().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_does_not_wait_for_an_unwrap_that_hangs() {
+    let mut b = bench();
+    b.service.3.store(true, Ordering::Relaxed);
+    b.node.took(b.says(KeyState::Active, 1)).unwrap();
+    let (node, service, said) = (b.node.clone(), b.service.clone(), b.says(KeyState::Suspended, 2));
+    let news = async move {
+        while service.calls("wrapped") == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        node.took(said).unwrap();
+    };
+    let look = async { tokio::join!(b.look(), news).0 };
+    let access = tokio::time::timeout(Duration::from_secs(60), look).await;
+    assert!(matches!(access, Ok(Access::Fenced { event: 2, .. })), "{access:?}");
+    assert!(!b.alive());
+}
+
+/// The server takes the call and says nothing; the fence falls while the call lasts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_does_not_wait_for_an_acknowledgement_that_hangs() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", silent.local_addr().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let program = Arc::new(Program(Mutex::new((true, None))));
+    let b = bench_of(dir.path(), first_state(), program.clone(), &url);
+    let (first, second) = (b.says(KeyState::Active, 1), b.says(KeyState::Suspended, 2));
+    let (due, acks_due) = tokio::sync::watch::channel(Vec::new());
+    let (acks_told, told) = tokio::sync::mpsc::channel(1);
+    let (_asks, asked) = tokio::sync::mpsc::channel(1);
+    let (_probes, probe) = tokio::sync::watch::channel(Probe::default());
+    let acks = Acks { due, told };
+    let tasks = [
+        tokio::spawn(sync::acknowledge(b.node.clone(), acks_due, acks_told)),
+        tokio::spawn(drive(b.driver, b.node.clone(), probe, acks, asked)),
+    ];
+    b.node.took(first).unwrap();
+    let (call, _) =
+        tokio::time::timeout(Duration::from_secs(60), silent.accept()).await.unwrap().unwrap();
+    b.node.took(second).unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    while program.observe().unwrap().process.is_some() {
+        assert!(Instant::now() < until, "fenced");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut bytes = [0; 4096];
+    let end = loop {
+        match call.try_read(&mut bytes) {
+            Ok(0) => break "the call had ended",
+            Ok(_) => {}
+            Err(_) => break "the call lasts",
+        }
+    };
+    assert_eq!(end, "the call lasts");
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 /// While a fence is lifted, a KEK that does not open keeps the node shut and is tried again at

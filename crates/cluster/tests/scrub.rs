@@ -118,10 +118,11 @@ impl Bed {
 
     fn scrub(&self) -> Scrub {
         let shared = |u: &ProcessUnit| -> Arc<dyn Supervisor> { Arc::new(u.clone()) };
+        let named = |(i, u): (usize, _)| (self.dir.path().join(i.to_string()), shared(u));
         Scrub {
             etcd: self.etcd.clone(),
             member: shared(&self.units[0]),
-            api_servers: self.units[1..].iter().map(shared).collect(),
+            api_servers: self.units.iter().enumerate().skip(1).map(named).collect(),
             fence: self.dir.path().join("fence.json"),
             data_dir: self.data_dir(),
             cluster_token: "its-own".to_owned(),
@@ -194,7 +195,10 @@ async fn a_crash_at_any_step_is_carried_on_or_rolled_back() {
             }
             Err(crash) => {
                 assert!(crash.is_panic());
-                bed.scrub().resume(&quiet).await.unwrap();
+                // By another agent of the machine: its own API server comes first.
+                let mut scrub = bed.scrub();
+                scrub.api_servers.reverse();
+                scrub.resume(&quiet).await.unwrap();
             }
         }
         let etcd = bed.connect().await;
@@ -220,6 +224,8 @@ async fn a_crash_at_any_step_is_carried_on_or_rolled_back() {
     assert_eq!(bed.files_with("the-marker"), Vec::<PathBuf>::new());
     let value = etcd.get(b"/registry/secrets/ns/s7").await.unwrap().record.unwrap();
     assert_eq!(value.value.as_ref(), b"k8s:enc:secretbox:v1:k:sealed");
+    another_agent_waits(&bed, &server).await;
+    what_fails_is_carried_on(&bed, &server).await;
     // Without a good etcdutl nothing changes.
     let broken = Scrub { etcdutl: program("false"), ..bed.scrub() };
     assert!(matches!(broken.run(&quiet).await, Err(ScrubError::Restore(_))));
@@ -230,6 +236,55 @@ async fn a_crash_at_any_step_is_carried_on_or_rolled_back() {
     bed.scrub().run(&quiet).await.unwrap();
     let seen = server.observe().unwrap();
     assert_eq!((seen.process, seen.held), (None, None));
+}
+
+fn lock(bed: &Bed) -> Result<std::fs::File, rustix::io::Errno> {
+    use rustix::fs::{FlockOperation, flock};
+    let dir = std::fs::File::open(bed.data_dir()).unwrap();
+    flock(&dir, FlockOperation::NonBlockingLockExclusive).map(|()| dir)
+}
+
+/// One scrub of a member at a time, whoever asks.
+async fn another_agent_waits(bed: &Bed, server: &ProcessUnit) {
+    let before = server.observe().unwrap().process;
+    let locked = lock(bed).unwrap();
+    assert!(matches!(bed.scrub().run(&quiet).await, Err(ScrubError::Busy)));
+    assert_eq!(server.observe().unwrap().process, before, "nothing was stopped");
+    drop(locked);
+    let steps = AtomicUsize::new(0);
+    let say = |_: &str| {
+        steps.fetch_add(1, Ordering::SeqCst);
+        assert!(lock(bed).is_err(), "locked at each step");
+    };
+    bed.scrub().run(&say).await.unwrap();
+    assert!(steps.load(Ordering::SeqCst) > 0 && lock(bed).is_ok());
+}
+
+/// A disk that takes no note once the fresh member is in place: the API servers are held, and come
+/// back without anybody's doing when the disk takes it.
+async fn what_fails_is_carried_on(bed: &Bed, server: &ProcessUnit) {
+    let in_the_way = bed.data_dir().join("claviger-scrub.json.new");
+    let say = |text: &str| {
+        if text == "starting the rebuilt etcd" {
+            std::fs::create_dir(&in_the_way).unwrap();
+        }
+    };
+    assert!(matches!(bed.scrub().run(&say).await, Err(ScrubError::File(_))));
+    assert_eq!(server.observe().unwrap().process, None);
+    bed.connect().await;
+    let scrub = bed.scrub();
+    let tended = tokio::spawn(claviger_cluster::scrub::tend(move || Some(scrub.clone())));
+    std::fs::remove_dir(&in_the_way).unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    while server.observe().unwrap().process.is_none()
+        || bed.data_dir().join("claviger-scrub.json").exists()
+    {
+        assert!(Instant::now() < until, "carried on");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tended.abort();
+    let _ = tended.await;
+    assert!(!bed.data_dir().join("claviger-scrub").exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

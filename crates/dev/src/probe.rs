@@ -95,7 +95,7 @@ impl Probe {
 }
 
 /// What an agent does in the cluster: the rewrite and the canary (Secrets, a namespace), and
-/// looking at how the API server is.
+/// looking at how the API server is and who could refuse the rewrite.
 fn rights() -> [(&'static str, serde_json::Value); 2] {
     let api = "rbac.authorization.k8s.io";
     let version = format!("{api}/v1");
@@ -110,6 +110,17 @@ fn rights() -> [(&'static str, serde_json::Value); 2] {
                         "verbs": ["get", "list", "patch", "update", "create", "delete"],
                     },
                     { "apiGroups": [""], "resources": ["namespaces"], "verbs": ["get", "create"] },
+                    {
+                        "apiGroups": ["admissionregistration.k8s.io"],
+                        "resources": [
+                            "mutatingwebhookconfigurations", "validatingwebhookconfigurations",
+                        ],
+                        "verbs": ["list"],
+                    },
+                    {
+                        "apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
+                        "verbs": ["list"],
+                    },
                     {
                         "nonResourceURLs": [
                             "/healthz", "/healthz/*", "/readyz", "/readyz/*", "/livez", "/livez/*",

@@ -1,7 +1,7 @@
 //! `situation => step`, one row for each branch of the planner.
 
 use claviger_domain::cluster::commit::{Commit, apply};
-use claviger_domain::cluster::plan::{Facts, Step, Why, must_fence, not_told, plan};
+use claviger_domain::cluster::plan::{Facts, Step, Unattended, Why, must_fence, not_told, plan};
 use claviger_domain::cluster::ring::{Kek, Ring, Role};
 use claviger_domain::cluster::*;
 use claviger_domain::id::*;
@@ -95,13 +95,15 @@ impl Case {
                     process: process(i),
                     stage,
                 }),
+                api_servers: Vec::new(),
+                files: None,
                 ahead: None,
                 restored: None,
-                preflight: self
-                    .cluster
-                    .operation
-                    .as_ref()
-                    .map(|o| Preflight { operation: o.id, failure: None }),
+                preflight: self.cluster.operation.as_ref().map(|o| Preflight {
+                    operation: o.id,
+                    failure: None,
+                    warnings: Vec::new(),
+                }),
                 access: Access::Open,
             };
             self.seen.insert(name.clone(), Seen { observation, at: self.now });
@@ -684,7 +686,9 @@ fn rotate_and_switch() {
                 let case = case.all_see().rotated();
                 let case = case.open(OperationKind::Rotate, 10, TakeUp::Restart).minted();
                 let mut case = case.promoted().verified();
-                case.commit(Commit::TakeUp { agent: agent(1), stage: Stage::Only });
+                for i in 0..2 {
+                    case.commit(Commit::TakeUp { agent: agent(i), stage: Stage::Only });
+                }
                 case.all_see()
             },
             Step::Compact { revision: 9 },
@@ -885,8 +889,17 @@ fn a_newcomer_in_a_cluster_at_rest() {
         ),
         ("a minute later => count", joined(60_000), Step::Wait(Why::NoTally)),
         (
-            "it left no plaintext => [kms] as the others",
+            "it left no plaintext => [kms], one after the other",
             joined(60_000).counted(|_| ()),
+            take_up(0, Stage::Only),
+        ),
+        (
+            "and the last one",
+            {
+                let mut case = joined(60_000);
+                case.commit(Commit::TakeUp { agent: agent(0), stage: Stage::Only });
+                case.all_see().counted(|_| ())
+            },
             take_up(1, Stage::Only),
         ),
         (
@@ -949,4 +962,96 @@ fn nobody_vouches_for_a_root_key_by_saying_nothing_of_it() {
         assert_eq!(not_told(&case.cluster, &roots), Some(untold));
         assert_eq!(must_fence(&case.cluster, &roots), None);
     }
+}
+
+/// An API server without an agent writes plaintext and cannot read ours: nothing goes on that would
+/// cut it off, or what it writes.
+#[test]
+fn an_api_server_without_an_agent_stops_what_would_cut_it_off() {
+    let three = |s: &mut Seen| {
+        s.observation.api_servers = ["a", "b", "c"].map(str::to_owned).to_vec();
+    };
+    let hosts = ["a", "b", "c"].map(str::to_owned).to_vec();
+    let waits = || Step::Wait(Why::Unattended(Unattended { hosts: hosts.clone(), agents: 2 }));
+    let readable = || enabling(2).minted().stage(Stage::ReadFirst);
+    let proven = || writing(2, TakeUp::Restart).verified();
+    let mut joined = Case::enabled(2);
+    joined.commit(Commit::Joined { agent: agent(2) });
+    let joined = joined.all_see().later(60_000).counted(|_| ());
+    check(vec![
+        ("as many as agents => promote", readable(), Step::Promote { serial: Serial(1) }),
+        ("one more => no promotion", readable().but(1, three), waits()),
+        ("all have an agent => no plaintext", proven(), take_up(0, Stage::Only)),
+        ("one more => plaintext is still read", proven().but(0, three), waits()),
+        (
+            "one more, the rewrite goes on",
+            writing(2, TakeUp::Restart).counted(|t| t.stale = 3).but(0, three),
+            Step::Rewrite { left: 3 },
+        ),
+        ("at rest, all have joined => no plaintext", joined.but(0, three), take_up(0, Stage::Only)),
+        ("at rest nothing begins for it", Case::enabled(2).but(0, three), Step::Rest),
+    ]);
+    let text = Why::Unattended(Unattended { hosts, agents: 2 }).to_string();
+    assert!(text.starts_with("3 API servers live (a, b, c) and 2 have an agent"), "{text}");
+    let shown = |case: Case| project::project(&case.cluster, &case.seen, &case.roots, case.now);
+    assert_eq!(shown(Case::enabled(2)).master_status, "Ready");
+    let warned = shown(Case::enabled(2).but(0, three));
+    assert!(warned.state == "warning" && warned.master_status.contains("3 API servers live"));
+}
+
+/// A machine that joins again, or leaves, may have left plaintext, which `[kms]` neither reads nor
+/// rewrites: everybody reads it again until etcd was counted.
+#[test]
+fn a_change_of_machines_lets_plaintext_be_read_until_none_is_left() {
+    let again = |n: usize| {
+        let mut case = Case::enabled(n);
+        case.commit(Commit::Joined { agent: agent(0) });
+        case
+    };
+    let mut left = Case::enabled(3);
+    left.commit(Commit::Left { agent: agent(2) });
+    for case in [again(2), again(1)] {
+        assert!(case.cluster.servers.values().all(|t| t.stage == Stage::WriteFirst));
+    }
+    let rotating = || {
+        let case = again(2).all_see().later(60_000);
+        let case = case.open(OperationKind::Rotate, 10, TakeUp::Restart).minted().promoted();
+        case.counted(|t| t.plaintext = 1)
+    };
+    let no_plaintext = |s: &mut Seen| s.observation.stage_loaded = Some(Stage::Only);
+    check(vec![
+        (
+            "what was seen of it before it joined again does not count",
+            again(2),
+            Step::Wait(Why::NotTaken(agent(0), Stage::WriteFirst)),
+        ),
+        (
+            "its last requests are waited for",
+            again(2).all_see(),
+            Step::Wait(Why::Requests { left_ms: 59_000 }),
+        ),
+        ("then => count", again(2).all_see().later(60_000), Step::Wait(Why::NoTally)),
+        (
+            "plaintext, though it is alone => a whole rewrite",
+            again(1).all_see().later(60_000).counted(|t| t.plaintext = 1),
+            Step::Open { target: root(10) },
+        ),
+        (
+            "no plaintext, though it is alone => [kms]",
+            again(1).all_see().later(60_000).counted(|_| ()),
+            take_up(0, Stage::Only),
+        ),
+        ("one left => count", left.all_see().later(60_000), Step::Wait(Why::NoTally)),
+        (
+            "an API server does not read plaintext yet => no rewrite",
+            rotating().but(1, no_plaintext),
+            Step::Wait(Why::NotTaken(agent(1), Stage::WriteFirst)),
+        ),
+        ("all read it => rewrite", rotating(), Step::Rewrite { left: 1 }),
+        (
+            "no plaintext to rewrite => nobody is waited for",
+            rotating().but(1, no_plaintext).counted(|t| t.stale = 2),
+            Step::Rewrite { left: 2 },
+        ),
+    ]);
 }

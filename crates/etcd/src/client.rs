@@ -389,6 +389,18 @@ impl Etcd {
         })
     }
 
+    /// Every member with what it says of itself, or why it does not.
+    pub async fn statuses(
+        &self,
+    ) -> Result<Vec<(Member, Result<MemberStatus, EtcdError>)>, EtcdError> {
+        let mut statuses = Vec::new();
+        for member in self.members().await? {
+            let status = self.reach(&member).await.map(|(_, status)| status);
+            statuses.push((member, status));
+        }
+        Ok(statuses)
+    }
+
     /// Copies the database of the member behind `endpoint` into a new file without free pages.
     /// The member answers nothing meanwhile.
     pub async fn defragment(&self, endpoint: &str) -> Result<(), EtcdError> {

@@ -172,7 +172,7 @@ pub struct CommitRequest {
 }
 
 /// An agent has acted on a key event.
-#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Acknowledgement {
     /// The root key.
     pub root: RootKey,

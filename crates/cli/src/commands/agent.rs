@@ -4,6 +4,7 @@ use crate::exit::{self, Done, Failure};
 use crate::files;
 use crate::render::{pairs, print_text};
 use clap::Subcommand;
+use claviger_cluster::check;
 use claviger_cluster::config::{AgentConfig, ConfigError};
 use claviger_cluster::desk::{self, Asked, Said, Status};
 use claviger_cluster::hand_over::FORMAT;
@@ -30,7 +31,7 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Read the settings and say what is wrong with them
+    /// Read the settings, look at the files that they name, and say what is wrong
     Check {
         /// The agent's settings (TOML)
         #[arg(long, value_name = "FILE")]
@@ -78,7 +79,7 @@ enum Verb {
 /// Runs it.
 pub fn run(args: Args) -> Done {
     match args.verb {
-        Verb::Check { config } => load(&config).map(|_| println!("OK")),
+        Verb::Check { config } => check(&load(&config)?),
         Verb::Run { config } => start(load(&config)?),
         Verb::Status { config } => {
             tell(&status(&load(&config)?)?);
@@ -97,6 +98,19 @@ pub fn run(args: Args) -> Done {
         }
         Verb::InstallCertificate { config, r#in } => install(&load(&config)?, &r#in),
     }
+}
+
+fn check(config: &AgentConfig) -> Done {
+    let wrong = check::look(config);
+    if wrong.is_empty() {
+        print_text("OK");
+        return Ok(());
+    }
+    Err(Failure::new(
+        exit::NO,
+        format!("an agent would not run with this: {}", wrong.join("; ")),
+        "agent.sample.toml in the sources explains each setting",
+    ))
 }
 
 fn no(error: &IdentityError) -> Failure {

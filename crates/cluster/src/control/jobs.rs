@@ -5,7 +5,9 @@ use super::lease::Lease;
 use super::verify;
 use crate::contact::wall;
 use crate::node::Node;
+use crate::run::with_causes;
 use crate::scrub::Scrub;
+use claviger_domain::cluster::Cluster;
 use claviger_domain::cluster::commit::Commit;
 use claviger_domain::id::JobId;
 use claviger_domain::key::RootVersion;
@@ -15,42 +17,71 @@ use claviger_supervise::Supervisor;
 use claviger_supervise::unit::ProcessUnit;
 use claviger_wire::agent::{CommitRequest, Job, JobKind, JobReport, State};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Does jobs.
 pub struct Jobs {
     node: Arc<Node>,
     lease: Lease,
-    /// Ended, though the server may not show it yet.
-    ended: BTreeSet<JobId>,
+    /// Ended, though the server may not show it yet; with the report that it has not taken. What
+    /// was done is not done again for that: a scrub stops API servers.
+    ended: BTreeMap<JobId, Option<JobReport>>,
+    /// What each open job was said to wait for.
+    noted: BTreeMap<JobId, String>,
+}
+
+/// Why a job has no result.
+enum Undone {
+    /// It ends without one.
+    Failed(String),
+    /// It is begun again at a later look.
+    Waits(String),
+}
+
+impl From<String> for Undone {
+    fn from(reason: String) -> Self {
+        Undone::Failed(reason)
+    }
 }
 
 impl Jobs {
     /// For `node`, under `lease`.
     pub fn new(node: Arc<Node>, lease: Lease) -> Self {
-        Self { node, lease, ended: BTreeSet::new() }
+        Self { node, lease, ended: BTreeMap::new(), noted: BTreeMap::new() }
     }
 
     /// Does what is open and can be done now, one after the other.
     pub async fn look(&mut self, state: &State) {
-        self.ended.retain(|id| state.jobs.iter().any(|job| job.id == *id));
+        let open = |id: &JobId| state.jobs.iter().any(|job| job.id == *id);
+        self.ended.retain(|id, _| open(id));
+        self.noted.retain(|id, _| open(id));
         for job in &state.jobs {
-            if self.ended.contains(&job.id) || !self.lease.held() {
+            if !self.lease.held() {
+                continue;
+            }
+            if let Some(untold) = self.ended.get(&job.id) {
+                if let Some(report) = untold
+                    && self.report(job, report).await
+                {
+                    self.ended.insert(job.id, None);
+                }
                 continue;
             }
             if job.kind == JobKind::Scrub && state.cluster.operation.is_some() {
-                let note = "waits for the operation to end".to_owned();
-                self.report(job, &JobReport::Running { note }).await;
+                self.note(job, "waits for the operation to end".to_owned()).await;
                 continue;
             }
             let report = match self.run(state, job).await {
                 Ok(result) => JobReport::Done { result },
-                Err(reason) => JobReport::Failed { reason },
+                Err(Undone::Failed(reason)) => JobReport::Failed { reason },
+                Err(Undone::Waits(note)) => {
+                    self.note(job, note).await;
+                    continue;
+                }
             };
-            if self.report(job, &report).await {
-                self.ended.insert(job.id);
-            }
+            let told = self.report(job, &report).await;
+            self.ended.insert(job.id, (!told).then_some(report));
         }
     }
 
@@ -64,11 +95,20 @@ impl Jobs {
         }
     }
 
-    async fn run(&self, state: &State, job: &Job) -> Result<Value, String> {
+    /// Says what a job waits for, once: each report is a row, and wakes everybody.
+    async fn note(&mut self, job: &Job, note: String) {
+        if self.noted.get(&job.id) != Some(&note)
+            && self.report(job, &JobReport::Running { note: note.clone() }).await
+        {
+            self.noted.insert(job.id, note);
+        }
+    }
+
+    async fn run(&self, state: &State, job: &Job) -> Result<Value, Undone> {
         tracing::info!(kind = ?job.kind, "doing a job");
         match job.kind {
-            JobKind::Census => self.census(state).await,
-            JobKind::Verify => self.verify(state).await,
+            JobKind::Census => Ok(self.census(state).await?),
+            JobKind::Verify => Ok(self.verify(state).await?),
             JobKind::Scrub => self.scrub(state, job).await,
         }
     }
@@ -101,23 +141,27 @@ impl Jobs {
         }
     }
 
-    async fn scrub(&self, state: &State, job: &Job) -> Result<Value, String> {
-        let note = "stopping the API server to rebuild etcd's files".to_owned();
-        self.report(job, &JobReport::Running { note }).await;
-        let scrub = scrub_of(&self.node)?;
-        let others = self.node.config.etcd.api_server_units.len();
-        if state.cluster.servers.len() > 1 + others {
-            return Err("this cluster has API servers that this node does not run, so it cannot \
-                        stop them; clear etcd's members one after the other by replacing them"
-                .to_owned());
+    async fn scrub(&self, state: &State, job: &Job) -> Result<Value, Undone> {
+        let scrub = scrub_here(&self.node, &state.cluster)?;
+        if !self.noted.contains_key(&job.id) {
+            let note = "stopping the API server to rebuild etcd's files".to_owned();
+            self.report(job, &JobReport::Running { note }).await;
         }
         let say = |text: &str| tracing::info!("scrub: {text}");
-        let outcome = scrub.run(&say).await.map_err(chain)?;
+        let outcome = scrub.run(&say).await.map_err(|error| {
+            let text = with_causes(&error);
+            // What filled the disk in the middle was rolled back, and begins anew once there is room.
+            if error.waits() || scrub.lacks_room() {
+                Undone::Waits(text)
+            } else {
+                Undone::Failed(text)
+            }
+        })?;
         let residue = outcome.after.residue(0, wall());
         // The revision may have moved meanwhile: the figures are worth a second try.
         for _ in 0..5 {
             let latest = self.node.clients().api.state().await.map_err(chain)?;
-            let fencing = self.lease.fencing().ok_or("the lease is over")?;
+            let fencing = self.lease.fencing().ok_or("the lease is over".to_owned())?;
             let revision = latest.cluster.revision;
             let request = CommitRequest { fencing, revision, commit: Commit::Residue { residue } };
             match self.node.clients().api.commit(&request).await {
@@ -128,8 +172,21 @@ impl Jobs {
                 Err(error) => tracing::debug!(%error, "cannot tell the residue yet"),
             }
         }
-        serde_json::to_value(outcome).map_err(chain)
+        Ok(serde_json::to_value(outcome).map_err(chain)?)
     }
+}
+
+/// The scrub of this node's etcd, where that stops everything which writes to it: an API server that
+/// runs elsewhere would go on. Whether etcd has a single member, the scrub sees by itself.
+pub fn scrub_here(node: &Node, cluster: &Cluster) -> Result<Scrub, String> {
+    let stopped = 1 + node.config.etcd.api_server_units.len();
+    if cluster.servers.len() > stopped {
+        return Err(format!(
+            "this cluster has {} API servers and this node stops {stopped}; clear etcd's members one after the other by replacing them",
+            cluster.servers.len()
+        ));
+    }
+    scrub_of(node)
 }
 
 /// The scrub of this node's etcd, where the agent may stop it.
@@ -143,9 +200,10 @@ pub fn scrub_of(node: &Node) -> Result<Scrub, String> {
         return Err(missing.to_owned());
     };
     let member: Arc<dyn Supervisor> = Arc::new(ProcessUnit::open(unit_dir).map_err(chain)?);
-    let mut api_servers = vec![Arc::clone(&node.supervisor)];
+    let own = node.config.api_server.unit_dir.clone();
+    let mut api_servers = vec![(own, Arc::clone(&node.supervisor))];
     for unit in &etcd.api_server_units {
-        api_servers.push(Arc::new(ProcessUnit::open(unit).map_err(chain)?));
+        api_servers.push((unit.clone(), Arc::new(ProcessUnit::open(unit).map_err(chain)?)));
     }
     Ok(Scrub {
         etcd: EtcdConfig {
@@ -165,11 +223,5 @@ pub fn scrub_of(node: &Node) -> Result<Scrub, String> {
 }
 
 fn chain(error: impl std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(c) = cause {
-        text = format!("{text}: {c}");
-        cause = c.source();
-    }
-    text
+    with_causes(&error)
 }

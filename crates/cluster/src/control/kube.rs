@@ -1,6 +1,7 @@
-//! The six plain HTTPS calls that an agent makes to a kube-apiserver, with a client certificate:
-//! write the canary Secret, patch a Secret with nothing, and read `/readyz`,
-//! `/healthz/kms-providers`, `/metrics` and `/version`.
+//! The plain HTTPS calls that an agent makes to a kube-apiserver, with a client certificate:
+//! write the canary Secret, patch a Secret with nothing, read `/readyz`,
+//! `/healthz/kms-providers`, `/metrics` and `/version`, and list webhook
+//! configurations and identity leases.
 //!
 //! No plaintext of a Secret ever comes back: answers to writes are asked for as metadata only.
 //! Nothing is retried here; whoever calls knows whether a repeat is safe.
@@ -38,6 +39,8 @@ const PROBE: Duration = Duration::from_secs(5);
 const CONNECT: Duration = Duration::from_secs(3);
 /// Largest answer that is kept: metadata of one object, a status, or a health report.
 const BODY_MAX: usize = 256 << 10;
+/// Largest list that is kept: a webhook's CA takes some kilobytes, and there are tens of them.
+const LIST_MAX: usize = 4 << 20;
 /// Largest `/metrics` that is read through: about 3 MiB on a small cluster, tens on a big one.
 const METRICS_MAX: usize = 128 << 20;
 /// Most lines of metrics that are kept.
@@ -285,6 +288,21 @@ impl Kube {
             lines.feed(&chunk);
         }
         Ok(lines.finish())
+    }
+
+    /// The objects of a list, which holds no Secrets, as JSON.
+    pub async fn list(&self, path: &str) -> Result<Vec<serde_json::Value>, KubeError> {
+        let url = format!("{}{path}", self.url);
+        let request = self.http.get(url).header(ACCEPT, JSON).timeout(PROBE);
+        let response = request.send().await.map_err(|e| self.unreachable(e))?;
+        let response = accepted(response, &self.url).await?;
+        let body = bounded(response, &self.url, LIST_MAX).await?;
+        let value: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+        let items = value.get("items").and_then(|items| items.as_array()).cloned();
+        items.ok_or_else(|| KubeError::Refused {
+            status: 200,
+            message: format!("{path} gives no list"),
+        })
     }
 
     async fn get(&self, path: &str) -> Result<Response, KubeError> {

@@ -24,45 +24,37 @@ struct Held {
 }
 
 /// A handle on the lease; clones see the same.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Lease {
     held: Arc<Mutex<Option<Held>>>,
     away: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Lease {
-    /// Begins to ask for the lease and to renew it, for as long as the process lives.
-    pub fn keep(node: Arc<Node>) -> Lease {
-        let lease = Lease { held: Arc::default(), away: Arc::default() };
-        let kept = lease.clone();
-        tokio::spawn(async move {
-            loop {
-                if let Some(left) = kept.away() {
-                    tokio::time::sleep(left).await;
-                }
-                let asked = Instant::now();
-                let request = LeaseRequest { fencing: kept.fencing() };
-                match node.clients().api.lease(&request).await {
-                    // Given up while the answer was under way.
-                    Ok(Some(_)) if kept.away().is_some() => kept.set(None),
-                    Ok(Some(given)) => {
-                        let held = Held { fencing: given.fencing, until: asked + GIVEN };
-                        if kept.fencing() != Some(given.fencing) {
-                            tracing::info!(
-                                fencing = given.fencing,
-                                "holds the lease of the cluster"
-                            );
-                        }
-                        kept.set(Some(held));
-                    }
-                    Ok(None) => kept.set(None),
-                    // It may have been renewed or not: what was given still counts down.
-                    Err(error) => tracing::debug!(%error, "cannot ask for the lease"),
-                }
-                tokio::time::sleep(if kept.held() { RENEW } else { ASK }).await;
+    /// Asks for the lease and renews it. Never returns.
+    pub async fn keep(self, node: Arc<Node>) {
+        loop {
+            if let Some(left) = self.away() {
+                tokio::time::sleep(left).await;
             }
-        });
-        lease
+            let asked = Instant::now();
+            let request = LeaseRequest { fencing: self.fencing() };
+            match node.clients().api.lease(&request).await {
+                // Given up while the answer was under way.
+                Ok(Some(_)) if self.away().is_some() => self.set(None),
+                Ok(Some(given)) => {
+                    let held = Held { fencing: given.fencing, until: asked + GIVEN };
+                    if self.fencing() != Some(given.fencing) {
+                        tracing::info!(fencing = given.fencing, "holds the lease of the cluster");
+                    }
+                    self.set(Some(held));
+                }
+                Ok(None) => self.set(None),
+                // It may have been renewed or not: what was given still counts down.
+                Err(error) => tracing::debug!(%error, "cannot ask for the lease"),
+            }
+            tokio::time::sleep(if self.held() { RENEW } else { ASK }).await;
+        }
     }
 
     /// The fencing token, while the lease is surely held.

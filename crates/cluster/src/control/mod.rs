@@ -12,6 +12,7 @@
 
 use crate::contact::wall;
 use crate::node::Node;
+use crate::run::with_causes;
 use claviger_domain::cluster::Cluster;
 use claviger_domain::cluster::commit::{Commit, NOT_RESTORED};
 use claviger_domain::cluster::plan::{Facts, Step, Why, plan};
@@ -39,9 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Longest pause after a failure.
 const BACK_OFF_MAX: Duration = Duration::from_secs(15);
 
-/// Runs the loop whenever this agent holds the lease. Never returns.
-pub async fn run(node: Arc<Node>) {
-    let lease = Lease::keep(Arc::clone(&node));
+/// Runs the loop whenever this agent holds `lease`, which another task keeps. Never returns.
+pub async fn run(node: Arc<Node>, lease: Lease) {
     let mut steps = Steps::new(Arc::clone(&node), lease.clone());
     let mut jobs = jobs::Jobs::new(Arc::clone(&node), lease.clone());
     let mut trouble = Trouble::default();
@@ -194,7 +194,11 @@ impl Trouble {
     /// Nothing failed, but nothing moves. Only what no agent can mend counts as stuck.
     async fn waits(&mut self, steps: &mut Steps, state: &State, why: &Why) {
         tracing::debug!(%why, "waiting");
-        if !matches!(why, Why::Unknown(_) | Why::PreflightFailed(..) | Why::Root(..)) {
+        let operators = matches!(
+            why,
+            Why::Unknown(_) | Why::PreflightFailed(..) | Why::Root(..) | Why::Unattended(_)
+        );
+        if !operators {
             if is_stuck(&state.cluster) {
                 let _ = steps.commit(state, Commit::Stuck { reason: None }).await;
             }
@@ -211,7 +215,7 @@ impl Trouble {
             self.times += 1;
             return if self.times < 20 { Duration::from_millis(50) } else { BUSY };
         }
-        let text = error.chain();
+        let text = with_causes(error);
         tracing::warn!(error = %text, "a step failed and will be tried again");
         self.tell(steps, text).await;
         self.times += 1;

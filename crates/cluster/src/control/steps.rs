@@ -9,6 +9,7 @@ use super::verify::{self, VerifyError};
 use crate::contact::wall;
 use crate::file::FileError;
 use crate::node::Node;
+use crate::run::with_causes;
 use claviger_client::Error as ClientError;
 use claviger_crypto::digest::equal;
 use claviger_crypto::kek::wrap_aad;
@@ -98,17 +99,6 @@ impl StepError {
             _ => false,
         }
     }
-
-    /// The error and its causes in one line.
-    pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(c) = cause {
-            text = format!("{text}: {c}");
-            cause = c.source();
-        }
-        text
-    }
 }
 
 /// Does steps.
@@ -117,12 +107,14 @@ pub struct Steps {
     lease: Lease,
     /// What the last pass of the rewrite began with, to see whether it had an effect.
     left: Option<(OperationId, u64)>,
+    /// The revision at which this process compacted last, every member defragmented since.
+    compacted: Option<i64>,
 }
 
 impl Steps {
     /// For `node`, under `lease`.
     pub fn new(node: Arc<Node>, lease: Lease) -> Self {
-        Self { node, lease, left: None }
+        Self { node, lease, left: None, compacted: None }
     }
 
     /// The node.
@@ -238,26 +230,48 @@ impl Steps {
 
     /// Compacts history, defragments every member and looks what is left in this node's files.
     async fn compact(
-        &self,
+        &mut self,
         state: State,
         revision: i64,
         tally: Option<Tally>,
     ) -> Result<State, StepError> {
-        match self.node.etcd.compact(revision, true).await {
-            // Somebody compacted further than we would.
-            Ok(()) | Err(EtcdError::Compacted(_)) => {}
-            Err(error) => return Err(error.into()),
+        // Once: what comes after it may have to wait for room on the disk.
+        if self.compacted != Some(revision) {
+            match self.node.etcd.compact(revision, true).await {
+                // Somebody compacted further than we would.
+                Ok(()) | Err(EtcdError::Compacted(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+            self.node.etcd.defragment_all().await?;
+            self.compacted = Some(revision);
         }
-        self.node.etcd.defragment_all().await?;
         if self.node.config.etcd.scrub_after_enable {
-            let scrub = jobs::scrub_of(&self.node).map_err(StepError::Scrub)?;
-            let say = |text: &str| tracing::info!("scrub: {text}");
-            scrub.run(&say).await.map_err(|e| StepError::Scrub(e.to_string()))?;
+            self.scrub(&state).await?;
         }
         let Some(data_dir) = self.node.config.etcd.data_dir.clone() else { return Ok(state) };
         let found = tokio::task::spawn_blocking(move || residue::scan(&data_dir, None)).await??;
         let live = tally.map_or(0, |t| t.plaintext);
         self.commit(&state, Commit::Residue { residue: found.residue(live, wall()) }).await
+    }
+
+    /// Clears etcd's files, where this node can. Where it never could, the enablement ends all the
+    /// same: what is left in the files is counted and told.
+    async fn scrub(&self, state: &State) -> Result<(), StepError> {
+        let scrub = match jobs::scrub_here(&self.node, &state.cluster) {
+            Ok(scrub) => scrub,
+            Err(why) => {
+                tracing::warn!(%why, "etcd's files are not cleared after the enablement");
+                return Ok(());
+            }
+        };
+        match scrub.run(&|text| tracing::info!("scrub: {text}")).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.never() => {
+                tracing::warn!(%error, "etcd's files are not cleared after the enablement");
+                Ok(())
+            }
+            Err(error) => Err(StepError::Scrub(with_causes(&error))),
+        }
     }
 
     /// Stores every stale record of `census` again, and tells the cluster how far it is.

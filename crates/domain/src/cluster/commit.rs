@@ -170,7 +170,8 @@ pub enum Refusal {
 
 /// Applies `commit` to `cluster`. On success its revision has risen by one; on refusal it is
 /// unchanged. Keeps these, whatever the order of calls: at most one KEK has the role Write;
-/// serials rise and are never reused; a KEK is Staged before it is Write; a stage never falls;
+/// serials rise and are never reused; a KEK is Staged before it is Write; a stage falls
+/// only from `[kms]` to `[kms, identity]`, with the proof that it rested on;
 /// a root key that sealed is never asked for a second time, and gone back to only while records
 /// may be under it; no KEK is removed once it has sealed. [`Commit::Recovered`] takes over a truth
 /// for which they held.
@@ -186,11 +187,12 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
     match commit {
         Commit::Joined { agent } => {
             let stage = first_stage(cluster);
-            let known = cluster.servers.contains_key(agent);
-            cluster.servers.entry(agent.clone()).or_insert(Target { stage, since: now });
-            if !known {
-                void_proof(cluster);
-            }
+            let target =
+                cluster.servers.entry(agent.clone()).or_insert(Target { stage, since: now });
+            // A known name may be another machine, or the same one reinstalled: nothing that was
+            // seen of it before counts.
+            target.since = now;
+            void_proof(cluster);
         }
         Commit::Left { agent } => {
             if !cluster.servers.contains_key(agent) {
@@ -298,7 +300,7 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
                 .get_mut(agent)
                 .ok_or_else(|| Refusal::UnknownServer(agent.clone()))?;
             if *stage < target.stage {
-                return Err(Refusal::OutOfOrder("a stage never falls"));
+                return Err(Refusal::OutOfOrder("a stage falls only with its proof"));
             }
             *target = Target { stage: *stage, since: now };
         }
@@ -500,14 +502,21 @@ fn may_become(was: Role, is: Role) -> bool {
 fn first_stage(cluster: &Cluster) -> Stage {
     match cluster.servers.values().map(|t| t.stage).max() {
         None | Some(Stage::Bare) => Stage::Bare,
+        // Everybody wrote by the time of the first proof.
+        Some(Stage::WriteFirst) if cluster.verified.is_some() => Stage::WriteFirst,
         Some(Stage::ReadFirst | Stage::WriteFirst) => Stage::ReadFirst,
         Some(Stage::Only) => Stage::WriteFirst,
     }
 }
 
 /// A proof did not know of the requests of an API server that came since, nor of the last ones of
-/// an API server that was silent and is gone.
+/// an API server that was silent and is gone. Either may have written plaintext, which an API server
+/// at `[kms]` can neither read nor rewrite. So all read plaintext again, and write none, until etcd
+/// was counted anew.
 fn void_proof(cluster: &mut Cluster) {
+    for target in cluster.servers.values_mut() {
+        target.stage = target.stage.min(Stage::WriteFirst);
+    }
     if let Some(op) = &mut cluster.operation {
         op.verified = None;
         op.first_verified = None;

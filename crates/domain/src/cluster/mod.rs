@@ -6,12 +6,14 @@
 //! so any process may be killed at any instruction: whoever looks next gets the same answer.
 
 pub mod commit;
+pub mod files;
 pub mod plan;
 pub mod project;
 pub mod ring;
 
 use crate::id::{AgentName, ClusterId, OperationId, RestoreId, Serial, UnixMs};
 use crate::key::{KeyState, RootKey, RootVersion};
+use files::EtcdFiles;
 use ring::Ring;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -107,7 +109,8 @@ pub struct Cluster {
     pub public_endpoint: bool,
     /// The last proof from etcd's bytes that all records are under the write key.
     pub verified: Option<Verified>,
-    /// Plaintext found in etcd's files at the last look.
+    /// Plaintext found in etcd's files at the last look of the agent that held the lease, in its own
+    /// member; see [`files::left`] for all of them.
     pub residue: Option<Residue>,
 }
 
@@ -290,6 +293,14 @@ pub struct Observation {
     pub preflight: Option<Preflight>,
     /// Whether the node is fenced, or coasts.
     pub access: Access,
+    /// Hosts of all API servers that share this one's etcd and live, in order, at most 64: each that
+    /// renewed its identity lease (kube-apiserver from 1.26 on) within the last minute. Empty where
+    /// that is not known.
+    #[serde(default)]
+    pub api_servers: Vec<String>,
+    /// etcd's files on the agent's machine; none where its settings name none.
+    #[serde(default)]
+    pub files: Option<EtcdFiles>,
     /// Why the node does not follow the server's truth, if so: it holds KEKs that this truth
     /// lacks, since the server was restored from an older backup.
     #[serde(default)]
@@ -316,8 +327,12 @@ pub struct Canary {
 pub struct Preflight {
     /// The operation it was made for.
     pub operation: OperationId,
-    /// What went wrong, with what to do about it; none if the key wraps and unwraps.
+    /// What went wrong, with what to do about it; none if the key wraps and unwraps and the node
+    /// is fit for the work.
     pub failure: Option<String>,
+    /// What may hurt and is no reason to refuse, with what to do about it; at most 20 texts.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// Whether a node may read what is encrypted.

@@ -144,6 +144,8 @@ pub enum Why {
     Root(RootKey, KeyState),
     /// The node holds KEKs that the server's truth lacks; nothing can be planned on that truth.
     Ahead(AgentName),
+    /// More API servers live than agents speak for.
+    Unattended(Unattended),
 }
 
 impl fmt::Display for Why {
@@ -179,7 +181,46 @@ impl fmt::Display for Why {
                     "agent {a} holds keys that the server has forgotten; it is to give them back"
                 )
             }
+            Why::Unattended(unattended) => unattended.fmt(f),
         }
+    }
+}
+
+/// API servers that live beside those of the cluster's agents. Such a one cannot read what is
+/// encrypted, and what it writes is plaintext, which nobody reads any more once `identity` is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unattended {
+    /// Hosts of all API servers that live.
+    pub hosts: Vec<String>,
+    /// How many of them have an agent.
+    pub agents: usize,
+}
+
+impl fmt::Display for Unattended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} API servers live ({}) and {} have an agent: let one join beside each other, or stop those; a stopped one counts for a minute",
+            self.hosts.len(),
+            self.hosts.join(", "),
+            self.agents
+        )
+    }
+}
+
+/// Whether more API servers live than the cluster has agents.
+pub fn unattended(cluster: &Cluster, seen: &BTreeMap<AgentName, Seen>) -> Option<Unattended> {
+    let agents = cluster.servers.len();
+    let said = cluster.servers.keys().filter_map(|agent| seen.get(agent));
+    let hosts = said.map(|s| &s.observation.api_servers).max_by_key(|hosts| hosts.len())?;
+    (hosts.len() > agents).then(|| Unattended { hosts: hosts.clone(), agents })
+}
+
+/// The step, unless an API server lives that it would cut off from Secrets.
+fn if_attended(facts: &Facts<'_>, step: Step) -> Step {
+    match unattended(facts.cluster, facts.seen) {
+        Some(unattended) => Step::Wait(Why::Unattended(unattended)),
+        None => step,
     }
 }
 
@@ -225,7 +266,7 @@ pub fn plan(facts: &Facts<'_>) -> Step {
         if state != KeyState::Active {
             return Step::Wait(Why::Root(op.target, state));
         }
-        return Step::Promote { serial };
+        return if_attended(facts, Step::Promote { serial });
     };
     let key_id = facts.cluster.ring.get(serial).map(|k| k.key_id(&facts.cluster.id));
     for (agent, seen) in servers(facts) {
@@ -246,6 +287,12 @@ pub fn plan(facts: &Facts<'_>) -> Step {
         }
     }
     let Some(tally) = facts.tally else { return Step::Wait(Why::NoTally) };
+    // Whoever rewrites reads first, and a stage that fell takes a poll to be taken up.
+    if tally.plaintext > 0
+        && let Some(agent) = reads_no_plaintext(facts)
+    {
+        return Step::Wait(Why::NotTaken(agent, Stage::WriteFirst));
+    }
     if tally.stale + tally.plaintext > 0 {
         return Step::Rewrite { left: tally.stale + tally.plaintext };
     }
@@ -269,7 +316,7 @@ pub fn plan(facts: &Facts<'_>) -> Step {
         }
     }
     if let Some(step) = bring_to(facts, Stage::Only) {
-        return step;
+        return if_attended(facts, step);
     }
     // Where this operation ended the reading of plaintext, etcd's history holds some.
     let ended_plaintext = targets().any(|t| t.since >= op.requested);
@@ -293,40 +340,41 @@ fn idle(facts: &Facts<'_>) -> Step {
     if reached < Stage::WriteFirst {
         return Step::Rest;
     }
-    newcomers(facts, write.serial, target, reached)
+    newcomers(facts, write.serial, target)
 }
 
-/// Brings API servers that joined a cluster at rest to the stage of the others. One that ran
-/// unencrypted until then may have left plaintext: that takes a whole rewrite.
-fn newcomers(facts: &Facts<'_>, serial: Serial, target: RootKey, reached: Stage) -> Step {
-    // One at a time: whatever is true of it, the others wait for their turn.
-    let Some((agent, has)) = facts.cluster.servers.iter().find(|(_, t)| t.stage < reached) else {
-        return Step::Rest;
-    };
-    let Some(seen) = facts.seen.get(agent).filter(|s| facts.now.since(s.at) < FRESH_MS) else {
-        return Step::Wait(Why::Silent(agent.clone()));
-    };
-    let o = &seen.observation;
-    if o.access != Access::Open {
-        return Step::Wait(Why::Closed(agent.clone()));
+/// Brings the API servers of a cluster at rest to where nobody reads plaintext, after one has joined
+/// or left: one that ran unencrypted may have left plaintext, and that takes a whole rewrite.
+fn newcomers(facts: &Facts<'_>, serial: Serial, target: RootKey) -> Step {
+    let behind = || facts.cluster.servers.iter().filter(|(_, t)| t.stage < Stage::Only);
+    for (agent, has) in behind() {
+        let Some(seen) = facts.seen.get(agent).filter(|s| facts.now.since(s.at) < FRESH_MS) else {
+            return Step::Wait(Why::Silent(agent.clone()));
+        };
+        let o = &seen.observation;
+        if o.access != Access::Open {
+            return Step::Wait(Why::Closed(agent.clone()));
+        }
+        if !o.opened.contains(&serial) {
+            return Step::Wait(Why::NotOpened(agent.clone()));
+        }
+        if has.stage < Stage::WriteFirst {
+            return Step::TakeUp { agent: agent.clone(), stage: Stage::WriteFirst };
+        }
+        if !taken(seen, has, Stage::WriteFirst) {
+            return Step::Wait(Why::NotTaken(agent.clone(), has.stage));
+        }
     }
-    if !o.opened.contains(&serial) {
-        return Step::Wait(Why::NotOpened(agent.clone()));
-    }
-    if has.stage < Stage::WriteFirst {
-        return Step::TakeUp { agent: agent.clone(), stage: Stage::WriteFirst };
-    }
-    if !taken(seen, has, Stage::WriteFirst) {
-        return Step::Wait(Why::NotTaken(agent.clone(), has.stage));
-    }
-    let since = facts.now.since(has.since);
+    // One at a time: each is the last that could read what a count has missed.
+    let Some((agent, _)) = behind().next() else { return Step::Rest };
+    let since = behind().map(|(_, has)| facts.now.since(has.since)).min().unwrap_or_default();
     if since < REQUEST_TIMEOUT_MS {
         return Step::Wait(Why::Requests { left_ms: REQUEST_TIMEOUT_MS - since });
     }
     match facts.tally {
         None => Step::Wait(Why::NoTally),
         Some(tally) if tally.plaintext > 0 => Step::Open { target },
-        Some(_) => Step::TakeUp { agent: agent.clone(), stage: reached },
+        Some(_) => if_attended(facts, Step::TakeUp { agent: agent.clone(), stage: Stage::Only }),
     }
 }
 
@@ -444,8 +492,8 @@ fn everybody_open(facts: &Facts<'_>) -> Option<Why> {
 /// others can live with it: records of ours are written only while everybody reads them, and
 /// plaintext is read no more only when nobody writes it. Both depend on the stage below alone.
 /// So it is enough that everybody uses the stage below: those that were told `stage` have loaded
-/// at least that one, which no later start of theirs undoes, since the file on disk never falls.
-/// Who of them uses `stage` first, or at once, makes no difference.
+/// at least that one, which no later start of theirs undoes, since the file on disk never falls
+/// below `[kms, identity]` once it was there. Who of them uses `stage` first, or at once, makes no difference.
 fn bring_to(facts: &Facts<'_>, stage: Stage) -> Option<Step> {
     let op = facts.cluster.operation.as_ref();
     let reload = op.is_some_and(|op| op.take_up == TakeUp::Reload);
@@ -468,6 +516,17 @@ fn bring_to(facts: &Facts<'_>, stage: Stage) -> Option<Step> {
         }
     }
     behind.map(|(agent, _)| Step::TakeUp { agent: agent.clone(), stage })
+}
+
+/// An API server that is to read plaintext again and does not do so yet.
+fn reads_no_plaintext(facts: &Facts<'_>) -> Option<AgentName> {
+    let told = |agent: &AgentName| {
+        facts.cluster.servers.get(agent).is_some_and(|t| t.stage == Stage::WriteFirst)
+    };
+    servers(facts).find_map(|(agent, seen)| {
+        let reads = seen.observation.stage_loaded == Some(Stage::WriteFirst);
+        (told(&agent) && !reads).then_some(agent)
+    })
 }
 
 /// The stage that comes before this one.

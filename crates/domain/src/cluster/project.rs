@@ -1,6 +1,6 @@
 //! The cluster's state in the words of the public API: four fields and a text.
 
-use super::plan::must_fence;
+use super::plan::{must_fence, unattended};
 use super::{Access, Cluster, FRESH_MS, RootStatus, Seen};
 use crate::id::{AgentName, UnixMs};
 use crate::key::KeyState;
@@ -92,6 +92,11 @@ pub fn project(
             state: "warning",
             ..calm(&format!("No word from agent {agent}; its API server may serve cached keys."))
         };
+    }
+    if let Some(unattended) = unattended(cluster, seen)
+        && !cluster.ring.keks.is_empty()
+    {
+        return Projection { state: "warning", ..calm(&format!("{unattended}.")) };
     }
     calm("Ready")
 }

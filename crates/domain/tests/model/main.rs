@@ -73,6 +73,7 @@ impl Random {
             _ => match self.below(16) {
                 0..=1 => Op::Join(r),
                 2 => Op::Leave,
+                3 => Op::Reinstall(i, r),
                 _ => Op::Tick,
             },
         }
@@ -247,7 +248,17 @@ fn shape(world: &World) -> u64 {
             let memory = n.memory.as_ref().map(|m| m.1.clone());
             let outbox = n.outbox.as_ref().map(|o| (o.key_id.clone(), o.stage_loaded, o.canary));
             let acted = w.roots.iter().all(|r| n.acknowledged.get(&r.root) == Some(&r.event));
-            (n.disk.stage, n.disk.doomed, api, memory, n.canary, outbox, n.fenced, acted)
+            (
+                n.disk.stage,
+                n.disk.doomed,
+                api,
+                memory,
+                n.canary,
+                outbox,
+                n.fenced,
+                acted,
+                n.stranger,
+            )
         })
         .collect();
     let seen: Vec<_> = w
@@ -268,7 +279,7 @@ fn shape(world: &World) -> u64 {
 fn events(world: &World) -> Vec<Op> {
     let n = world.nodes.len() as u8;
     let mut ops = vec![Op::Look, Op::Act, Op::LongTick, Op::Join(1), Op::Rotate];
-    ops.extend([Op::Cancel, Op::Leave]);
+    ops.extend([Op::Cancel, Op::Leave, Op::Reinstall(0, 1)]);
     if n == 1 {
         ops.extend([Op::Disable, Op::EnableRoots]);
     }

@@ -52,6 +52,8 @@ pub struct Node {
     pub starts: i32,
     /// A newcomer's API server is kept from starting until the agent has written its file.
     pub held: bool,
+    /// Its API server runs as a reinstalled machine starts it: without any configuration.
+    pub stranger: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -88,6 +90,8 @@ pub struct World {
     pub counter: u128,
     /// What the last finished operation must hold, until something else happens.
     pub finishes: u32,
+    /// A machine was reinstalled, so that there is plaintext which nobody was told of.
+    pub reinstalled: bool,
 }
 
 /// What can happen. `u8` picks a node or a record, modulo their number.
@@ -116,6 +120,9 @@ pub enum Op {
     Disable,
     EnableRoots,
     Join(u8),
+    /// A machine is reinstalled under its name, and its API server writes before its agent has
+    /// joined again.
+    Reinstall(u8, u8),
     /// The last machine is gone for good, and the operator says so.
     Leave,
     /// The operator gives the operation up, whatever that takes now.
@@ -173,6 +180,7 @@ impl World {
             serials: BTreeSet::new(),
             counter: 100,
             finishes: 0,
+            reinstalled: false,
         }
     }
 
@@ -273,6 +281,22 @@ impl World {
                     root.state = KeyState::Destroyed;
                     root.current = None;
                     root.event += 1;
+                }
+            }
+            Op::Reinstall(i, r) => {
+                let (i, r) = (self.node(i), usize::from(r) % RECORDS);
+                let readable = !matches!(self.etcd[r], Stored::Under(s) if self.lost(s));
+                if self.cluster.ring.write().is_some() && readable {
+                    let old = self.nodes[i].clone();
+                    let mut new = node(i, Some(Stage::Bare));
+                    new.starts = old.starts + 1;
+                    new.stranger = true;
+                    new.api.as_mut().expect("it runs").process.pid += new.starts;
+                    self.nodes[i] = new;
+                    self.reinstalled = true;
+                    self.store(r, Stored::Plain);
+                    let agent = self.nodes[i].name.clone();
+                    assert!(self.commit(Commit::Joined { agent }));
                 }
             }
             Op::Leave => {
@@ -402,6 +426,10 @@ impl World {
         let target = self.cluster.servers[&name].stage;
         let restart = self.cluster.operation.as_ref().is_none_or(|o| o.take_up == TakeUp::Restart);
         let node = &mut self.nodes[i];
+        if (node.disk.stage, target) == (Stage::Only, Stage::WriteFirst) {
+            node.disk.stage = target;
+            return;
+        }
         if node.disk.stage < target {
             let bare = node.api.as_ref().is_some_and(|a| a.loaded == Stage::Bare);
             if restart || bare {
@@ -440,6 +468,7 @@ impl World {
             }
         };
         node.starts += 1;
+        node.stranger &= stage == Stage::Bare;
         let process = Process { pid: i as i32 * 1000 + node.starts, start: 0 };
         node.api = Some(Api { process, loaded: stage, seed, ghost: None });
     }
@@ -512,9 +541,15 @@ impl World {
             process: node.api.as_ref().map(|a| a.process),
             ready: node.api.is_some(),
             canary: node.canary,
+            api_servers: Vec::new(),
+            files: None,
             ahead: None,
             restored: None,
-            preflight: node.preflight.map(|operation| Preflight { operation, failure: None }),
+            preflight: node.preflight.map(|operation| Preflight {
+                operation,
+                failure: None,
+                warnings: Vec::new(),
+            }),
             access,
         });
     }
@@ -707,6 +742,10 @@ impl World {
                 continue;
             }
             let Some(api) = self.nodes.iter().find_map(|n| n.api.as_ref()) else { return };
+            // What it cannot read it cannot patch.
+            if self.etcd[r] == Stored::Plain && api.loaded == Stage::Only {
+                continue;
+            }
             // A record that is not as this API server would write it is written.
             let own = match (api.loaded >= Stage::WriteFirst, api.seed) {
                 (true, Some(serial)) => Stored::Under(serial),
@@ -729,8 +768,13 @@ impl World {
         assert_eq!(serials.len(), before, "I4: serials repeat");
         for node in &self.nodes {
             let (Some(api), Some((_, opened))) = (&node.api, &node.memory) else { continue };
+            if node.stranger {
+                continue;
+            }
+            let told = self.cluster.servers[&node.name].stage;
             for (r, record) in self.etcd.iter().enumerate() {
                 let readable = match record {
+                    Stored::Plain if self.reinstalled => api.loaded.min(told) < Stage::Only,
                     Stored::Plain => api.loaded < Stage::Only,
                     Stored::Under(s) if self.lost(*s) => true,
                     Stored::Under(s) => api.loaded >= Stage::ReadFirst && opened.contains(s),
@@ -820,7 +864,7 @@ impl World {
         });
         let stages: BTreeSet<Stage> = self.cluster.servers.values().map(|t| t.stage).collect();
         // Without a key there is nothing to bring anybody to.
-        let even = stages.len() <= 1 || version.is_none();
+        let even = version.is_none() || stages.iter().eq([&Stage::Only]);
         self.cluster.operation.is_none() && current && even
     }
 
@@ -857,5 +901,6 @@ fn node(i: usize, running: Option<Stage>) -> Node {
         outbox: None,
         starts: 0,
         held: false,
+        stranger: false,
     }
 }

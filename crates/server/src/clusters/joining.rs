@@ -62,7 +62,7 @@ pub fn keep_token(
 
 /// Lets an agent in: uses the token up (the same key may ask again while its hour lasts), commits that its API server belongs to the cluster,
 /// signs its certificate. A name that joined before gets a new certificate, and the old one
-/// counts no longer.
+/// counts no longer, nor does what was proven: its machine may have been reinstalled.
 pub fn join(
     app: &App,
     tx: &Tx<'_>,
@@ -88,12 +88,11 @@ pub fn join(
         }
     };
     let row = row_of(tx, &cluster)?;
-    if !row.cluster.servers.contains_key(agent) {
-        if row.cluster.servers.len() >= AGENTS_MAX {
-            return Err(Fault::TooMany("the cluster has as many API servers as it may have"));
-        }
-        commits::store(tx, row, &Commit::Joined { agent: agent.clone() }, now)?;
+    let known = row.cluster.servers.contains_key(agent);
+    if !known && row.cluster.servers.len() >= AGENTS_MAX {
+        return Err(Fault::TooMany("the cluster has as many API servers as it may have"));
     }
+    commits::store(tx, row, &Commit::Joined { agent: agent.clone() }, now)?;
     let issued = issue(&app.authority, &cluster, agent, key, now)?;
     let not_after = issued.certificate.not_after;
     clusters::agent_joined(tx, &cluster, agent, &issued.fingerprint, not_after, now)?;

@@ -1,6 +1,6 @@
 //! The next step of a cluster, in words for people.
 
-use claviger_domain::cluster::plan::{Facts, Step, Why, plan};
+use claviger_domain::cluster::plan::{Facts, Step, Why, plan, unattended};
 use claviger_domain::cluster::ring::Role;
 use claviger_domain::cluster::{Cluster, RootStatus, Seen, Tally};
 use claviger_domain::id::{AgentName, UnixMs};
@@ -30,7 +30,11 @@ pub fn next(
     let step = plan(&Facts { cluster, seen, roots, tally: tally.as_ref(), now });
     const COUNTS: &str = "an agent counts etcd and rewrites what is not under the new key";
     let Some(op) = &cluster.operation else {
-        return if step == Step::Wait(Why::NoTally) { COUNTS.to_owned() } else { of(&step) };
+        return match (&step, unattended(cluster, seen)) {
+            (Step::Wait(Why::NoTally), _) => COUNTS.to_owned(),
+            (Step::Rest, Some(unattended)) => unattended.to_string(),
+            _ => of(&step),
+        };
     };
     let text = match (&step, op.rewrite) {
         (Step::Wait(Why::NoTally), Some(r)) if r.done < r.total => format!(

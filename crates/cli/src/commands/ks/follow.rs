@@ -1,6 +1,7 @@
 //! Follows work on a cluster until it ends. The cluster does the work whether or not anybody
 //! follows: Ctrl-C only stops looking.
 
+use super::view;
 use crate::connect::Link;
 use crate::exit::Failure;
 use crate::render::{Look, Progress};
@@ -137,6 +138,9 @@ pub fn is_current(status: &KmsStatus) -> bool {
 fn show(status: &KmsStatus, progress: &mut Progress) {
     let cluster = &status.state.cluster;
     let Some(op) = &cluster.operation else { return };
+    for warning in view::warnings(status) {
+        progress.warn(&warning);
+    }
     if let Some(reason) = &op.stuck {
         progress.phase(&format!("stopped: {reason}"));
         return;

@@ -5,7 +5,7 @@ use super::{Which, guard, verify, view};
 use crate::connect::Link;
 use crate::exit::{self, Done, Failure};
 use crate::render::{Look, Progress, attended, confirm, now, thousands};
-use claviger_domain::cluster::TakeUp;
+use claviger_domain::cluster::{TakeUp, files};
 use claviger_domain::id::InstanceId;
 use claviger_wire::agent::JobKind;
 use claviger_wire::ks::{CancelOperation, GaveUp, KmsStatus, NewJob, OpenOperation, Opened};
@@ -225,7 +225,8 @@ fn enabled(cluster: &str, status: &KmsStatus) -> Vec<String> {
         let records = thousands(v.records);
         lines.push(format!("Proven from etcd's bytes: {records} records, all under the root key."));
     }
-    if let Some(r) = &status.state.cluster.residue
+    let left = files::left(&status.state.cluster, &status.state.seen);
+    if let Some(r) = &left.sum
         && r.db + r.wal > 0
     {
         lines.push(format!(
@@ -235,6 +236,9 @@ fn enabled(cluster: &str, status: &KmsStatus) -> Vec<String> {
             thousands(r.wal)
         ));
         lines.push(format!("Clear it: claviger ks kms scrub -c {cluster}"));
+    }
+    if let Some(who) = view::not_counted(&left) {
+        lines.push(format!("Plaintext in etcd's files is {who}"));
     }
     lines
 }

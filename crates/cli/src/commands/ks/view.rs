@@ -2,9 +2,10 @@
 
 use super::cluster::NodeRow;
 use crate::render::{ago, ago_of_text, pairs, table, thousands, when};
+use claviger_domain::cluster::files;
 use claviger_domain::cluster::ring::Role;
 use claviger_domain::cluster::{Access, Cluster, Finished, RootStatus, Seen, Stage};
-use claviger_domain::id::UnixMs;
+use claviger_domain::id::{AgentName, UnixMs};
 use claviger_domain::key::RootVersion;
 use claviger_wire::ks::{ClusterView, Crk, KmsInstance, KmsStatus};
 
@@ -137,14 +138,27 @@ pub fn kms(status: &KmsStatus, now: UnixMs) -> Vec<String> {
         ("Next", status.next.clone()),
     ]);
     lines.extend(operation(cluster, now));
+    section(&mut lines, "Warnings", warnings(status).collect());
     section(&mut lines, "Root keys", roots(&status.state.roots, cluster));
     section(&mut lines, "API servers", servers(status, now));
     section(&mut lines, "Agents", agents(status, now));
     section(&mut lines, "Keys of the cluster", keks(cluster, now));
-    section(&mut lines, "Proof", proof(cluster, now));
+    section(&mut lines, "Proof", proof(status, now));
     section(&mut lines, "History", history(&cluster.history, now));
     section(&mut lines, "Features", features(status));
     lines
+}
+
+/// What the agents warn of before the operation that is in progress.
+pub fn warnings(status: &KmsStatus) -> impl Iterator<Item = String> {
+    let operation = status.state.cluster.operation.as_ref().map(|op| op.id);
+    status.state.seen.iter().flat_map(move |(agent, seen)| {
+        let preflight = seen.observation.preflight.as_ref();
+        let current = preflight.filter(|p| Some(p.operation) == operation);
+        current
+            .into_iter()
+            .flat_map(move |p| p.warnings.iter().map(move |w| format!("{agent}: {w}")))
+    })
 }
 
 fn section(lines: &mut Vec<String>, title: &str, body: Vec<String>) {
@@ -373,7 +387,8 @@ fn keks(cluster: &Cluster, now: UnixMs) -> Vec<String> {
     table(&["Key", "Role", "Root key", "Root key version", "Made"], &rows)
 }
 
-fn proof(cluster: &Cluster, now: UnixMs) -> Vec<String> {
+fn proof(status: &KmsStatus, now: UnixMs) -> Vec<String> {
+    let cluster = &status.state.cluster;
     let mut lines = Vec::new();
     if let Some(v) = &cluster.verified {
         lines.push(format!(
@@ -384,9 +399,12 @@ fn proof(cluster: &Cluster, now: UnixMs) -> Vec<String> {
             ago(v.at, now)
         ));
     }
-    if let Some(r) = &cluster.residue {
+    let left = files::left(cluster, &status.state.seen);
+    if let Some(r) = &left.sum {
+        let members =
+            if left.members > 1 { format!(" of {} members", left.members) } else { String::new() };
         lines.push(format!(
-            "plaintext in etcd's files: live {}, db {}, wal {} ({})",
+            "plaintext in etcd's files{members}: live {}, db {}, wal {} ({})",
             thousands(r.live),
             thousands(r.db),
             thousands(r.wal),
@@ -396,7 +414,26 @@ fn proof(cluster: &Cluster, now: UnixMs) -> Vec<String> {
             lines.push(format!("clear it: claviger ks kms scrub -c {}", cluster.name));
         }
     }
+    if cluster.verified.is_some() {
+        lines.extend(not_counted(&left));
+    }
     lines
+}
+
+/// Whose files are not in the sum.
+pub fn not_counted(left: &files::Left) -> Option<String> {
+    let names =
+        |list: &[AgentName]| list.iter().map(AgentName::as_str).collect::<Vec<_>>().join(", ");
+    if !left.not_counted.is_empty() {
+        return Some(format!("not counted yet by: {}", names(&left.not_counted)));
+    }
+    // Beside an agent that counts, one without files has none: etcd runs on fewer machines.
+    (left.members == 0 && !left.without.is_empty()).then(|| {
+        format!(
+            "nobody counts plaintext in etcd's files: no etcd.data_dir in the settings of {}",
+            names(&left.without)
+        )
+    })
 }
 
 fn history(history: &[Finished], now: UnixMs) -> Vec<String> {

@@ -409,6 +409,17 @@ fn tell(app: &App, config: &Config) -> Done {
     let Some(bootstrap) = first::bootstrap(app).map_err(start)? else { return Ok(()) };
     match &config.bootstrap {
         Some(path) => {
+            // One of ours may be there, of a start that was cut off before this was noted.
+            let ours = |text: Vec<u8>| {
+                let ids = bootstrap.instances.iter().map(|instance| instance.id.to_string());
+                let text = Zeroizing::new(text);
+                let text = String::from_utf8_lossy(&text).into_owned();
+                ids.into_iter().all(|id| text.contains(&id))
+            };
+            if path.exists() && !std::fs::read(path).is_ok_and(ours) {
+                let error = format!("{} is there already, and not of this server", path.display());
+                return Err(Failure::new(3, error, "name another file by --bootstrap"));
+            }
             let text = Zeroizing::new(
                 serde_json::to_vec_pretty(&bootstrap).map_err(|e| Failure::new(70, e, ""))?,
             );

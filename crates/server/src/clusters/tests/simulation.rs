@@ -48,6 +48,8 @@ impl<'w> Sim<'w> {
             process: Some(Process { pid: 100, start: 1 }),
             ready: true,
             canary: None,
+            api_servers: Vec::new(),
+            files: None,
             ahead: None,
             restored: None,
             preflight: None,
@@ -96,7 +98,8 @@ impl<'w> Sim<'w> {
                 seen.canary = Some(Canary { serial, process, stage: target });
             }
             if let Some(op) = &cluster.operation {
-                seen.preflight = Some(Preflight { operation: op.id, failure: None });
+                seen.preflight =
+                    Some(Preflight { operation: op.id, failure: None, warnings: Vec::new() });
             }
             let said = serde_json::to_value(&*seen).unwrap();
             let line = "POST /agent/v1/observation";
