@@ -323,6 +323,50 @@ fn an_agent_is_upgraded_while_the_key_server_is_away() {
     flow.lab.down().unwrap();
 }
 
+/// The key server comes back from a backup of before a rotation: it knows neither the KEK that
+/// seals nor the version of the root key that wraps it. The nodes give the KEK back, and the
+/// cluster moves to the version that the server has. Nothing is lost on the way.
+#[test]
+#[ignore = "needs the testbed: cargo xtask test"]
+fn a_server_restored_to_before_a_rotation_gets_the_keys_back() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let flow = Flow::start("1.37", 3, true);
+    runtime.block_on(load::plant(&flow.kube, load::shapes(60, 4))).unwrap();
+    flow.create_key("root");
+    flow.enable("root", "restart");
+    let dir = flow.lab.dir().to_owned();
+    let at = |name: &str| dir.join(name).display().to_string();
+    let (data, backup, recovery) = (at("server"), at("old.backup"), at("recovery.key"));
+    let files = ["--data", &data, "--recovery-key", &recovery];
+    flow.lab.must(&[&["server", "backup", "--to", &backup], &files[..]].concat()).unwrap();
+    flow.lab.rotate("root", MINUTE).unwrap();
+    within(3 * MINUTE, "under the new version", || flow.census().0 == 0);
+    let serial = flow.write_serial();
+    let before = runtime.block_on(flow.kube.list_all()).unwrap();
+
+    std::fs::rename(&data, at("server.lost")).unwrap();
+    flow.lab.must(&[&["server", "restore", "--from", &backup], &files[..]].concat()).unwrap();
+    signal("-KILL", &flow.lab.var("CLAVIGER_PID").unwrap());
+    // The number of the lost KEK is spent, so the next one shows that it came back.
+    let status = || flow.lab.status().ok();
+    let serials = |status: &Value| {
+        let keks = status["state"]["cluster"]["ring"]["keks"].as_array().cloned();
+        let keks = keks.unwrap_or_default();
+        keks.iter().filter_map(|k| k["serial"].as_u64()).collect::<Vec<_>>()
+    };
+    within(2 * MINUTE, "given back", || {
+        status().is_some_and(|status| serials(&status).contains(&serial))
+    });
+    flow.lab.settled(5 * MINUTE).unwrap();
+    assert!(flow.write_serial() > serial);
+    let settled = status().unwrap();
+    assert!(settled["state"]["restored"].is_null(), "every agent has spoken: {settled}");
+    assert!(runtime.block_on(flow.kube.list_all()).unwrap() >= before);
+    let cluster = ["ks", "kms", "verify", "-c", &flow.cluster];
+    flow.lab.must(&cluster).unwrap();
+    flow.lab.down().unwrap();
+}
+
 fn signal(which: &str, pid: &str) {
     let status = std::process::Command::new("kill").args([which, pid]).status().unwrap();
     assert!(status.success(), "kill {which} {pid}");

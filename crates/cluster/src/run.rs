@@ -246,7 +246,9 @@ impl Tasks {
         for (_, handle) in &self.0 {
             handle.abort();
         }
-        let all = join_all(self.0.into_iter().map(|(_, handle)| handle));
+        // Whoever ended by itself was waited for already.
+        let left = self.0.into_iter().map(|(_, handle)| handle).filter(|h| !h.is_finished());
+        let all = join_all(left);
         if tokio::time::timeout(ENDING, all).await.is_err() {
             tracing::warn!("a task did not end in time");
         }

@@ -41,6 +41,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
+mod disk;
+pub(crate) use disk::free;
+use disk::{remove_dir, room, settle, sync};
+
 /// The hold that a scrub sets; it lifts no other.
 const HOLD: &str = "plaintext is being cleared out of etcd's files";
 const JOURNAL: &str = "claviger-scrub.json";
@@ -55,8 +59,6 @@ const ETCD_GRACE: Duration = Duration::from_secs(30);
 const ETCD_START: Duration = Duration::from_secs(120);
 /// How long `etcdutl` may take: it copies a database of 8 GiB at most.
 const RESTORE: Duration = Duration::from_secs(900);
-/// Two segments of etcd's log, 64 MiB each and set aside when they are begun, and some.
-const LOG: u64 = 144 << 20;
 /// Pause between two looks for a scrub that was cut off: API servers are held meanwhile.
 const TEND: Duration = Duration::from_secs(5);
 /// How often to look whether it is done.
@@ -172,7 +174,9 @@ struct Journal {
     phase: Phase,
     /// Arguments that each API server ran with; none for one that did not run.
     api_servers: Vec<Option<Vec<String>>>,
-    /// Their unit directories, in the same order.
+    /// Their unit directories, in the same order; in a journal of an older agent none, and then
+    /// the order is that of its settings.
+    #[serde(default)]
     units: Vec<PathBuf>,
     etcd_args: Vec<String>,
     keys: u64,
@@ -232,9 +236,12 @@ impl Scrub {
     }
 
     async fn finish(&self, say: &(dyn Fn(&str) + Sync)) -> Result<Option<Outcome>, ScrubError> {
-        let Some(journal) = file::read_json::<Journal>(&self.data_dir.join(JOURNAL))? else {
+        let Some(mut journal) = file::read_json::<Journal>(&self.data_dir.join(JOURNAL))? else {
             return Ok(None);
         };
+        if journal.units.is_empty() {
+            journal.units = self.api_servers.iter().map(|(unit, _)| unit.clone()).collect();
+        }
         let ours = |unit: &PathBuf| self.api_servers.iter().any(|(known, _)| known == unit);
         if let Some(unit) = journal.units.iter().find(|unit| !ours(unit)) {
             return Err(ScrubError::NotOurs(unit.clone()));
@@ -541,18 +548,6 @@ pub async fn tend(scrub: impl Fn() -> Option<Scrub>) {
     }
 }
 
-/// Bytes that a scrub writes before it removes anything, for a database of `size` bytes: etcd's
-/// copy while it defragments, the snapshot, the fresh database, and what a fresh log sets aside.
-fn room(size: u64) -> u64 {
-    size.saturating_mul(3).saturating_add(LOG)
-}
-
-/// Bytes that are free for anybody on the file system of `path`.
-pub(crate) fn free(path: &Path) -> io::Result<u64> {
-    let found = rustix::fs::statvfs(path)?;
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
-}
-
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ScrubError {
     let path = path.to_owned();
     move |source| ScrubError::Io { doing, path, source }
@@ -583,51 +578,4 @@ fn release(unit: &Arc<dyn Supervisor>) -> Result<(), ScrubError> {
         unit.release()?;
     }
     Ok(())
-}
-
-fn remove_dir(path: &Path) -> Result<(), ScrubError> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(failed("remove", path))?,
-    }
-    match path.parent() {
-        Some(parent) => sync(parent),
-        None => Ok(()),
-    }
-}
-
-fn sync(dir: &Path) -> Result<(), ScrubError> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(failed("write down", dir))
-}
-
-/// Makes a tree durable and gives it to the one whom the old one belonged to: etcd may run as
-/// another user than the agent. The depth is that of a member directory.
-fn settle(path: &Path, owner: (u32, u32), mode: u32) -> Result<(), ScrubError> {
-    use std::os::unix::fs::{PermissionsExt, chown};
-    let meta = fs::symlink_metadata(path).map_err(failed("read", path))?;
-    if (meta.uid(), meta.gid()) != owner {
-        chown(path, Some(owner.0), Some(owner.1)).map_err(failed("give away", path))?;
-    }
-    if meta.is_dir() {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))
-            .map_err(failed("set the mode of", path))?;
-        for entry in fs::read_dir(path).map_err(failed("read", path))? {
-            settle(&entry.map_err(failed("read", path))?.path(), owner, mode)?;
-        }
-    }
-    File::open(path).and_then(|f| f.sync_all()).map_err(failed("write down", path))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn room_is_asked_for_three_databases_and_a_log() {
-        assert_eq!(room(0), 144 << 20);
-        assert_eq!(room(100 << 20), 444 << 20);
-        assert_eq!(room(u64::MAX), u64::MAX);
-        let said = ScrubError::NoRoom { path: "/d".into(), free: 5 << 20, needed: room(1 << 20) };
-        assert!(said.waits() && said.to_string().contains("5 MiB free and 147 are needed"));
-    }
 }

@@ -179,14 +179,19 @@ impl Jobs {
 /// The scrub of this node's etcd, where that stops everything which writes to it: an API server that
 /// runs elsewhere would go on. Whether etcd has a single member, the scrub sees by itself.
 pub fn scrub_here(node: &Node, cluster: &Cluster) -> Result<Scrub, String> {
-    let stopped = 1 + node.config.etcd.api_server_units.len();
-    if cluster.servers.len() > stopped {
+    stops_all(cluster.servers.len(), node.config.etcd.api_server_units.len())?;
+    scrub_of(node)
+}
+
+/// Whether a node that stops its own API server and `others` stops all of them.
+fn stops_all(servers: usize, others: usize) -> Result<(), String> {
+    let stopped = 1 + others;
+    if servers > stopped {
         return Err(format!(
-            "this cluster has {} API servers and this node stops {stopped}; clear etcd's members one after the other by replacing them",
-            cluster.servers.len()
+            "this cluster has {servers} API servers and this node stops {stopped}; clear etcd's members one after the other by replacing them"
         ));
     }
-    scrub_of(node)
+    Ok(())
 }
 
 /// The scrub of this node's etcd, where the agent may stop it.
@@ -224,4 +229,18 @@ pub fn scrub_of(node: &Node) -> Result<Scrub, String> {
 
 fn chain(error: impl std::error::Error) -> String {
     with_causes(&error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrub_is_made_where_every_api_server_is_stopped() {
+        for (servers, others) in [(1, 0), (1, 2), (3, 2)] {
+            assert_eq!(stops_all(servers, others), Ok(()), "{servers} {others}");
+        }
+        let why = stops_all(3, 1).unwrap_err();
+        assert!(why.contains("3 API servers and this node stops 2"), "{why}");
+    }
 }
