@@ -928,7 +928,11 @@ fn nothing_is_planned_while_a_node_is_ahead() {
         ("a version to follow", rotated, waits()),
         ("an operation", ahead(writing(3, TakeUp::Restart)), waits()),
         ("before its KEK", ahead(enabling(3)), waits()),
-        ("once it was removed", gone(Case::enabled(3)), Step::Rest),
+        (
+            "once it was removed",
+            gone(Case::enabled(3)),
+            Step::Wait(Why::Requests { left_ms: 55_000 }),
+        ),
     ]);
 }
 
