@@ -2,6 +2,7 @@
 
 use crate::authority::Authority;
 use crate::first::{self, StartError};
+use crate::iam::known::Known;
 use crate::iam::token::Tokens;
 use crate::record::Recorder;
 use claviger_custody::Custodian;
@@ -75,6 +76,8 @@ pub struct Settings {
     pub sync_after: Duration,
     /// How long an access token is good.
     pub token_life: Duration,
+    /// How long a refresh token is good, from the login on.
+    pub refresh_life: Duration,
     /// Number of keys that one instance may have; a bound on lists and memory.
     pub keys_max: u64,
 }
@@ -92,6 +95,7 @@ impl Default for Settings {
             purged_after: Duration::from_secs(90 * 86_400),
             sync_after: Duration::from_secs(3600),
             token_life: Duration::from_secs(3600),
+            refresh_life: Duration::from_secs(86_400),
             keys_max: 20_000,
         }
     }
@@ -206,6 +210,7 @@ pub struct App {
     /// Whose server this is.
     pub account: Account,
     pub(crate) tokens: Tokens,
+    pub(crate) known: Known,
     pub(crate) recorder: Recorder,
 }
 
@@ -233,6 +238,7 @@ impl App {
             authority: parts.authority,
             account: parts.account,
             tokens: parts.tokens,
+            known: Known::default(),
             recorder,
         }))
     }

@@ -2,14 +2,16 @@
 
 use crate::app::{Account, App};
 use crate::authority::Authority;
+use crate::iam::signing::{self, SigningKeys};
 use crate::iam::token::Tokens;
 use claviger_crypto::SecretBytes;
 use claviger_custody::Custodian;
 use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
 use claviger_domain::id::{InstanceId, UnixMs};
-use claviger_store::iam::{self, Grant, Instance, Principal};
+use claviger_store::iam::{self, ApiKey, Grant, Instance, Principal};
 use claviger_store::{Store, StoreError, Tx, meta};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -41,8 +43,10 @@ pub(crate) struct Parts {
 
 /// Bytes that show whether a master key belongs to a database.
 const CHECK: &[u8] = b"claviger";
-/// Keys that are made at the first start: signing tokens, hashing API keys.
-const SECRETS: [&str; 2] = ["token-key", "api-key-pepper"];
+/// The secret under which API keys are hashed.
+const PEPPER: &str = "api-key-pepper";
+/// How tokens were signed once; its tokens are read no longer.
+const OLD_TOKEN_KEY: &str = "token-key";
 
 /// Makes what is missing, in one transaction, and loads it. Safe to repeat.
 pub(crate) fn establish(
@@ -58,17 +62,29 @@ pub(crate) fn establish(
         }
         None => store.tx("first start", |tx| begin(tx, custodian, now))?,
     }
+    if !store.read("start", signing::there)? {
+        store.tx("iam", |tx| begin_iam(tx, custodian, now))?;
+    }
     store.read("start", |tx| load(tx, custodian))
 }
+
+/// What databases of before have not: a key that signs tokens, and an authorization for each
+/// root key that a cluster uses already.
+fn begin_iam(tx: &Tx<'_>, custodian: &dyn Custodian, now: UnixMs) -> Result<(), StartError> {
+    signing::rotate(tx, custodian, now, Duration::ZERO)?;
+    meta::remove(tx, OLD_TOKEN_KEY)?;
+    Ok(crate::clusters::authorise_all(tx, SYSTEM, now)?)
+}
+
+/// Whoever acts where nobody asked.
+const SYSTEM: &str = "system";
 
 fn begin(tx: &Tx<'_>, custodian: &dyn Custodian, now: UnixMs) -> Result<(), StartError> {
     let seal = |name: &str, value: &[u8]| {
         meta::put(tx, name, &custodian.seal_column(&["meta", name], value))
     };
     seal("check", CHECK)?;
-    for name in SECRETS {
-        seal(name, SecretBytes::random(32).expose())?;
-    }
+    seal(PEPPER, SecretBytes::random(32).expose())?;
     let (certificate, key) = Authority::generate(now)?;
     let key = SecretBytes::new(key);
     meta::put(tx, "ca-certificate", &certificate)?;
@@ -111,7 +127,7 @@ fn load(tx: &Tx<'_>, custodian: &dyn Custodian) -> Result<Parts, StartError> {
                 .parse()
                 .map_err(|_| StartError::Missing("resource-group"))?,
         },
-        tokens: Tokens::new(&open("token-key")?, &open("api-key-pepper")?),
+        tokens: Tokens::new(SigningKeys::load(tx, custodian)?, &open(PEPPER)?),
     })
 }
 
@@ -171,11 +187,13 @@ pub fn bootstrap(app: &App) -> Result<Option<Bootstrap>, StartError> {
                 email: "admin@claviger.local".to_owned(),
             };
             iam::add_principal(tx, &admin, now)?;
-            let role = ServiceRole::Manager;
-            iam::add_grant(tx, &iam_id, &Grant::Service { role, scope: Scope::Everywhere })?;
-            iam::add_grant(tx, &iam_id, &Grant::Platform(PlatformRole::Administrator))?;
+            let scope = Scope::Everywhere;
+            let manager = Grant::Service { role: ServiceRole::Manager, scope };
+            for grant in [manager, Grant::Platform(PlatformRole::Administrator)] {
+                iam::add_grant(tx, &iam_id, &grant, SYSTEM, now)?;
+            }
         }
-        iam::add_api_key(tx, &iam_id, "bootstrap", &mac, now)?;
+        iam::add_api_key(tx, &ApiKey::new(&iam_id, "bootstrap", SYSTEM, now), &mac)?;
         iam::instances(tx)
     })?;
     let instances =

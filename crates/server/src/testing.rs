@@ -4,11 +4,12 @@ use crate::app::{App, ManualClock, Settings};
 use crate::http::network::Network;
 use axum::Router;
 use axum::body::Body;
-use axum::http::{Method, Request, header};
+use axum::http::{HeaderMap, Method, Request, header};
+use bytes::Bytes;
 use claviger_crypto::Key32;
 use claviger_custody::software::Software;
 use claviger_domain::id::{InstanceId, UnixMs};
-use claviger_store::iam::{self, Grant, Principal};
+use claviger_store::iam::{self, ApiKey, Grant, Principal};
 use claviger_store::{Store, StoreError, audit};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -19,7 +20,9 @@ pub(crate) const START: UnixMs = UnixMs(1_800_000_000_000);
 
 pub(crate) struct World {
     pub(crate) app: Arc<App>,
+    pub(crate) clock: Arc<ManualClock>,
     pub(crate) one: InstanceId,
+    pub(crate) two: InstanceId,
     router: Router,
     _dir: tempfile::TempDir,
 }
@@ -27,6 +30,8 @@ pub(crate) struct World {
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) media_type: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) bytes: Bytes,
     pub(crate) body: Value,
 }
 
@@ -55,9 +60,10 @@ impl World {
         let store = Store::open(&dir.path().join("claviger.db")).unwrap();
         let clock = Arc::new(ManualClock::new(START));
         let custodian = Arc::new(Software::new(&Key32::generate()));
-        let app = App::new(store, custodian, clock, settings).unwrap();
-        let one = app.store.read("t", iam::instances).unwrap()[0].id;
-        World { router: crate::http::router(app.clone()), app, one, _dir: dir }
+        let app = App::new(store, custodian, clock.clone(), settings).unwrap();
+        let instances = app.store.read("t", iam::instances).unwrap();
+        let (one, two) = (instances[0].id, instances[1].id);
+        World { router: crate::http::router(app.clone()), app, clock, one, two, _dir: dir }
     }
 
     /// A person's API key.
@@ -73,20 +79,35 @@ impl World {
         };
         let added = self.app.store.tx("t", |tx| -> Result<(), StoreError> {
             iam::add_principal(tx, &person, START)?;
-            grants.iter().try_for_each(|grant| iam::add_grant(tx, &iam_id, grant))?;
-            iam::add_api_key(tx, &iam_id, "t", &mac, START).map(drop)
+            for grant in grants {
+                iam::add_grant(tx, &iam_id, grant, "t", START)?;
+            }
+            iam::add_api_key(tx, &ApiKey::new(&iam_id, "t", "t", START), &mac)
         });
         added.unwrap();
         key
     }
 
     pub(crate) async fn token(&self, api_key: &str) -> String {
-        let grant = claviger_wire::iam::GRANT_APIKEY.replace(':', "%3A");
-        let request = Request::post("/identity/token")
-            .body(Body::from(format!("grant_type={grant}&apikey={api_key}")))
-            .unwrap();
-        let answer = self.send(request).await.is(200);
+        let answer = self.login(api_key).await.is(200);
         answer["access_token"].as_str().unwrap().to_owned()
+    }
+
+    /// What the token endpoint says to an API key.
+    pub(crate) async fn login(&self, api_key: &str) -> Answer {
+        let grant = claviger_wire::iam::GRANT_APIKEY;
+        self.grant(&[("grant_type", grant), ("apikey", api_key)]).await
+    }
+
+    /// What the token endpoint says to a form.
+    pub(crate) async fn grant(&self, fields: &[(&str, &str)]) -> Answer {
+        let encode = |text: &str| {
+            text.bytes().map(|byte| format!("%{byte:02X}")).collect::<Vec<_>>().concat()
+        };
+        let form: Vec<_> =
+            fields.iter().map(|(name, value)| format!("{name}={}", encode(value))).collect();
+        let request = Request::post("/identity/token").body(Body::from(form.join("&"))).unwrap();
+        self.send(request).await
     }
 
     /// Asks as whoever has `token`, about instance `one`.
@@ -117,9 +138,10 @@ impl World {
         let status = answer.status().as_u16();
         let media_type = answer.headers().get(header::CONTENT_TYPE);
         let media_type = media_type.map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
+        let headers = answer.headers().clone();
         let bytes = answer.into_body().collect().await.unwrap().to_bytes();
         let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-        Answer { status, media_type, body }
+        Answer { status, media_type, headers, bytes, body }
     }
 
     /// Makes a root key in instance `one`; its id.

@@ -1,6 +1,6 @@
 //! Keys, their versions and aliases.
 
-use crate::{StoreError, Tx};
+use crate::{StoreError, Tx, access};
 use claviger_domain::id::{InstanceId, KeyId, KeyVersionId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
 use rusqlite::{OptionalExtension, Row, params};
@@ -250,7 +250,7 @@ pub fn purge(tx: &Tx<'_>, root: &RootKey) -> Result<(), StoreError> {
         "DELETE FROM registrations WHERE instance = ?1 AND key = ?2",
         "DELETE FROM key_policies WHERE instance = ?1 AND key = ?2",
         "DELETE FROM aliases WHERE instance = ?1 AND key = ?2",
-        "DELETE FROM grants WHERE instance = ?1 AND key = ?2",
+        "DELETE FROM access_policies WHERE instance = ?1 AND key = ?2",
         "DELETE FROM key_versions WHERE instance = ?1 AND key = ?2",
         "DELETE FROM keys WHERE instance = ?1 AND id = ?2",
     ];
@@ -258,6 +258,7 @@ pub fn purge(tx: &Tx<'_>, root: &RootKey) -> Result<(), StoreError> {
     for sql in OF_KEY {
         tx.execute(sql, ids.clone())?;
     }
+    access::changed(tx)?;
     crate::unsettle(tx)
 }
 

@@ -5,6 +5,7 @@
 //! token and upon the revision it planned on, or by an operator who enables or switches.
 
 mod agents;
+mod authorizations;
 mod commits;
 mod fault;
 mod give_up;
@@ -24,9 +25,12 @@ mod stream;
 mod view;
 mod words;
 
+pub use authorizations::{access_of, authorise_all};
 pub use fault::Fault;
 pub use joining::admits;
-pub use roots::{LAST_BACKUP, scope_of};
+pub use roots::LAST_BACKUP;
+#[cfg(test)]
+pub(crate) use roots::scope_of;
 
 use crate::app::App;
 use axum::routing::{delete, get, post};

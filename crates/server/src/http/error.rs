@@ -2,6 +2,8 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use claviger_wire::access::{AccessError, AccessErrorItem};
+use claviger_wire::iam::{ErrorContext, TokenError};
 use claviger_wire::kp::{self, Envelope, ErrorBody, Reason, Target};
 use claviger_wire::ks::ServiceError;
 use claviger_wire::rc::ResourceError;
@@ -14,9 +16,19 @@ pub enum Form {
     KeyProtect,
     /// The Resource Controller's object.
     Resource,
+    /// That of policies, groups and users.
+    Access,
+    /// That of API keys and service IDs.
+    Identity,
     /// The cluster service's object, for everything else.
     Service,
 }
+
+/// How paths of [`Form::Access`] begin.
+const ACCESS: [&str; 6] =
+    ["/v1/policies", "/v1/groups", "/v2/groups", "/v2/roles", "/v2/accounts/", "/acms/"];
+/// How paths of [`Form::Identity`] begin.
+const IDENTITY: [&str; 3] = ["/apikeys", "/serviceids", "/identity/"];
 
 impl Form {
     /// The shape that clients of this path read.
@@ -25,6 +37,10 @@ impl Form {
             Form::KeyProtect
         } else if path.starts_with("/v2/resource_") {
             Form::Resource
+        } else if ACCESS.iter().any(|begin| path.starts_with(begin)) {
+            Form::Access
+        } else if IDENTITY.iter().any(|begin| path.starts_with(begin)) {
+            Form::Identity
         } else {
             Form::Service
         }
@@ -41,6 +57,8 @@ impl Form {
         match self {
             Form::KeyProtect => KpError::new(status, code, what).into_response(),
             Form::Resource => resource(status, code, what, &Uuid::new_v4().to_string()),
+            Form::Access => access(status, code, what, &Uuid::new_v4().to_string()),
+            Form::Identity => identity(status, code, what, &Uuid::new_v4().to_string()),
             Form::Service => service(status, code, what, recovery.unwrap_or_default()),
         }
     }
@@ -56,11 +74,11 @@ impl Form {
                 "Unauthorized: the token is missing, expired or does not allow this.",
                 &Uuid::new_v4().to_string(),
             ),
-            Form::Service => service(
+            Form::Access | Form::Identity | Form::Service => self.answer(
                 StatusCode::UNAUTHORIZED,
                 "E0001",
                 "Unauthorized: the token is missing, expired or does not allow this.",
-                "",
+                None,
             ),
         }
     }
@@ -73,6 +91,24 @@ pub fn resource(status: StatusCode, code: &str, what: &str, transaction: &str) -
         message: what.to_owned(),
         status_code: status.as_u16(),
         transaction_id: transaction.to_owned(),
+    };
+    (status, axum::Json(body)).into_response()
+}
+
+/// An error answer of policies, groups and users.
+pub fn access(status: StatusCode, code: &str, what: &str, trace: &str) -> Response {
+    let item = AccessErrorItem { code: code.to_owned(), message: what.to_owned() };
+    let (trace, status_code) = (trace.to_owned(), status.as_u16());
+    let body = AccessError { trace, errors: vec![item], status_code };
+    (status, axum::Json(body)).into_response()
+}
+
+/// An error answer of API keys and service IDs.
+pub fn identity(status: StatusCode, code: &str, what: &str, request: &str) -> Response {
+    let body = TokenError {
+        error_code: code.to_owned(),
+        error_message: what.to_owned(),
+        context: ErrorContext { request_id: request.to_owned() },
     };
     (status, axum::Json(body)).into_response()
 }

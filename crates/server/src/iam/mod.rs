@@ -1,8 +1,19 @@
-//! Tokens: who calls. What they may do is looked up for each request.
+//! Identity and access: who calls, by which token, and who may do what. What a caller may do is
+//! compiled from the policies about him and counts for as long as none of them changes.
 
+mod about;
 mod grant;
+mod groups;
+mod identities;
+mod issuers;
+pub(crate) mod known;
+mod policies;
 mod principals;
+mod shape;
+pub(crate) mod signing;
+mod text;
 pub mod token;
+mod trust;
 
 use crate::app::App;
 use axum::Router;
@@ -15,4 +26,12 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/identity/token", post(grant::token))
         .route("/oidc/token", post(grant::token))
         .route("/v3/principals", post(principals::create))
+        .merge(about::routes())
+        .merge(groups::routes())
+        .merge(identities::routes())
+        .merge(issuers::routes())
+        .merge(policies::routes())
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,7 @@ mod reading;
 mod registrations;
 mod rings;
 mod sync;
-mod view;
+pub(crate) mod view;
 
 use crate::app::App;
 use axum::Router;

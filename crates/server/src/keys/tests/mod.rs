@@ -15,7 +15,7 @@ mod states;
 mod users;
 
 use crate::app::{App, ManualClock, Settings};
-use crate::iam::token::Issue;
+use crate::iam::token::{Credential, Issue};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
@@ -107,7 +107,7 @@ impl World {
             iam::add_principal(tx, &principal, START)?;
             for (role, scope) in roles {
                 let grant = Grant::Service { role: *role, scope: scope.clone() };
-                iam::add_grant(tx, &principal.iam_id, &grant)?;
+                iam::add_grant(tx, &principal.iam_id, &grant, "t", START)?;
             }
             Ok(())
         });
@@ -118,6 +118,7 @@ impl World {
     fn token(&self, principal: &Principal) -> String {
         self.app.tokens.issue(&Issue {
             principal,
+            credential: &Credential::Node,
             account: &self.app.account.id,
             issuer: "t",
             grant_type: "t",
@@ -167,7 +168,10 @@ impl World {
         };
         self.app
             .store
-            .tx("t", |tx| Ok::<_, StoreError>(clusters::insert(tx, &row, None)?))
+            .tx("t", |tx| {
+                clusters::insert(tx, &row, None)?;
+                crate::clusters::authorise_all(tx, "t", START)
+            })
             .unwrap();
         let service = Principal {
             iam_id: format!("crn-{crn}"),
