@@ -32,6 +32,8 @@ enum Command {
     Instance(commands::instance::Args),
     /// Root keys
     Key(commands::key::Args),
+    /// What is on record of the key server
+    Audit(commands::audit::Args),
     /// Count etcd's records by the key that opens them
     Census(commands::census::Args),
     /// A whole cluster on this machine's loopback, for trying things out
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Ks(args) => commands::ks::run(args),
         Command::Instance(args) => commands::instance::run(args),
         Command::Key(args) => commands::key::run(args),
+        Command::Audit(args) => commands::audit::run(args),
         Command::Census(args) => commands::census::run(args),
         Command::Dev(args) => commands::dev::run(args),
         Command::Completions(args) => commands::completions::run(args),
@@ -69,7 +72,7 @@ mod tests {
         let mut now = String::new();
         let mut root = Cli::command().term_width(100);
         root.build();
-        for noun in ["ks", "instance", "key", "completions"] {
+        for noun in ["ks", "instance", "key", "audit", "completions"] {
             record(root.find_subcommand(noun).unwrap(), &mut now);
         }
         if std::env::var_os("CLAVIGER_SNAPSHOTS").is_some_and(|v| v == "write") {
@@ -113,5 +116,10 @@ mod tests {
         assert!(parse("claviger server run --data d --public-name keys").is_err(), "no listener");
         assert!(parse("claviger key import k --material - --output json").is_ok());
         assert!(parse("claviger key import k").is_err(), "material never comes by an argument");
+        assert!(
+            parse("claviger audit ls --action kms.secrets.* --from 2027-01-01T00:00:00Z").is_ok()
+        );
+        assert!(parse("claviger audit ls --all --key k").is_err(), "a key is of an instance");
+        assert!(parse("claviger server unlock --data d").is_err(), "which instance?");
     }
 }

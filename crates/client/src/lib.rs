@@ -16,7 +16,7 @@ mod http;
 mod keys;
 mod token;
 
-pub use admin::Admin;
+pub use admin::{Admin, WantedEvents};
 pub use agent::{AgentApi, NudgeStream};
 pub use clusters::ClusterService;
 pub use config::{Config, NodeConfig};

@@ -145,6 +145,8 @@ operations! {
     ReadImportToken,
     /// Manage KMIP adapters, their certificates and objects.
     ManageKmip,
+    /// Read what is on record about the instance.
+    ReadAudit,
 }
 
 /// Whether `role` allows `operation`: the one table of service roles.
@@ -171,7 +173,8 @@ pub fn role_allows(role: ServiceRole, operation: KeyOperation) -> bool {
         | ReadInstancePolicies
         | WriteInstancePolicies
         | ReadAllowedIp
-        | ManageKmip => ServiceRole::Manager,
+        | ManageKmip
+        | ReadAudit => ServiceRole::Manager,
     };
     let alone = matches!(role, ServiceRole::KeyPurge | ServiceRole::KmipAdapterManager);
     !alone && role >= least
@@ -302,6 +305,7 @@ mod tests {
             (KeyOperation::CreateImportToken, "nnyynn"),
             (KeyOperation::ReadImportToken, "nnyynn"),
             (KeyOperation::ManageKmip, "nnnyny"),
+            (KeyOperation::ReadAudit, "nnnynn"),
         ];
         assert_eq!(rows.len(), KeyOperation::ALL.len());
         for (operation, cells) in rows {

@@ -6,6 +6,7 @@
 //! in another crate would be a second truth; see `docs/decisions/0003-state-is-the-contract.md`.
 
 pub mod access;
+pub mod audit;
 pub mod cluster;
 pub mod features;
 pub mod id;

@@ -6,7 +6,7 @@ use crate::iam::known::Known;
 use crate::iam::token::Tokens;
 use crate::record::Recorder;
 use claviger_custody::Custodian;
-use claviger_domain::id::{ClusterId, UnixMs};
+use claviger_domain::id::{ClusterId, InstanceId, UnixMs};
 use claviger_domain::key::RootKey;
 use claviger_store::events::KeyEvent;
 use claviger_store::{Store, StoreError};
@@ -123,14 +123,28 @@ pub struct Account {
 
 impl Account {
     /// The CRN of an instance of the key service, ten segments.
-    pub fn instance_crn(&self, instance: impl std::fmt::Display) -> String {
-        format!("crn:v1:bluemix:public:kms:{}:a/{}:{instance}::", self.region, self.id)
+    pub fn instance_crn(&self, instance: InstanceId) -> String {
+        format!("{}:", self.crn_before(instance))
+    }
+
+    /// The CRN of something of this kind in an instance, ten segments.
+    pub fn crn_within(
+        &self,
+        instance: InstanceId,
+        kind: &str,
+        id: impl std::fmt::Display,
+    ) -> String {
+        format!("{}{kind}:{id}", self.crn_before(instance))
+    }
+
+    /// What the CRNs of an instance and of all that is in it begin with.
+    pub fn crn_before(&self, instance: InstanceId) -> String {
+        format!("crn:v1:bluemix:public:kms:{}:a/{}:{instance}:", self.region, self.id)
     }
 
     /// The CRN of a key, ten segments.
     pub fn key_crn(&self, root: &RootKey) -> String {
-        let RootKey { instance, key } = root;
-        format!("crn:v1:bluemix:public:kms:{}:a/{}:{instance}:key:{key}", self.region, self.id)
+        self.crn_within(root.instance, "key", root.key)
     }
 
     /// The CRN of a cluster, ten segments.

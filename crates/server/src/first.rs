@@ -109,24 +109,30 @@ fn begin(tx: &Tx<'_>, custodian: &dyn Custodian, now: UnixMs) -> Result<(), Star
 /// The region of everything.
 const REGION: &str = "local";
 
-fn load(tx: &Tx<'_>, custodian: &dyn Custodian) -> Result<Parts, StartError> {
+/// Whose server this is.
+pub(crate) fn account(tx: &Tx<'_>) -> Result<Account, StartError> {
     let get = |name: &'static str| meta::get(tx, name)?.ok_or(StartError::Missing(name));
     let text =
         |name: &'static str| String::from_utf8(get(name)?).map_err(|_| StartError::Missing(name));
+    let resource_group = text("resource-group")?;
+    Ok(Account {
+        id: text("account")?,
+        region: REGION.to_owned(),
+        resource_group: resource_group
+            .parse()
+            .map_err(|_| StartError::Missing("resource-group"))?,
+    })
+}
+
+fn load(tx: &Tx<'_>, custodian: &dyn Custodian) -> Result<Parts, StartError> {
+    let get = |name: &'static str| meta::get(tx, name)?.ok_or(StartError::Missing(name));
     let open = |name: &'static str| {
         let sealed = get(name)?;
         custodian.open_column(&["meta", name], &sealed).map_err(|_| StartError::MasterKey)
     };
-    let resource_group = text("resource-group")?;
     Ok(Parts {
         authority: Authority::load(get("ca-certificate")?, open("ca-key")?.expose())?,
-        account: Account {
-            id: text("account")?,
-            region: REGION.to_owned(),
-            resource_group: resource_group
-                .parse()
-                .map_err(|_| StartError::Missing("resource-group"))?,
-        },
+        account: account(tx)?,
         tokens: Tokens::new(SigningKeys::load(tx, custodian)?, &open(PEPPER)?),
     })
 }

@@ -4,6 +4,7 @@
 //! accept loop. The server never connects into a cluster.
 
 pub mod app;
+pub mod audit;
 pub mod authority;
 pub mod backup;
 pub mod clusters;
@@ -16,6 +17,7 @@ pub mod listen;
 mod pulse;
 pub mod record;
 pub mod resources;
+pub mod unlock;
 
 #[cfg(test)]
 mod testing;

@@ -3,8 +3,8 @@
 //! Wrap and unwrap are answered only after their record is durable. One disk flush for each
 //! would be the slowest part of them, so all that wait share one.
 
-use claviger_store::audit::{self, Act};
-use claviger_store::{Store, StoreError};
+use claviger_domain::audit::Record;
+use claviger_store::{Store, StoreError, audit};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use tokio::sync::oneshot;
@@ -16,7 +16,7 @@ const QUEUE: usize = 4096;
 const BATCH: usize = 512;
 
 struct Waiting {
-    act: Act,
+    record: Record,
     done: oneshot::Sender<Result<(), NotRecorded>>,
 }
 
@@ -66,9 +66,9 @@ impl Recorder {
     }
 
     /// Returns once the record is durable.
-    pub async fn record(&self, act: Act) -> Result<(), NotRecorded> {
+    pub async fn record(&self, record: Record) -> Result<(), NotRecorded> {
         let (done, answer) = oneshot::channel();
-        match self.queue.try_send(Waiting { act, done }) {
+        match self.queue.try_send(Waiting { record, done }) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 return Err(NotRecorded::Failed);
@@ -87,7 +87,7 @@ fn run(store: &Store, waiting: &Receiver<Waiting>) {
             batch.push(next);
         }
         let written = store
-            .tx("audit", |tx| batch.iter().try_for_each(|waiting| audit::add(tx, &waiting.act)));
+            .tx("audit", |tx| batch.iter().try_for_each(|waiting| audit::add(tx, &waiting.record)));
         let written = written.map_err(|e: StoreError| {
             tracing::error!(records = batch.len(), error = %e, "audit records not written");
             if e.is_disk() { NotRecorded::Disk } else { NotRecorded::Failed }

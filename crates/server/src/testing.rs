@@ -1,52 +1,74 @@
-//! A server in process, with people and services, for tests over the router.
+//! A server in process with its people, for tests over the router.
 
 use crate::app::{App, ManualClock, Settings};
-use crate::http::network::Network;
+use crate::iam::token::{Credential, Issue};
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderMap, Method, Request, header};
+use axum::http::{Method, Request, header};
 use bytes::Bytes;
 use claviger_crypto::Key32;
 use claviger_custody::software::Software;
-use claviger_domain::id::{InstanceId, UnixMs};
-use claviger_store::iam::{self, ApiKey, Grant, Principal};
-use claviger_store::{Store, StoreError, audit};
+use claviger_domain::access::{Scope, ServiceRole};
+use claviger_domain::cluster::{Cluster, Operation, OperationKind, TakeUp};
+use claviger_domain::id::{ClusterId, InstanceId, OperationId, UnixMs};
+use claviger_domain::key::RootKey;
+use claviger_store::events::EventKind;
+use claviger_store::iam::{Grant, Principal};
+use claviger_store::{Store, StoreError, audit, clusters, events, iam};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use std::ops::Index;
 use std::sync::Arc;
+use std::time::Duration;
 use tower::ServiceExt;
 
 pub(crate) const START: UnixMs = UnixMs(1_800_000_000_000);
 
+/// A server, and a person who is Manager everywhere.
 pub(crate) struct World {
     pub(crate) app: Arc<App>,
     pub(crate) clock: Arc<ManualClock>,
+    router: Router,
+    pub(crate) manager: String,
     pub(crate) one: InstanceId,
     pub(crate) two: InstanceId,
-    router: Router,
-    _dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) media_type: String,
-    pub(crate) headers: HeaderMap,
-    pub(crate) bytes: Bytes,
     pub(crate) body: Value,
+    pub(crate) bytes: Bytes,
+    pub(crate) headers: axum::http::HeaderMap,
 }
 
 impl Answer {
-    #[track_caller]
-    pub(crate) fn is(self, status: u16) -> Value {
-        assert_eq!(self.status, status, "{}", self.body);
-        self.body
+    pub(crate) fn code(&self) -> &str {
+        self.body["resources"][0]["reasons"][0]["code"].as_str().unwrap_or_default()
     }
-
-    /// Refused with this reason code, in the key service's shape.
+    #[track_caller]
+    pub(crate) fn is(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{}", self.body);
+        self
+    }
     #[track_caller]
     pub(crate) fn refused(self, status: u16, code: &str) {
-        let said = self.body["resources"][0]["reasons"][0]["code"].as_str().unwrap_or_default();
-        assert_eq!((self.status, said), (status, code), "{}", self.body);
+        assert_eq!((self.status, self.code()), (status, code), "{}", self.body);
+        assert_eq!(self.media_type, "application/vnd.ibm.kms.error+json");
+    }
+    pub(crate) fn key(&self) -> &Value {
+        &self.body["resources"][0]
+    }
+    pub(crate) fn id(&self) -> String {
+        self.key()["id"].as_str().unwrap().to_owned()
+    }
+}
+
+impl Index<&str> for Answer {
+    type Output = Value;
+    fn index(&self, name: &str) -> &Value {
+        &self.body[name]
     }
 }
 
@@ -62,33 +84,60 @@ impl World {
         let custodian = Arc::new(Software::new(&Key32::generate()));
         let app = App::new(store, custodian, clock.clone(), settings).unwrap();
         let instances = app.store.read("t", iam::instances).unwrap();
+        let router = crate::http::router(app.clone());
         let (one, two) = (instances[0].id, instances[1].id);
-        World { router: crate::http::router(app.clone()), app, clock, one, two, _dir: dir }
+        let mut world = World { app, clock, router, manager: String::new(), one, two, dir };
+        world.manager = world.person("manager", &[(ServiceRole::Manager, Scope::Everywhere)]);
+        world
     }
 
-    /// A person's API key.
-    pub(crate) fn person(&self, name: &str, grants: &[Grant]) -> String {
-        let iam_id = format!("IBMid-{name}");
-        let key = self.app.tokens.new_api_key();
-        let mac = self.app.tokens.api_key_mac(&key);
-        let person = Principal {
-            iam_id: iam_id.clone(),
+    /// A person with these service roles; its token.
+    pub(crate) fn person(&self, name: &str, roles: &[(ServiceRole, Scope)]) -> String {
+        let grant = |(role, scope): &(ServiceRole, Scope)| Grant::Service {
+            role: *role,
+            scope: scope.clone(),
+        };
+        self.person_with(name, &roles.iter().map(grant).collect::<Vec<_>>())
+    }
+
+    /// A person who may do this; its token.
+    pub(crate) fn person_with(&self, name: &str, grants: &[Grant]) -> String {
+        let principal = Principal {
+            iam_id: format!("IBMid-{name}"),
             service: false,
-            name: name.to_owned(),
+            name: name.into(),
             email: String::new(),
         };
         let added = self.app.store.tx("t", |tx| -> Result<(), StoreError> {
-            iam::add_principal(tx, &person, START)?;
-            for grant in grants {
-                iam::add_grant(tx, &iam_id, grant, "t", START)?;
-            }
-            iam::add_api_key(tx, &ApiKey::new(&iam_id, "t", "t", START), &mac)
+            iam::add_principal(tx, &principal, START)?;
+            grants.iter().try_for_each(|grant| {
+                iam::add_grant(tx, &principal.iam_id, grant, "t", START).map(drop)
+            })
         });
         added.unwrap();
-        key
+        self.token(&principal)
     }
 
-    pub(crate) async fn token(&self, api_key: &str) -> String {
+    /// A service ID of this owner; its token.
+    pub(crate) fn service(&self, name: &str, owner: Option<&str>, role: ServiceRole) -> String {
+        let iam_id = format!("iam-ServiceId-{name}");
+        let principal =
+            Principal { iam_id, service: true, name: name.into(), email: String::new() };
+        let added = self.app.store.tx("t", |tx| -> Result<(), StoreError> {
+            iam::add_principal(tx, &principal, START)?;
+            if let Some(owner) = owner {
+                iam::set_owner(tx, &principal.iam_id, owner)?;
+            }
+            let scope = Scope::Instance(self.one);
+            let grant = Grant::Service { role, scope };
+            iam::add_grant(tx, &principal.iam_id, &grant, "t", START).map(drop)
+        });
+        added.unwrap();
+        self.token(&principal)
+    }
+
+    /// The token of whoever has this API key.
+    pub(crate) async fn log_in(&self, api_key: &str) -> String {
         let answer = self.login(api_key).await.is(200);
         answer["access_token"].as_str().unwrap().to_owned()
     }
@@ -107,7 +156,88 @@ impl World {
         let form: Vec<_> =
             fields.iter().map(|(name, value)| format!("{name}={}", encode(value))).collect();
         let request = Request::post("/identity/token").body(Body::from(form.join("&"))).unwrap();
-        self.send(request).await
+        self.raw(request).await
+    }
+
+    pub(crate) fn token(&self, principal: &Principal) -> String {
+        self.app.tokens.issue(&Issue {
+            principal,
+            credential: &Credential::Node,
+            account: &self.app.account.id,
+            issuer: "t",
+            grant_type: "t",
+            now: self.app.clock.now(),
+            // The clock of a test moves by weeks.
+            life_s: 1 << 30,
+        })
+    }
+
+    /// A cluster that is about to use `key`, and its token.
+    pub(crate) fn cluster(&self, key: &str) -> (ClusterId, String, String) {
+        let root = RootKey { instance: self.one, key: key.parse().unwrap() };
+        let id = ClusterId::random();
+        let crn = self.app.account.cluster_crn(&id);
+        let operation = Operation {
+            id: OperationId::random(),
+            kind: OperationKind::Enable,
+            target: root,
+            take_up: TakeUp::Restart,
+            requested: START,
+            requested_by: "t".into(),
+            preflighted: false,
+            registered: false,
+            serial: None,
+            promoted: None,
+            rewrite: None,
+            verified: None,
+            first_verified: None,
+            compacted: None,
+            stuck: None,
+            without: None,
+        };
+        let cluster: Cluster = serde_json::from_value(json!({
+            "id": id, "name": id, "created": 0, "revision": 1, "ring": {"keks": []},
+            "servers": {}, "operation": operation, "history": [], "used": [],
+            "public_endpoint": false, "verified": null, "residue": null,
+        }))
+        .unwrap();
+        let row = clusters::ClusterRow {
+            cluster,
+            crn: crn.clone(),
+            server_url: String::new(),
+            ca: String::new(),
+            registered_by: "t".into(),
+            master_status: String::new(),
+            master_status_since: START,
+        };
+        self.app
+            .store
+            .tx("t", |tx| {
+                clusters::insert(tx, &row, None)?;
+                crate::clusters::authorise_all(tx, "t", START)
+            })
+            .unwrap();
+        let service = Principal {
+            iam_id: format!("crn-{crn}"),
+            service: true,
+            name: String::new(),
+            email: String::new(),
+        };
+        (id, crn, self.token(&service))
+    }
+
+    pub(crate) async fn raw(&self, request: Request<Body>) -> Answer {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let media_type = parts.headers.get(header::CONTENT_TYPE);
+        Answer {
+            status: parts.status.as_u16(),
+            media_type: media_type.map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default(),
+            body: serde_json::from_slice(&bytes).unwrap_or(Value::Null),
+            bytes,
+            headers: parts.headers,
+        }
     }
 
     /// Asks as whoever has `token`, about instance `one`.
@@ -127,34 +257,60 @@ impl World {
             .method(method.parse::<Method>().unwrap())
             .uri(path)
             .header(header::AUTHORIZATION, format!("Bearer {token}"))
-            .header(claviger_wire::kp::INSTANCE_HEADER, instance.to_string())
-            .extension(Network::Private);
+            .header(claviger_wire::kp::INSTANCE_HEADER, instance.to_string());
         let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
-        self.send(request.body(body).unwrap()).await
+        self.raw(request.body(body).unwrap()).await
     }
 
-    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
-        let answer = self.router.clone().oneshot(request).await.unwrap();
-        let status = answer.status().as_u16();
-        let media_type = answer.headers().get(header::CONTENT_TYPE);
-        let media_type = media_type.map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
-        let headers = answer.headers().clone();
-        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
-        let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-        Answer { status, media_type, headers, bytes, body }
+    /// Asks the key service as whoever has `token`, about instance `one`.
+    pub(crate) async fn by(&self, token: &str, line: &str, body: impl Into<Body>) -> Answer {
+        let (method, path) = line.split_once(' ').unwrap();
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("/api/v2{path}"))
+            .header("authorization", format!("bearer {token}"))
+            .header("bluemix-instance", self.one.to_string());
+        self.raw(request.body(body.into()).unwrap()).await
     }
 
-    /// Makes a root key in instance `one`; its id.
-    pub(crate) async fn root_key(&self, token: &str, instance: InstanceId, name: &str) -> String {
-        let body = json!({
-            "metadata": { "collectionType": claviger_wire::kp::KEY_TYPE, "collectionTotal": 1 },
-            "resources": [{ "name": name, "extractable": false, "aliases": [format!("{name}-alias")] }],
-        });
-        let made = self.ask_in(instance, token, "POST", "/api/v2/keys", body).await.is(201);
-        made["resources"][0]["id"].as_str().unwrap().to_owned()
+    /// Asks the key service as the manager.
+    pub(crate) async fn call(&self, line: &str, body: &Value) -> Answer {
+        // `null` travels as the four bytes that one client sends.
+        self.by(&self.manager, line, body.to_string()).await
+    }
+
+    pub(crate) async fn create(&self, key: Value) -> Answer {
+        self.call("POST /keys", &envelope(key)).await
+    }
+
+    pub(crate) async fn root(&self) -> String {
+        self.create(json!({"name": "root", "extractable": false})).await.is(201).id()
+    }
+
+    /// Makes a root key with an alias in this instance; its id.
+    pub(crate) async fn make_root(&self, token: &str, instance: InstanceId, name: &str) -> String {
+        let key = json!({"name": name, "extractable": false, "aliases": [format!("{name}-alias")]});
+        self.ask_in(instance, token, "POST", "/api/v2/keys", envelope(key)).await.is(201).id()
     }
 
     pub(crate) fn audited(&self, action: &str) -> u64 {
         self.app.store.read("t", |tx| audit::count(tx, action)).unwrap()
     }
+
+    pub(crate) fn kinds(&self) -> Vec<EventKind> {
+        let all = self.app.store.read("t", |tx| events::after(tx, 0, 100)).unwrap();
+        all.into_iter().map(|e| e.kind).collect()
+    }
+
+    pub(crate) fn advance(&self, seconds: u64) {
+        self.clock.advance(Duration::from_secs(seconds));
+    }
+}
+
+/// One resource as clients send it.
+pub(crate) fn envelope(resource: Value) -> Value {
+    json!({
+        "metadata": {"collectionType": "application/vnd.ibm.kms.key+json", "collectionTotal": 1},
+        "resources": [resource],
+    })
 }

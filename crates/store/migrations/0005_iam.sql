@@ -86,6 +86,3 @@ SELECT lower(hex(randomblob(4))) || '-' || lower(hex(randomblob(2))) || '-4' ||
        g.ring, g.key, 1, p.created, '', p.created, ''
 FROM grants g JOIN principals p ON p.iam_id = g.iam_id;
 DROP TABLE grants;
-
--- Which policy allowed an act.
-ALTER TABLE audit ADD COLUMN policy TEXT;

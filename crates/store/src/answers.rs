@@ -3,7 +3,7 @@
 use crate::{StoreError, Tx};
 use claviger_domain::id::{KeyVersionId, UnixMs};
 use claviger_domain::key::RootKey;
-use rusqlite::{OptionalExtension, params};
+use rusqlite::params;
 
 /// One user's answer to one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,17 +20,6 @@ pub struct Answer {
     pub rewrapped: Option<KeyVersionId>,
     /// When it answered.
     pub at: UnixMs,
-}
-
-/// The key that an event is about.
-pub fn key_of(tx: &Tx<'_>, event: u64) -> Result<Option<RootKey>, StoreError> {
-    let Ok(event) = i64::try_from(event) else { return Ok(None) };
-    let sql = "SELECT instance, key FROM key_events WHERE id = ?1";
-    let found: Option<(String, String)> = tx
-        .prepare_cached(sql)?
-        .query_row([event], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    found.map(|(instance, key)| crate::keys::root(&instance, &key)).transpose()
 }
 
 /// Adds an answer. It takes the place of what the same user answered before, but for what it

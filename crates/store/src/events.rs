@@ -4,7 +4,7 @@ use crate::keys::{id, root};
 use crate::{StoreError, Tx};
 use claviger_domain::id::{KeyVersionId, UnixMs};
 use claviger_domain::key::RootKey;
-use rusqlite::params;
+use rusqlite::{Row, params};
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +101,15 @@ pub fn last(tx: &Tx<'_>, root: &RootKey) -> Result<Option<(EventKind, UnixMs)>, 
     Ok(Some((kind(&row.get::<_, String>(0)?)?, UnixMs(row.get(1)?))))
 }
 
+/// The event with this number.
+pub fn get(tx: &Tx<'_>, number: u64) -> Result<Option<KeyEvent>, StoreError> {
+    let Ok(number) = i64::try_from(number) else { return Ok(None) };
+    let sql = "SELECT id, instance, key, kind, version, at FROM key_events WHERE id = ?1";
+    let mut query = tx.prepare_cached(sql)?;
+    let mut rows = query.query([number])?;
+    rows.next()?.map(read).transpose()
+}
+
 /// Events after number `after`, oldest first, at most `limit`.
 pub fn after(tx: &Tx<'_>, after: u64, limit: u32) -> Result<Vec<KeyEvent>, StoreError> {
     let sql = "SELECT id, instance, key, kind, version, at FROM key_events
@@ -109,16 +118,20 @@ pub fn after(tx: &Tx<'_>, after: u64, limit: u32) -> Result<Vec<KeyEvent>, Store
     let mut rows = query.query(params![after as i64, limit])?;
     let mut out = Vec::new();
     while let Some(row) = rows.next()? {
-        let version: Option<String> = row.get(4)?;
-        out.push(KeyEvent {
-            id: row.get::<_, i64>(0)? as u64,
-            root: root(&row.get::<_, String>(1)?, &row.get::<_, String>(2)?)?,
-            kind: kind(&row.get::<_, String>(3)?)?,
-            version: version.map(|v| id(&v)).transpose()?,
-            at: UnixMs(row.get(5)?),
-        });
+        out.push(read(row)?);
     }
     Ok(out)
+}
+
+fn read(row: &Row<'_>) -> Result<KeyEvent, StoreError> {
+    let version: Option<String> = row.get(4)?;
+    Ok(KeyEvent {
+        id: row.get::<_, i64>(0)? as u64,
+        root: root(&row.get::<_, String>(1)?, &row.get::<_, String>(2)?)?,
+        kind: kind(&row.get::<_, String>(3)?)?,
+        version: version.map(|v| id(&v)).transpose()?,
+        at: UnixMs(row.get(5)?),
+    })
 }
 
 fn kind(name: &str) -> Result<EventKind, StoreError> {

@@ -72,6 +72,16 @@ pub enum StoreError {
         /// The newest that is known here.
         known: i64,
     },
+    /// It was written by an older version of this program, which may be running.
+    #[error(
+        "the database has schema {found}, this program needs {known}; start its server once, or use the program that serves it"
+    )]
+    Older {
+        /// Schema number in the file.
+        found: i64,
+        /// The one that is needed.
+        known: i64,
+    },
     /// A value in the database cannot be read. A fault of ours or a damaged file.
     #[error("the database holds a value that cannot be read: {0}")]
     Damaged(String),
@@ -286,6 +296,27 @@ pub fn mark(path: &Path, name: &str, value: &[u8]) -> Result<(), StoreError> {
     let tx = Tx::new(connection.transaction_with_behavior(TransactionBehavior::Immediate)?);
     meta::put(&tx, name, value)?;
     Ok(tx.inner.commit()?)
+}
+
+/// Runs `work` in a transaction of a database that a server may have open, which heeds it from its
+/// next look on. Only on the schema of this program.
+pub fn beside<T, E: From<StoreError>>(
+    path: &Path,
+    work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
+) -> Result<T, E> {
+    let mut connection = connect(path).map_err(StoreError::from)?;
+    known(&connection)?;
+    let found = migrate::version(&connection).map_err(StoreError::from)?;
+    if found < migrate::KNOWN {
+        return Err(StoreError::Older { found, known: migrate::KNOWN }.into());
+    }
+    let tx = connection
+        .transaction_with_behavior(TransactionBehavior::Immediate)
+        .map_err(StoreError::from)?;
+    let tx = Tx::new(tx);
+    let done = work(&tx)?;
+    tx.inner.commit().map_err(StoreError::from)?;
+    Ok(done)
 }
 
 /// A value of [`meta`] in a database that no server has open.

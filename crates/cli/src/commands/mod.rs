@@ -1,6 +1,7 @@
 //! One file for each noun.
 
 pub mod agent;
+pub mod audit;
 pub mod census;
 pub mod completions;
 pub mod dev;

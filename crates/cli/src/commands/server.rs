@@ -1,15 +1,18 @@
 //! `claviger server`: the key service, IAM and the cluster service in one process.
 
 use crate::exit::{Done, Failure};
+use crate::ids;
 use crate::render::print_text;
 use clap::Subcommand;
 use claviger_crypto::Key32;
 use claviger_custody::software::{self, KeyFileError, MASTER, RECOVERY, Software};
+use claviger_domain::id::InstanceId;
 use claviger_server::app::{App, Clock, Settings, SystemClock};
 use claviger_server::backup::{self, BackupError};
 use claviger_server::files;
 use claviger_server::first::{self, StartError};
 use claviger_server::listen::{self, Listeners};
+use claviger_server::unlock::{self, UnlockError};
 use claviger_store::{Store, StoreError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::DirBuilder;
@@ -36,6 +39,19 @@ enum Verb {
     Backup(Backup),
     /// Bring a backup back into an empty directory
     Restore(Restore),
+    /// Undo the policies allowedIP and allowedNetwork of an instance that keep everybody out of it;
+    /// the server may be running
+    Unlock(Unlock),
+}
+
+#[derive(clap::Args)]
+struct Unlock {
+    /// Directory of the database
+    #[arg(long)]
+    data: PathBuf,
+    /// Id (GUID or CRN) of the instance
+    #[arg(long, value_name = "ID", value_parser = ids::instance)]
+    instance: InstanceId,
 }
 
 #[derive(clap::Args)]
@@ -123,6 +139,7 @@ pub fn run(args: Args) -> Done {
         Verb::Run(args) => serve(args),
         Verb::Backup(args) => back_up(args),
         Verb::Restore(args) => bring_back(args),
+        Verb::Unlock(args) => unlock(args),
     }
 }
 
@@ -224,6 +241,27 @@ fn bring_back(args: Restore) -> Done {
     backup::restore(&args.data, &master_key, &recovery, &args.from).map_err(failed)?;
     print_text(&format!("restored {} into {}", args.from.display(), args.data.display()));
     print_text(&format!("start it with: claviger server run --data {}", args.data.display()));
+    Ok(())
+}
+
+fn unlock(args: Unlock) -> Done {
+    let database = args.data.join(backup::DATABASE);
+    // The one whose files these are, or who may write them all the same.
+    let by = format!("host-uid-{}", rustix::process::getuid().as_raw());
+    let opened = unlock::unlock(&database, args.instance, &by, SystemClock.now());
+    let opened = opened.map_err(|e| match e {
+        UnlockError::Store(e) => store(e),
+        UnlockError::Start(e) => start(e),
+        e @ UnlockError::NoInstance(_) => {
+            Failure::new(2, e, "is --data the directory of this instance's server?")
+        }
+    })?;
+    if opened.is_empty() {
+        print_text("no policy keeps anybody out of this instance; nothing was changed");
+    }
+    for policy in opened {
+        print_text(&format!("switched off: {policy}"));
+    }
     Ok(())
 }
 
@@ -398,7 +436,7 @@ fn master(e: KeyFileError) -> Failure {
 fn store(e: StoreError) -> Failure {
     let hint = match &e {
         StoreError::InUse(_) => "stop the other server, or give another --data directory",
-        StoreError::Newer { .. } => "",
+        StoreError::Newer { .. } | StoreError::Older { .. } => "",
         e if e.is_disk() => "free space on the disk, or make it writable",
         _ => "look at the data directory and its permissions",
     };

@@ -10,11 +10,12 @@ use super::request::{Doing, json, recorded};
 use super::state::{Whole, keep_status, row_of, state_of};
 use super::{jobs, roots};
 use crate::app::App;
-use crate::http::Correlation;
+use crate::http::Trace;
 use crate::http::auth::Node;
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
+use claviger_domain::audit::Credential;
 use claviger_domain::cluster::{Observation, Seen};
 use claviger_domain::id::{JobId, UnixMs};
 use claviger_store::clusters::{self, AckRow};
@@ -25,9 +26,10 @@ use zeroize::Zeroizing;
 
 type Shared = State<Arc<App>>;
 
-fn doing(app: &App, node: &Node, action: &'static str, correlation: String) -> Doing {
+fn doing(app: &App, node: &Node, action: &'static str, trace: Trace) -> Doing {
     let crn = app.account.cluster_crn(&node.cluster);
-    Doing { who: format!("crn-{crn} agent {}", node.agent), action, target: crn, correlation }
+    let who = format!("crn-{crn} agent {}", node.agent);
+    Doing { who, credential: Credential::Certificate, action, target: crn, trace }
 }
 
 /// Runs `work` in a transaction of the node's cluster, after its certificate was looked at.
@@ -50,16 +52,17 @@ async fn write<T: Send + 'static>(
 /// `POST /agent/v1/join`
 pub async fn join(
     State(app): Shared,
-    Correlation(correlation): Correlation,
+    trace: Trace,
     request: Request,
 ) -> Result<Json<Certificate>, Fault> {
     let asked: wire::JoinRequest = json(request, JOIN_MAX).await?;
     let (agent, token) = (asked.agent, Zeroizing::new(asked.token));
     let doing = Doing {
         who: "-".into(),
+        credential: Credential::Token,
         action: "containers-kubernetes.cluster-agent.join",
         target: agent.to_string(),
-        correlation,
+        trace,
     };
     let issued = recorded(&app, doing, move |app, doing, now| {
         let key = Proven::read(&asked.csr)?;
@@ -80,14 +83,14 @@ pub async fn join(
 pub async fn renew(
     State(app): Shared,
     node: Node,
-    Correlation(correlation): Correlation,
+    trace: Trace,
     request: Request,
 ) -> Result<Json<Certificate>, Fault> {
     let asked: wire::RenewRequest = json(request, JOIN_MAX).await?;
     let key = Proven::read(&asked.csr)?;
     let issued = write(&app, node, "renew", move |app, tx, node, now| {
         let action = "containers-kubernetes.cluster-agent.renew";
-        audit::add(tx, &doing(app, node, action, correlation.clone()).done(now))?;
+        audit::add(tx, &doing(app, node, action, trace.clone()).done(now))?;
         clusters::agent_contact(tx, &node.cluster, &node.agent, now)?;
         joining::renew(app, tx, node, &key, now)
     });
@@ -167,7 +170,7 @@ pub async fn lease(State(app): Shared, node: Node, request: Request) -> Result<J
 pub async fn commit(
     State(app): Shared,
     node: Node,
-    Correlation(correlation): Correlation,
+    trace: Trace,
     request: Request,
 ) -> Result<Json<wire::State>, Fault> {
     let asked: wire::CommitRequest = json(request, COMMIT_MAX).await?;
@@ -175,7 +178,7 @@ pub async fn commit(
     let state = write(&app, node, "commit", move |app, tx, node, now| {
         let whole = commits::commit(tx, &node.cluster, &node.agent, &asked, now)?;
         let action = audit_name(&asked.commit);
-        audit::add(tx, &doing(app, node, action, correlation.clone()).done(now))?;
+        audit::add(tx, &doing(app, node, action, trace.clone()).done(now))?;
         Ok(state_of(tx, &whole, app.url(whole.row.cluster.public_endpoint), now)?)
     });
     let state = state.await?;
@@ -187,7 +190,7 @@ pub async fn commit(
 pub async fn ack(
     State(app): Shared,
     node: Node,
-    Correlation(correlation): Correlation,
+    trace: Trace,
     request: Request,
 ) -> Result<StatusCode, Fault> {
     let said: wire::Acknowledgement = json(request, COMMIT_MAX).await?;
@@ -215,7 +218,7 @@ pub async fn ack(
             },
         )?;
         let action = "containers-kubernetes.cluster-key-state.update";
-        audit::add(tx, &doing(app, node, action, correlation.clone()).done(now))?;
+        audit::add(tx, &doing(app, node, action, trace.clone()).done(now))?;
         Ok(())
     });
     kept.await?;

@@ -199,7 +199,7 @@ fn root_keys(
     }
     let mut out = Vec::new();
     for key in keys::all(tx, instance)? {
-        if !caller.permits(KeyOperation::List, instance, On::Key(key.root.key, &key.ring)) {
+        if !caller.permits(KeyOperation::List, instance, On::Ring(&key.ring)) {
             continue;
         }
         let state = key.state_at(now);

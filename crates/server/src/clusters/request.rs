@@ -3,15 +3,16 @@
 use super::fault::Fault;
 use super::limits::BODY_TIMEOUT;
 use crate::app::App;
+use crate::http::Trace;
 use crate::http::auth::Caller;
 use axum::body::to_bytes;
 use axum::extract::Request;
 use axum::http::header;
 use claviger_domain::access::PlatformRole;
+use claviger_domain::audit::{Credential, Record};
 use claviger_domain::id::UnixMs;
 use claviger_domain::policy::Site;
 use claviger_store::Tx;
-use claviger_store::audit::Act;
 use claviger_store::clusters::{self, ClusterRow};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -81,12 +82,14 @@ fn forbidden(caller: &Caller, least: PlatformRole) -> Fault {
 pub struct Doing {
     /// IAM id, or a node.
     pub who: String,
+    /// How it proved that.
+    pub credential: Credential,
     /// For instance `containers-kubernetes.cluster-kms.enable`.
     pub action: &'static str,
     /// What it is done to.
     pub target: String,
-    /// The request's correlation id.
-    pub correlation: String,
+    /// What of the request goes on record.
+    pub trace: Trace,
 }
 
 impl Doing {
@@ -94,28 +97,21 @@ impl Doing {
     pub fn by(caller: &Caller, action: &'static str, target: impl Into<String>) -> Doing {
         Doing {
             who: caller.iam_id.clone(),
+            credential: Credential::Token,
             action,
             target: target.into(),
-            correlation: caller.correlation.clone(),
+            trace: caller.trace.clone(),
         }
     }
 
     /// Its audit record once it is done; goes into the same transaction.
-    pub fn done(&self, at: UnixMs) -> Act {
-        Act {
-            at,
-            who: self.who.clone(),
-            action: self.action,
-            target: self.target.clone(),
-            status: 200,
-            reason: String::new(),
-            correlation: self.correlation.clone(),
-        }
+    pub fn done(&self, at: UnixMs) -> Record {
+        self.trace.record(&*self.who, self.credential, at, self.action, &*self.target)
     }
 
-    fn failed(&self, at: UnixMs, fault: &Fault) -> Act {
-        let (status, reason) = (fault.status().as_u16(), fault.code().to_owned());
-        Act { status, reason, ..self.done(at) }
+    fn failed(&self, at: UnixMs, fault: &Fault) -> Record {
+        let (status, reason) = (fault.status().as_u16(), fault.code().into());
+        Record { status, reason, ..self.done(at) }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::http::error::{self, Form};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::PlatformRole;
+use claviger_domain::audit::Record;
 use claviger_domain::id::UnixMs;
 use claviger_domain::policy::Site;
 use claviger_store::{StoreError, Tx, access, audit};
@@ -115,9 +116,11 @@ impl Doing {
             .blocking(move |app| {
                 let done = app.store.tx(self.action, |tx| {
                     self.allowed()?;
-                    let value = work(app, tx, &self, now)?;
+                    // Whoever changes access may not leave nobody to administer it.
                     let on_access = !matches!(self.needs, Needs::Role(..));
-                    if on_access && tx.changed_access() && !access::has_administrator(tx)? {
+                    let before = on_access && access::has_administrator(tx)?;
+                    let value = work(app, tx, &self, now)?;
+                    if before && tx.changed_access() && !access::has_administrator(tx)? {
                         return Err(last_administrator());
                     }
                     audit::add(tx, &self.record(now, 200, ""))?;
@@ -134,7 +137,7 @@ impl Doing {
         if app.recorder.record(record).await.is_err() {
             tracing::warn!(action = doing.action, "a refusal could not be put on record");
         }
-        Err(Refusal { form: doing.form, correlation: doing.caller.correlation, ..refusal })
+        Err(Refusal { form: doing.form, correlation: doing.caller.trace.correlation, ..refusal })
     }
 
     fn allowed(&self) -> Result<(), Refusal> {
@@ -159,16 +162,9 @@ impl Doing {
         Refusal::new(StatusCode::UNAUTHORIZED, code, what)
     }
 
-    fn record(&self, at: UnixMs, status: u16, reason: &str) -> audit::Act {
-        audit::Act {
-            at,
-            who: self.caller.iam_id.clone(),
-            action: self.action,
-            target: self.target.clone(),
-            status,
-            reason: reason.to_owned(),
-            correlation: self.caller.correlation.clone(),
-        }
+    fn record(&self, at: UnixMs, status: u16, reason: &'static str) -> Record {
+        let done = self.caller.did(at, self.action, &*self.target);
+        Record { status, reason: reason.into(), ..done }
     }
 }
 

@@ -1,9 +1,8 @@
 //! Who calls: a bearer of a token, or a node with its certificate.
 
 use crate::app::App;
-use crate::http::Correlation;
+use crate::http::Trace;
 use crate::http::error::{Form, KpError};
-use crate::http::network::Origin;
 use crate::iam::known::{Entry, Found};
 use crate::iam::token::{BadToken, Bearer, Credential};
 use axum::extract::FromRequestParts;
@@ -11,11 +10,13 @@ use axum::http::{StatusCode, header, request::Parts};
 use axum::response::{IntoResponse, Response};
 use claviger_crypto::digest::sha256;
 use claviger_domain::access::{KeyOperation, On, PlatformRole};
+use claviger_domain::audit::{Credential as Proof, Record};
 use claviger_domain::id::{AgentName, ClusterId, InstanceId, PolicyId, UnixMs};
 use claviger_domain::key::RootKey;
 use claviger_domain::policy::{Access, Site};
 use claviger_store::{StoreError, Tx, access, iam, trust};
 use claviger_wire::kp::rings::RING_HEADER;
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Whoever holds a token.
@@ -34,12 +35,10 @@ pub struct Caller {
     pub access: Arc<Access>,
     /// Of a cluster: the root keys that its truth names and no authorization lets it use.
     pub missing: Arc<[RootKey]>,
-    /// The request's correlation id.
-    pub correlation: String,
     /// The key ring that the request names: the only one in which it finds keys.
     pub ring: Option<String>,
-    /// Where the request came from.
-    pub origin: Origin,
+    /// What of its request goes on record.
+    pub trace: Trace,
     /// The policy that the last decision rests on, for the audit record.
     pub decided: Decided,
 }
@@ -88,7 +87,7 @@ impl Caller {
             ?on,
             policy = policy.map(tracing::field::display),
             allowed = policy.is_some(),
-            correlation = self.correlation,
+            correlation = self.trace.correlation,
         );
         match (policy, on) {
             (Some(_), _) => Ok(()),
@@ -105,6 +104,18 @@ impl Caller {
         self.access.reaches(instance) || self.missing.iter().any(|root| root.instance == instance)
     }
 
+    /// The record of what the caller did: a success, with what the request says of itself.
+    pub(crate) fn did(
+        &self,
+        at: UnixMs,
+        action: impl Into<Cow<'static, str>>,
+        target: impl Into<String>,
+    ) -> Record {
+        let mut record = self.trace.record(&*self.iam_id, Proof::Token, at, action, target);
+        record.data.policy = self.decided.policy();
+        record
+    }
+
     /// Whether the caller holds at least this platform role on `site`; the decision goes on
     /// record.
     pub fn platform(&self, least: PlatformRole, site: Site<'_>) -> bool {
@@ -117,7 +128,7 @@ impl Caller {
             ?site,
             policy = policy.map(tracing::field::display),
             allowed = policy.is_some(),
-            correlation = self.correlation,
+            correlation = self.trace.correlation,
         );
         policy.is_some()
     }
@@ -132,7 +143,7 @@ impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = Response;
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Response> {
         let form = Form::of(parts.uri.path());
-        let Ok(Correlation(correlation)) = Correlation::from_request_parts(parts, app).await;
+        let Ok(trace) = Trace::from_request_parts(parts, app).await;
         let token = parts.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
         // Tokens are bearer secrets: nothing of one is logged or answered.
         let token = token.and_then(bearer).ok_or_else(|| form.unauthorized())?;
@@ -156,9 +167,7 @@ impl FromRequestParts<Arc<App>> for Caller {
         };
         let ring = parts.headers.get(RING_HEADER).map(|v| String::from_utf8_lossy(v.as_bytes()));
         let ring = ring.map(|ring| ring.trim().to_owned()).filter(|ring| !ring.is_empty());
-        let origin = Origin::of(&parts.extensions);
-        let caller = caller(&entry.bearer.iam_id, entry.found, correlation, origin);
-        Ok(Caller { ring, ..caller })
+        Ok(Caller { ring, trace, ..caller(&entry.bearer.iam_id, entry.found) })
     }
 }
 
@@ -233,7 +242,7 @@ fn cluster_of(iam_id: &str) -> Option<ClusterId> {
     iam_id.strip_prefix("crn-")?.split(':').nth(7)?.parse().ok()
 }
 
-fn caller(iam_id: &str, found: Found, correlation: String, origin: Origin) -> Caller {
+fn caller(iam_id: &str, found: Found) -> Caller {
     Caller {
         iam_id: iam_id.to_owned(),
         service: found.service,
@@ -241,21 +250,16 @@ fn caller(iam_id: &str, found: Found, correlation: String, origin: Origin) -> Ca
         cluster: cluster_of(iam_id),
         access: found.access,
         missing: found.missing,
-        correlation,
         ring: None,
-        origin,
+        trace: Trace::default(),
         decided: Decided::default(),
     }
 }
 
-/// The caller with this IAM id, with what it may do as of now; none if there is none.
-pub(crate) fn find(
-    tx: &Tx<'_>,
-    iam_id: &str,
-    correlation: String,
-    origin: Origin,
-) -> Result<Option<Caller>, StoreError> {
-    Ok(found(tx, iam_id)?.map(|found| caller(iam_id, found, correlation, origin)))
+/// The caller with this IAM id, with what it may do as of now but without a request; none if there
+/// is none.
+pub(crate) fn find(tx: &Tx<'_>, iam_id: &str) -> Result<Option<Caller>, StoreError> {
+    Ok(found(tx, iam_id)?.map(|found| caller(iam_id, found)))
 }
 
 /// The token of an `Authorization: Bearer …` header; the scheme in any case.

@@ -13,8 +13,12 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
+use claviger_domain::audit::{Credential, Data, Record};
+use claviger_domain::id::UnixMs;
 use claviger_wire::kp::CORRELATION_HEADER;
 use error::Form;
+use network::Origin;
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -26,6 +30,7 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(crate::iam::routes())
         .merge(crate::clusters::routes())
         .merge(crate::resources::routes())
+        .merge(crate::audit::routes())
         .route("/healthz", axum::routing::get(health))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
@@ -44,6 +49,56 @@ impl<S: Sync> FromRequestParts<S> for Correlation {
         Ok(parts.extensions.get().cloned().unwrap_or_else(|| of_headers(&parts.headers)))
     }
 }
+
+/// What of a request goes on record, whatever it asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Trace {
+    /// Its correlation id.
+    pub correlation: String,
+    /// Where it came from.
+    pub origin: Origin,
+    /// Path and query, at most [`URI_MAX`] characters of them.
+    pub uri: String,
+}
+
+impl<S: Sync> FromRequestParts<S> for Trace {
+    type Rejection = Infallible;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        let Ok(Correlation(correlation)) = Correlation::from_request_parts(parts, state).await;
+        let uri = parts.uri.path_and_query().map_or("", |uri| uri.as_str());
+        let uri = uri.chars().take(URI_MAX).collect();
+        Ok(Trace { correlation, origin: Origin::of(&parts.extensions), uri })
+    }
+}
+
+impl Trace {
+    /// The record of what `who` did by this request: a success, with what the request says of
+    /// itself.
+    pub(crate) fn record(
+        &self,
+        who: impl Into<String>,
+        credential: Credential,
+        at: UnixMs,
+        action: impl Into<Cow<'static, str>>,
+        target: impl Into<String>,
+    ) -> Record {
+        Record {
+            at,
+            who: who.into(),
+            credential: Some(credential),
+            address: self.origin.address,
+            action: action.into(),
+            target: target.into(),
+            status: 200,
+            reason: Cow::Borrowed(""),
+            correlation: self.correlation.clone(),
+            data: Data { uri: self.uri.clone(), ..Data::default() },
+        }
+    }
+}
+
+/// Longest URI on record: a registration's has two CRNs at most.
+const URI_MAX: usize = 1024;
 
 /// Longest accepted correlation id; a UUID has 36 characters.
 const CORRELATION_MAX: usize = 64;

@@ -105,14 +105,14 @@ pub(crate) fn admit(
         if kind == InstancePolicyKind::AllowedNetwork {
             let policy: AllowedNetwork =
                 serde_json::from_str(&attributes).map_err(|_| damaged())?;
-            if !network_allowed(&policy.allowed_network, caller.origin.network) {
+            if !network_allowed(&policy.allowed_network, caller.trace.origin.network) {
                 let what = "The instance takes calls by the private network only; use the private endpoint";
                 let code = "CONFIG_RULE_CONFLICT_ERR";
                 return Err(KpError::new(StatusCode::FORBIDDEN, code, what));
             }
         } else if caller.crn.is_none() && !any_address {
             let policy: AllowedIp = serde_json::from_str(&attributes).map_err(|_| damaged())?;
-            let allowed = caller.origin.address.is_some_and(|address| {
+            let allowed = caller.trace.origin.address.is_some_and(|address| {
                 let subnets = policy.allowed_ip.iter().filter_map(|text| Subnet::parse(text));
                 subnets.into_iter().any(|subnet| subnet.has(address))
             });

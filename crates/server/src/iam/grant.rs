@@ -3,7 +3,7 @@
 use super::token::{BadToken, Bearer, Credential, Issue};
 use super::trust;
 use crate::app::App;
-use crate::http::Correlation;
+use crate::http::Trace;
 use crate::http::auth::{Node, alive};
 use crate::http::body::Body;
 use axum::Json;
@@ -11,8 +11,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use claviger_crypto::digest;
+use claviger_domain::audit::{Credential as Proof, Record};
 use claviger_domain::id::UnixMs;
-use claviger_store::audit::Act;
 use claviger_store::iam::{self, Principal};
 use claviger_wire::iam::{
     ErrorContext, GRANT_APIKEY, GRANT_CR_TOKEN, GRANT_NODE, GRANT_REFRESH, Token, TokenError,
@@ -43,7 +43,7 @@ pub(super) struct Login {
 pub(crate) async fn token(
     State(app): State<Arc<App>>,
     node: Option<axum::Extension<Node>>,
-    Correlation(correlation): Correlation,
+    trace: Trace,
     body: Body,
 ) -> Response {
     let fields = form(&body.0);
@@ -67,19 +67,18 @@ pub(crate) async fn token(
         )),
     };
     let (who, status, reason) = match &found {
-        Ok(login) => (login.principal.iam_id.clone(), 200, ""),
-        Err(refused) => ("-".to_owned(), refused.status.as_u16(), refused.code),
+        Ok(login) => (&*login.principal.iam_id, 200, ""),
+        Err(refused) => ("-", refused.status.as_u16(), refused.code),
     };
-    let act = Act {
-        at: now,
-        who,
-        action: "iam-identity.user-apikey.login",
-        target: grant.chars().take(80).collect(),
-        status,
-        reason: reason.to_owned(),
-        correlation: correlation.clone(),
+    let proof = match grant.as_str() {
+        GRANT_NODE => Proof::Certificate,
+        GRANT_APIKEY => Proof::ApiKey,
+        _ => Proof::Token,
     };
-    let found = match app.recorder.record(act).await {
+    let target: String = grant.chars().take(80).collect();
+    let record = trace.record(who, proof, now, "iam-identity.user-apikey.login", target);
+    let record = Record { status, reason: reason.into(), ..record };
+    let found = match app.recorder.record(record).await {
         Ok(()) => found,
         Err(e) => Err(Refused {
             status: StatusCode::SERVICE_UNAVAILABLE,
@@ -93,7 +92,7 @@ pub(crate) async fn token(
             let body = TokenError {
                 error_code: refused.code.to_owned(),
                 error_message: refused.message.to_owned(),
-                context: ErrorContext { request_id: correlation },
+                context: ErrorContext { request_id: trace.correlation },
             };
             (refused.status, Json(body)).into_response()
         }

@@ -154,7 +154,9 @@ fn subject(app: &App, tx: &Tx<'_>, kind: &str, pairs: Pairs) -> Result<Subject, 
                 (Some(iam_id), None) => principal(tx, &iam_id)?,
                 (None, Some(group)) => self::group(tx, &group)?,
                 _ => {
-                    return Err(Refusal::bad("the subject must be an iam_id or an access_group_id"));
+                    return Err(Refusal::bad(
+                        "the subject must be an iam_id or an access_group_id",
+                    ));
                 }
             }
         }

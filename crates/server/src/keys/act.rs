@@ -9,8 +9,9 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::{KeyOperation, On};
+use claviger_domain::audit::{Data, KeyFacts, Record};
 use claviger_domain::id::{InstanceId, UnixMs};
-use claviger_domain::key::{KeyAction, KeyState, RootVersion, Verdict, verdict};
+use claviger_domain::key::{KeyAction, KeyState, RootKey, RootVersion, Verdict, verdict};
 use claviger_store::audit;
 use claviger_store::events::KeyEvent;
 use claviger_store::keys::Key;
@@ -18,6 +19,8 @@ use claviger_store::{Tx, iam, keys};
 use claviger_wire::kp::{INSTANCE_HEADER, Target};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::cell::RefCell;
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// The instance that the header `Bluemix-Instance` names. Whether there is one is told by
@@ -41,7 +44,7 @@ impl<S: Sync> FromRequestParts<S> for Instance {
 /// The action that no address is barred from.
 pub(crate) const ALLOWED_IP_PORT: &str = "kms.instance-allowed-ip-port.read";
 
-/// One operation under way.
+/// One operation that is asked for.
 #[derive(Clone)]
 pub(crate) struct Act {
     pub(crate) caller: Caller,
@@ -73,22 +76,38 @@ impl<T> Changed<T> {
     }
 }
 
+/// An operation under way: what was asked, and what is noted of it for its record.
+pub(crate) struct Doing {
+    act: Act,
+    now: UnixMs,
+    noted: RefCell<Data>,
+}
+
+impl Deref for Doing {
+    type Target = Act;
+    fn deref(&self) -> &Act {
+        &self.act
+    }
+}
+
 impl Act {
     /// Does what changes state: permission, change and audit record in one transaction.
     pub(crate) async fn change<T: Send + 'static>(
         self,
         app: &Arc<App>,
-        mut work: impl FnMut(&App, &Tx<'_>, &Act, UnixMs) -> Result<Changed<T>, KpError>
+        mut work: impl FnMut(&App, &Tx<'_>, &Doing, UnixMs) -> Result<Changed<T>, KpError>
         + Send
         + 'static,
     ) -> Result<T, KpError> {
-        let now = app.clock.now();
-        let (act, done) = app
+        let doing = self.begin(app.clock.now());
+        let (doing, done) = app
             .blocking(move |app| {
-                let done = app.store.tx(self.action, |tx| {
-                    self.admit(tx)?;
-                    let changed = work(app, tx, &self, now)?;
-                    audit::add(tx, &self.record(app, now, 200, ""))?;
+                let done = app.store.tx(doing.action, |tx| {
+                    // The transaction may be done over.
+                    doing.noted.replace(doing.act.asked());
+                    doing.admit(tx)?;
+                    let changed = work(app, tx, &doing, doing.now)?;
+                    audit::add(tx, &doing.record(app, 200, ""))?;
                     Ok::<_, KpError>(changed)
                 });
                 if let Ok(changed) = &done {
@@ -100,12 +119,12 @@ impl Act {
                         app.hub.key_changed(event.clone());
                     }
                 }
-                (self, done)
+                (doing, done)
             })
             .await;
         match done {
             Ok(changed) => Ok(changed.value),
-            Err(error) => Err(act.refuse(app, now, error).await),
+            Err(error) => Err(doing.refuse(app, error).await),
         }
     }
 
@@ -113,29 +132,38 @@ impl Act {
     pub(crate) async fn look<T: Send + 'static>(
         self,
         app: &Arc<App>,
-        work: impl FnOnce(&App, &Tx<'_>, &Act, UnixMs) -> Result<T, KpError> + Send + 'static,
+        work: impl FnOnce(&App, &Tx<'_>, &Doing, UnixMs) -> Result<T, KpError> + Send + 'static,
     ) -> Result<T, KpError> {
-        let now = app.clock.now();
-        let (act, done) = app
+        let doing = self.begin(app.clock.now());
+        let (doing, done) = app
             .blocking(move |app| {
-                let done = app.store.read(self.action, |tx| {
-                    self.admit(tx)?;
-                    work(app, tx, &self, now)
+                let done = app.store.read(doing.action, |tx| {
+                    doing.admit(tx)?;
+                    work(app, tx, &doing, doing.now)
                 });
-                (self, done)
+                (doing, done)
             })
             .await;
         match done {
             Ok(value) => {
-                let record = act.record(app, now, 200, "");
-                app.recorder
-                    .record(record)
-                    .await
-                    .map_err(|e| KpError::from(e).failing(act.failed))?;
+                let (record, failed) = (doing.record(app, 200, ""), doing.failed);
+                app.recorder.record(record).await.map_err(|e| KpError::from(e).failing(failed))?;
                 Ok(value)
             }
-            Err(error) => Err(act.refuse(app, now, error).await),
+            Err(error) => Err(doing.refuse(app, error).await),
         }
+    }
+
+    /// The operation under way since `now`.
+    pub(crate) fn begin(self, now: UnixMs) -> Doing {
+        let noted = RefCell::new(self.asked());
+        Doing { act: self, now, noted }
+    }
+
+    /// What the request alone says.
+    fn asked(&self) -> Data {
+        let (uri, ring) = (self.caller.trace.uri.clone(), self.caller.ring.clone());
+        Data { uri, ring, ..Data::default() }
     }
 
     /// Whether the instance takes calls from where the caller is.
@@ -143,35 +171,6 @@ impl Act {
         // Who is barred by his address asks this to learn where he could come from.
         let any_address = self.action == ALLOWED_IP_PORT;
         network::admit(tx, self.instance, &self.caller, any_address)
-    }
-
-    async fn refuse(&self, app: &Arc<App>, now: UnixMs, error: KpError) -> KpError {
-        let record = self.record(app, now, error.status.as_u16(), error.code());
-        if app.recorder.record(record).await.is_err() {
-            tracing::warn!(action = self.action, "a refusal could not be put on record");
-        }
-        error.failing(self.failed)
-    }
-
-    fn record(&self, app: &App, at: UnixMs, status: u16, reason: &str) -> audit::Act {
-        let mut target = app.account.instance_crn(self.instance);
-        if !self.key.is_empty() {
-            target.pop();
-            target.pop();
-            target = match self.key.strip_prefix(RING) {
-                Some(ring) => format!("{target}:key-ring:{ring}"),
-                None => format!("{target}:key:{}", self.key),
-            };
-        }
-        audit::Act {
-            at,
-            who: self.caller.iam_id.clone(),
-            action: self.action,
-            target,
-            status,
-            reason: reason.to_owned(),
-            correlation: self.caller.correlation.clone(),
-        }
     }
 
     /// Checks that the caller may do `operation` on the instance, and that there is one.
@@ -201,6 +200,19 @@ impl Act {
             "There is no such instance of the key service; look at the Bluemix-Instance header";
         Err(KpError::new(StatusCode::NOT_FOUND, "INSTANCE_NOT_FOUND_ERR", what))
     }
+}
+
+impl Doing {
+    /// Notes something for the record.
+    pub(crate) fn note(&self, note: impl FnOnce(&mut Data)) {
+        note(&mut self.noted.borrow_mut());
+    }
+
+    /// Notes the key that it is about. [`key`](Self::key) does it as the key is found; what changes
+    /// a key does it once more.
+    pub(crate) fn note_key(&self, key: &Key) {
+        self.note(|data| data.key = Some(facts(key, self.now)));
+    }
 
     /// The key that the request names, if the caller may do `operation` on it.
     pub(crate) fn key(&self, tx: &Tx<'_>, operation: KeyOperation) -> Result<Key, KpError> {
@@ -211,6 +223,7 @@ impl Act {
         let found = keys::find(tx, self.instance, &self.key)?;
         match found.filter(|key| self.caller.ring.as_ref().is_none_or(|ring| *ring == key.ring)) {
             Some(key) => {
+                self.note_key(&key);
                 let on = On::Key(key.root.key, &key.ring);
                 self.caller.permit(operation, self.instance, on)?;
                 Ok(key)
@@ -223,6 +236,42 @@ impl Act {
                 Err(KpError::no_key())
             }
         }
+    }
+
+    async fn refuse(self, app: &Arc<App>, error: KpError) -> KpError {
+        let record = self.record(app, error.status.as_u16(), error.code());
+        let Act { action, failed, .. } = self.act;
+        if app.recorder.record(record).await.is_err() {
+            tracing::warn!(action, "a refusal could not be put on record");
+        }
+        error.failing(failed)
+    }
+
+    fn record(&self, app: &App, status: u16, reason: &'static str) -> Record {
+        let mut data = self.noted.borrow().clone();
+        data.policy = self.caller.decided.policy();
+        let target = match (&data.key, self.key.strip_prefix(RING)) {
+            (Some(key), _) => {
+                app.account.key_crn(&RootKey { instance: self.instance, key: key.id })
+            }
+            (None, Some(ring)) => app.account.crn_within(self.instance, "key-ring", ring),
+            (None, None) if self.key.is_empty() => app.account.instance_crn(self.instance),
+            (None, None) => app.account.crn_within(self.instance, "key", &self.key),
+        };
+        let done = self.caller.did(self.now, self.action, target);
+        Record { status, reason: reason.into(), data, ..done }
+    }
+}
+
+/// What goes on record of a key.
+pub(crate) fn facts(key: &Key, now: UnixMs) -> KeyFacts {
+    KeyFacts {
+        id: key.root.key,
+        ring: key.ring.clone(),
+        standard: key.extractable,
+        state: key.state_at(now),
+        version: key.current,
+        expires: key.expires,
     }
 }
 

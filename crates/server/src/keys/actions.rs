@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Instance, answer, parse, root_only, state_allows};
+use crate::keys::act::{Act, Doing, Instance, answer, parse, root_only, state_allows};
 use crate::keys::create::{Prefer, custody, prefers, secret};
 use crate::keys::query::Query;
 use crate::keys::{changes, dual, sync};
@@ -187,6 +187,7 @@ async fn unwrap(app: Arc<App>, act: Act, body: Body) -> Result<Response, KpError
                 answered.ciphertext = Some(seal(app, tx, &version, &aad, &opened)?);
                 answered.rewrapped_key_version = Some(named(version.version));
             }
+            note(act, old, answered.ciphertext.is_some().then_some(version.version));
             Ok(answered)
         })
         .await?;
@@ -200,6 +201,7 @@ async fn rewrap(app: Arc<App>, act: Act, body: Body) -> Result<Response, KpError
             let key = act.key(tx, KeyOperation::Rewrap)?;
             let (opened, old, aad) = open(app, tx, &key, KeyAction::Rewrap, wanted, now)?;
             let version = current(&key)?;
+            note(act, old, Some(version.version));
             Ok(ActionAnswer {
                 plaintext: None,
                 ciphertext: Some(seal(app, tx, &version, &aad, &opened)?),
@@ -209,6 +211,16 @@ async fn rewrap(app: Arc<App>, act: Act, body: Body) -> Result<Response, KpError
         })
         .await?;
     Ok(secret_answer(answered))
+}
+
+/// Notes which version had wrapped what was opened, and which wraps it now.
+fn note(act: &Doing, old: KeyVersionId, new: Option<KeyVersionId>) {
+    act.note(|data| {
+        data.rewrapped = new;
+        if let Some(key) = &mut data.key {
+            key.version = Some(old);
+        }
+    });
 }
 
 type Ciphertext = (String, Vec<String>);

@@ -105,6 +105,7 @@ pub(crate) async fn rotate(
             let what = "The key was rotated a short time ago";
             not_before(key.rotated, app.settings.rotate_after, now, code, what)?;
             let event = new_version(app, tx, &mut key, given.as_ref(), now)?;
+            act.note_key(&key);
             let value = view::key(app, tx, &key, now)?;
             Ok(Changed { value, event, forget: Vec::new() })
         })
@@ -152,6 +153,7 @@ pub(crate) async fn disable(app: Arc<App>, act: Act) -> Result<Response, KpError
         key.acted = Some(now);
         key.updated = Some(now);
         keys::update(tx, &key)?;
+        act.note_key(&key);
         let event = event(tx, &key, EventKind::Disable, now)?;
         Ok(Changed { value: (), event, forget: all_versions(tx, &key)? })
     })
@@ -169,6 +171,7 @@ pub(crate) async fn enable(app: Arc<App>, act: Act) -> Result<Response, KpError>
         key.state = KeyState::Active;
         key.updated = Some(now);
         keys::update(tx, &key)?;
+        act.note_key(&key);
         let event = event(tx, &key, EventKind::Enable, now)?;
         Ok(Changed { value: (), event, forget: Vec::new() })
     })
@@ -201,6 +204,7 @@ pub(crate) async fn delete(
             key.acted = Some(now);
             key.updated = Some(now);
             keys::update(tx, &key)?;
+            act.note_key(&key);
             let event = event(tx, &key, EventKind::Delete, now)?;
             let value = view::key(app, tx, &key, now)?;
             Ok(Changed { value, event, forget: all_versions(tx, &key)? })
@@ -289,6 +293,7 @@ pub(crate) async fn restore_key(
             key.set_at = None;
             key.updated = Some(now);
             keys::update(tx, &key)?;
+            act.note_key(&key);
             let event = event(tx, &key, EventKind::Restore, now)?;
             let value = view::key(app, tx, &key, now)?;
             Ok(Changed { value, event, forget: Vec::new() })

@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Instance, answer, parse};
+use crate::keys::act::{Act, Changed, Doing, Instance, answer, parse};
 use crate::keys::import::{self, Arriving};
 use crate::keys::policies::{self, Intent};
 use crate::keys::{aliases, reading, rings, view};
@@ -105,7 +105,7 @@ async fn make(
         Ok((wanted, arriving)) => {
             let ring = ring.clone();
             let allowed =
-                move |tx: &Tx<'_>, act: &Act| act.on_ring(tx, KeyOperation::Import, &ring);
+                move |tx: &Tx<'_>, act: &Doing| act.on_ring(tx, KeyOperation::Import, &ring);
             let material = import::arrived(&app, &act, arriving, allowed).await;
             material.map(|material| Wanted { material, ..wanted })
         }
@@ -136,6 +136,7 @@ async fn make(
                 Policies::OfInstance => policies::inherit(tx, &key, now)?,
                 Policies::OfBody => policies::own(tx, &key, &wanted.new, now)?,
             }
+            act.note_key(&key);
             let mut out = view::key(app, tx, &key, now)?;
             if key.extractable && !minimal {
                 out.payload = reading::payload(app, tx, &key)?;

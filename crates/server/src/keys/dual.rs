@@ -3,12 +3,12 @@
 use crate::app::App;
 use crate::http::auth::{self, Caller};
 use crate::http::error::KpError;
-use crate::http::network::Origin;
 use crate::keys::act::{Act, Changed, state_allows};
 use crate::keys::view;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::{KeyOperation, On};
+use claviger_domain::audit::{Authorisation, Change};
 use claviger_domain::id::UnixMs;
 use claviger_domain::key::KeyAction;
 use claviger_store::Tx;
@@ -24,6 +24,11 @@ const COUNTS_FOR: Duration = Duration::from_secs(7 * 86_400);
 pub(crate) fn set_until(key: &Key, now: UnixMs) -> Option<UnixMs> {
     let until = view::later(key.set_at?, COUNTS_FOR);
     (key.set_by.is_some() && now < until).then_some(until)
+}
+
+fn authorisation(key: &Key, now: UnixMs) -> Option<Authorisation> {
+    let until = set_until(key, now)?;
+    key.set_by.clone().map(|by| Authorisation { by, until })
 }
 
 fn needed(tx: &Tx<'_>, key: &Key) -> Result<bool, KpError> {
@@ -85,7 +90,10 @@ async fn write(
             let what = "The key has no policy dualAuthDelete; one person can delete it";
             return Err(KpError::conflict("NOT_DUAL_AUTH_ERR", what));
         }
+        let from = authorisation(&key, now);
         change(tx, act, &mut key, now)?;
+        let to = authorisation(&key, now);
+        act.note(|data| data.change = Some(Change::Deletion { from, to }));
         key.updated = Some(now);
         keys::update(tx, &key)?;
         Ok(Changed::just(()))
@@ -103,7 +111,7 @@ pub(crate) fn authorised(tx: &Tx<'_>, act: &Act, key: &Key, now: UnixMs) -> Resu
     let first = key.set_by.as_ref().filter(|_| set_until(key, now).is_some()).ok_or_else(|| {
         not_met("Two persons are needed: another one must set the key for deletion first, at most 7 days before")
     })?;
-    let first = auth::find(tx, first, String::new(), Origin::default())?;
+    let first = auth::find(tx, first)?;
     let operation = KeyOperation::SetForDeletion;
     let first = first
         .filter(|f| f.permits(operation, key.root.instance, On::Key(key.root.key, &key.ring)))

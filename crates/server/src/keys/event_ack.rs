@@ -12,10 +12,11 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use claviger_domain::access::{KeyOperation, On};
-use claviger_domain::id::KeyVersionId;
+use claviger_domain::audit::Acknowledged;
+use claviger_domain::id::{KeyVersionId, UnixMs};
 use claviger_domain::key::RootKey;
 use claviger_store::answers::{self, Answer};
-use claviger_store::{Tx, keys, registrations};
+use claviger_store::{Tx, events, keys, registrations};
 use claviger_wire::kp::Envelope;
 use claviger_wire::kp::ack::EventAcknowledge;
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub(crate) fn routes() -> Router<Arc<App>> {
 struct Said {
     event: u64,
     state: String,
+    /// When it was done, as it says.
+    at: UnixMs,
     rewrapped: Option<KeyVersionId>,
 }
 
@@ -43,17 +46,18 @@ async fn acknowledge(
     let action = "kms.secrets-event.ack";
     let failed = "Event could not be acknowledged";
     let said = read(&body);
-    let event = said.as_ref().ok().map(|said| said.event);
+    let number = said.as_ref().ok().map(|said| said.event);
     // The event names the key, and the record of the act has to.
-    let root = match event {
+    let event = match number {
         None => None,
-        Some(event) => app
-            .blocking(move |app| app.store.read(action, |tx| answers::key_of(tx, event)))
+        Some(number) => app
+            .blocking(move |app| app.store.read(action, |tx| events::get(tx, number)))
             .await
             .map_err(|e| KpError::from(e).failing(failed))?,
     };
-    let key = root.filter(|root| root.instance == instance).map(|root| root.key.to_string());
-    let act = Act { caller, instance, action, failed, key: key.clone().unwrap_or_default() };
+    let event = event.filter(|event| event.root.instance == instance);
+    let key = event.as_ref().map(|event| event.root.key.to_string()).unwrap_or_default();
+    let act = Act { caller, instance, action, failed, key };
     act.change(&app, move |_, tx, act, now| {
         if !act.caller.sees(act.instance) {
             return Err(KpError::unauthorized());
@@ -64,12 +68,12 @@ async fn acknowledge(
             return Err(KpError::new(StatusCode::FORBIDDEN, "SERVICE_ONLY_ERR", what));
         }
         let said = said.as_ref().map_err(Clone::clone)?;
-        if key.is_none() {
+        let Some(event) = &event else {
             // Only who may do it on any key learns that there is no such event.
             act.caller.permit(KeyOperation::AcknowledgeEvent, act.instance, On::Instance)?;
             let what = "There is no such event of a key of this instance";
             return Err(KpError::new(StatusCode::NOT_FOUND, "EVENT_NOT_FOUND_ERR", what));
-        }
+        };
         let key = act.key(tx, KeyOperation::AcknowledgeEvent)?;
         if let Some(version) = said.rewrapped
             && keys::version(tx, &key.root, version)?.is_none()
@@ -78,6 +82,15 @@ async fn acknowledge(
             let status = StatusCode::UNPROCESSABLE_ENTITY;
             return Err(KpError::new(status, "KEY_VERSION_INVALID", what));
         }
+        act.note(|data| {
+            data.event = Some(Acknowledged {
+                event: said.event,
+                kind: event.kind.as_str().to_owned(),
+                state: said.state.clone(),
+                at: said.at,
+                version: event.version,
+            });
+        });
         for crn in users(tx, act, &key.root)? {
             let answer = Answer {
                 root: key.root,
@@ -134,10 +147,10 @@ fn read(body: &Body) -> Result<Said, KpError> {
         );
         return Err(KpError::field("adopterKeyState", what));
     }
-    if given.timestamp.as_deref().and_then(view::parse_date).is_none() {
+    let at = given.timestamp.as_deref().and_then(view::parse_date).ok_or_else(|| {
         let what = "The field 'timestamp' must be: an RFC 3339 date and time";
-        return Err(KpError::field("timestamp", what));
-    }
+        KpError::field("timestamp", what)
+    })?;
     let version = given.key_state_data.and_then(|data| data.rewrapped_key_version);
     let rewrapped = match version.filter(|text| !text.is_empty()) {
         Some(text) => Some(text.parse::<KeyVersionId>().map_err(|_| {
@@ -150,5 +163,5 @@ fn read(body: &Body) -> Result<Said, KpError> {
         }
         None => None,
     };
-    Ok(Said { event, state, rewrapped })
+    Ok(Said { event, state, at, rewrapped })
 }

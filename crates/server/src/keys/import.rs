@@ -8,7 +8,7 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Instance, answer, parse};
+use crate::keys::act::{Act, Changed, Doing, Instance, answer, parse};
 use crate::keys::create::{base64, custody, secret};
 use crate::keys::view;
 use axum::Router;
@@ -22,6 +22,7 @@ use claviger_crypto::transport::{self, CBC_IV, GCM_IV, Oaep, TransportKey};
 use claviger_crypto::{SecretBytes, digest};
 use claviger_custody::CustodyError;
 use claviger_domain::access::KeyOperation;
+use claviger_domain::audit;
 use claviger_domain::id::{InstanceId, UnixMs};
 use claviger_store::Tx;
 use claviger_store::import_tokens::{self as store, ImportToken};
@@ -90,6 +91,7 @@ async fn create(
                 nonce: seal(app, instance, "nonce", &made.nonce),
             };
             store::put(tx, instance, &token)?;
+            note(act, &token);
             Ok(Changed::just(seen(&token)))
         })
         .await?;
@@ -162,6 +164,7 @@ async fn retrieve(
             }
             store::retrieved(tx, act.instance)?;
             token.remaining -= 1;
+            note(act, &token);
             let nonce = open(app, act.instance, "nonce", &token.nonce)?;
             let mut out = seen(&token);
             out.payload = Some(STANDARD.encode(&token.public));
@@ -191,6 +194,11 @@ fn good(
         return Err(KpError::conflict("IMPORT_TOKEN_EXPIRED_ERR", what));
     }
     Ok(token)
+}
+
+fn note(act: &Doing, token: &ImportToken) {
+    let ImportToken { allowed, remaining, expires, .. } = *token;
+    act.note(|data| data.import_token = Some(audit::ImportToken { allowed, remaining, expires }));
 }
 
 fn seen(token: &ImportToken) -> wire::ImportToken {
@@ -287,14 +295,15 @@ pub(crate) async fn arrived(
     app: &Arc<App>,
     act: &Act,
     arriving: Option<Arriving>,
-    allowed: impl FnOnce(&Tx<'_>, &Act) -> Result<(), KpError> + Send + 'static,
+    allowed: impl FnOnce(&Tx<'_>, &Doing) -> Result<(), KpError> + Send + 'static,
 ) -> Result<Option<SecretBytes>, KpError> {
     let (payload, nonce, iv, oaep) = match arriving {
         None => return Ok(None),
         Some(Arriving::Plain(plain)) => return Ok(Some(plain)),
         Some(Arriving::Sealed { payload, nonce, iv, oaep }) => (payload, nonce, iv, oaep),
     };
-    let (act, now) = (act.clone(), app.clock.now());
+    let now = app.clock.now();
+    let act = act.clone().begin(now);
     app.blocking(move |app| {
         let token = app.store.read(act.action, |tx| {
             allowed(tx, &act)?;

@@ -5,7 +5,7 @@
 //! none or the wrong one.
 
 mod acks;
-mod act;
+pub(crate) mod act;
 mod actions;
 mod aliases;
 mod changes;
@@ -16,7 +16,7 @@ mod event_ack;
 mod import;
 mod kmip;
 mod list;
-mod policies;
+pub(crate) mod policies;
 mod purge;
 pub(crate) mod query;
 mod reading;
@@ -68,7 +68,5 @@ pub fn routes() -> Router<Arc<App>> {
         .merge(kmip::routes())
 }
 
-#[cfg(test)]
-mod service_tests;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::KeyOperation;
+use claviger_domain::audit::Purge;
 use claviger_domain::key::KeyAction;
 use claviger_store::keys;
 use claviger_wire::kp;
@@ -49,6 +50,10 @@ pub(crate) async fn purge(
             if keys::has_adapter(tx, &key.root)? {
                 let what = "A KMIP adapter names the key; delete the adapter first";
                 return Err(KpError::conflict("PROTECTED_RESOURCE_ERR", what));
+            }
+            if let (Some(deleted), Some(allowed_from)) = (key.deleted, from) {
+                let due = view::later(deleted, app.settings.purged_after);
+                act.note(|data| data.purge = Some(Purge { deleted, allowed_from, due }));
             }
             let value = view::key(app, tx, &key, now)?;
             let forget = all_versions(tx, &key)?;

@@ -82,6 +82,11 @@ impl Query {
         }
     }
 
+    /// The size of a page: as asked for, within its bound.
+    pub(crate) fn limit(&self, usual: usize, most: usize) -> Result<usize, KpError> {
+        Ok(self.number("limit", 1, most)?.unwrap_or(usual))
+    }
+
     /// Cuts `limit` and `offset` out of all matches; with their number if the caller wants it.
     pub(crate) fn page<T>(&self, all: Vec<T>) -> Result<(Vec<T>, Option<u64>), KpError> {
         self.page_within(all, 200, LIMIT_MAX)
@@ -94,7 +99,7 @@ impl Query {
         usual: usize,
         most: usize,
     ) -> Result<(Vec<T>, Option<u64>), KpError> {
-        let limit = self.number("limit", 1, most)?.unwrap_or(usual);
+        let limit = self.limit(usual, most)?;
         let offset = self.number("offset", 0, usize::MAX)?.unwrap_or(0);
         let total = all.len() as u64;
         let total = self.flag("totalCount")?.unwrap_or(false).then_some(total);

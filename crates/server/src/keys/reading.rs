@@ -116,6 +116,7 @@ pub(crate) async fn versions(
                 })
                 .collect();
             let (page, total) = query.page(all)?;
+            act.note(|data| data.total = Some(page.len() as u64));
             let mut envelope = kp::Envelope::of(kp::VERSION_TYPE, page);
             envelope.metadata.total_count = total;
             Ok(envelope)

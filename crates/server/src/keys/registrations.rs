@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Instance, answer, parse, root_only, state_allows};
+use crate::keys::act::{Act, Changed, Doing, Instance, answer, parse, root_only, state_allows};
 use crate::keys::query::Query;
 use crate::keys::view;
 use axum::extract::{Path, State};
@@ -35,7 +35,7 @@ fn act(caller: Caller, instance: claviger_domain::id::InstanceId, key: String) -
 }
 
 /// The key and whether the caller may write registrations for this CRN on it.
-fn writable(tx: &Tx<'_>, act: &Act, crn: &str) -> Result<Key, KpError> {
+fn writable(tx: &Tx<'_>, act: &Doing, crn: &str) -> Result<Key, KpError> {
     if !act.caller.service {
         // Told only to whoever may read the key; strangers get 401.
         act.key(tx, KeyOperation::ReadMetadata)?;

@@ -13,6 +13,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post};
 use claviger_domain::access::{KeyOperation, On};
+use claviger_domain::audit::Change;
 use claviger_domain::id::InstanceId;
 use claviger_domain::key::KeyAction;
 use claviger_store::rings::{self as store, DEFAULT, Ring};
@@ -190,6 +191,8 @@ async fn move_key(
             act.on_ring(tx, KeyOperation::PatchKey, wanted)?;
             state_allows(&key, KeyAction::Patch, now)?;
             there(tx, act.instance, wanted)?;
+            let (from, to) = (key.ring.clone(), wanted.clone());
+            act.note(|data| data.change = Some(Change::Ring { from, to }));
             key.ring = wanted.clone();
             key.updated = Some(now);
             keys::update(tx, &key)?;

@@ -16,8 +16,7 @@ async fn an_instance_from_its_making_to_its_end() {
         ..Settings::default()
     };
     let w = World::with(settings);
-    let editor = w.person("editor", &[Grant::Platform(PlatformRole::Editor), ALL]);
-    let editor = w.token(&editor).await;
+    let editor = w.person_with("editor", &[Grant::Platform(PlatformRole::Editor), ALL]);
     let groups = w.ask(&editor, "GET", "/v2/resource_groups", Value::Null).await.is(200);
     let group = groups["resources"][0].clone();
     assert_eq!((&group["name"], &group["default"]), (&json!("default"), &json!(true)));
@@ -56,7 +55,7 @@ async fn an_instance_from_its_making_to_its_end() {
 
     // A live key keeps the instance; a destroyed one does not.
     let instance = guid.parse().unwrap();
-    let key = w.root_key(&editor, instance, "root").await;
+    let key = w.make_root(&editor, instance, "root").await;
     let refused = w.ask(&editor, "DELETE", &path, Value::Null).await.is(422);
     let said = refused["message"].as_str().unwrap();
     assert!(said.contains("CONTAINS_ACTIVE_KEYS") && said.contains("1 active keys"), "{said}");
@@ -81,8 +80,7 @@ async fn an_instance_from_its_making_to_its_end() {
 #[tokio::test]
 async fn lists_have_pages_and_filters() {
     let w = World::new();
-    let editor = w.person("editor", &[Grant::Platform(PlatformRole::Editor)]);
-    let editor = w.token(&editor).await;
+    let editor = w.person_with("editor", &[Grant::Platform(PlatformRole::Editor)]);
     for n in 0..3 {
         let new = json!({ "name": format!("i {n}") });
         w.ask(&editor, "POST", "/v2/resource_instances", new).await.is(201);
@@ -124,15 +122,12 @@ async fn lists_have_pages_and_filters() {
 #[tokio::test]
 async fn what_is_wrong_with_an_instance_is_told() {
     let w = World::new();
-    let viewer = w.person("viewer", &[Grant::Platform(PlatformRole::Viewer)]);
-    let manager = w.person("manager", &[ALL]);
-    let editor = w.person("editor", &[Grant::Platform(PlatformRole::Editor)]);
-    let (viewer, manager) = (w.token(&viewer).await, w.token(&manager).await);
-    let editor = w.token(&editor).await;
+    let viewer = w.person_with("viewer", &[Grant::Platform(PlatformRole::Viewer)]);
+    let editor = w.person_with("editor", &[Grant::Platform(PlatformRole::Editor)]);
     let path = format!("/v2/resource_instances/{}", w.one);
     for (token, method, path, status) in [
         (&viewer, "GET", &*path, 200),
-        (&manager, "GET", &*path, 401),
+        (&w.manager, "GET", &*path, 401),
         (&viewer, "DELETE", &*path, 401),
         (&viewer, "POST", "/v2/resource_instances", 401),
         (&editor, "POST", "/v2/resource_instances", 400),
@@ -141,7 +136,7 @@ async fn what_is_wrong_with_an_instance_is_told() {
     ] {
         let answer = w.ask(token, method, path, Value::Null).await.is(status);
         if status >= 400 {
-            assert_eq!(answer["status_code"], status, "{answer}");
+            assert_eq!(answer["status_code"], status, "{}", answer.body);
             assert!(answer["transaction_id"].is_string() && answer["error_code"].is_string());
         }
     }
@@ -167,13 +162,12 @@ async fn what_is_wrong_with_an_instance_is_told() {
 #[tokio::test]
 async fn an_administrator_lets_people_and_services_in() {
     let w = World::new();
-    let admin = w.person("admin", &[Grant::Platform(PlatformRole::Administrator)]);
-    let editor = w.person("editor", &[Grant::Platform(PlatformRole::Editor)]);
-    let (admin, editor) = (w.token(&admin).await, w.token(&editor).await);
+    let admin = w.person_with("admin", &[Grant::Platform(PlatformRole::Administrator)]);
+    let editor = w.person_with("editor", &[Grant::Platform(PlatformRole::Editor)]);
     let person = json!({ "name": "second", "roles": [{ "role": "Manager" }] });
     w.ask(&editor, "POST", "/v3/principals", person.clone()).await.is(401);
     let made = w.ask(&admin, "POST", "/v3/principals", person).await.is(201);
-    let token = w.token(made["apikey"].as_str().unwrap()).await;
+    let token = w.log_in(made["apikey"].as_str().unwrap()).await;
     w.ask(&token, "GET", "/api/v2/keys", Value::Null).await.is(200);
     w.ask(&token, "POST", "/v3/principals", json!({ "name": "x" })).await.is(401);
 
@@ -192,8 +186,8 @@ async fn an_administrator_lets_people_and_services_in() {
 
     let roles = json!([{ "role": "Writer", "instance": w.one, "ring": "default" }]);
     let made = w.ask(&admin, "POST", "/v3/principals", json!({ "name": "ring", "roles": roles }));
-    let token = w.token(made.await.is(201)["apikey"].as_str().unwrap()).await;
-    w.root_key(&token, w.one, "in-default").await;
+    let token = w.log_in(made.await.is(201)["apikey"].as_str().unwrap()).await;
+    w.make_root(&token, w.one, "in-default").await;
     w.ask(&token, "POST", "/api/v2/key_rings/other", Value::Null).await.is(401);
 
     for wrong in [

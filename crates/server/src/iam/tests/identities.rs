@@ -5,8 +5,8 @@ use super::*;
 #[tokio::test]
 async fn a_person_manages_his_own_api_keys_and_nobody_elses() {
     let (w, admin) = world().await;
-    let person = w.token(&w.person("p", &[])).await;
-    let other = w.token(&w.person("q", &[])).await;
+    let person = w.log_in(&w.api_key("p", &[])).await;
+    let other = w.log_in(&w.api_key("q", &[])).await;
     let new = json!({"name": "laptop", "description": "mine"});
     let made = w.ask(&person, "POST", "/apikeys", new).await;
     assert_eq!(made.headers["cache-control"], "no-store");
@@ -53,10 +53,10 @@ async fn service_ids_come_and_go_with_all_that_hangs_on_them() {
     let (uuid, iam_id) = (&made["metadata"]["uuid"], &made["metadata"]["iam_id"]);
     assert_eq!(json!(format!("iam-{}", uuid.as_str().unwrap())), *iam_id);
     let list = w.ask(&admin, "GET", &format!("/serviceids?boundTo={account}"), Value::Null).await;
-    assert_eq!(list.is(200)["items"][0], made);
+    assert_eq!(list.is(200)["items"][0], made.body);
     let key = json!({"name": "k", "boundTo": made["metadata"]["crn"]});
     let key = w.ask(&admin, "POST", "/apikeys", key).await.is(201);
-    let robot = w.token(key["entity"]["apiKey"].as_str().unwrap()).await;
+    let robot = w.log_in(key["entity"]["apiKey"].as_str().unwrap()).await;
     w.policy(&admin, ("iam_id", iam_id.as_str().unwrap()), "Reader", json!({"serviceName": "kms"}))
         .await;
     assert_eq!(w.lists_keys(&robot).await, 200);
@@ -68,7 +68,7 @@ async fn service_ids_come_and_go_with_all_that_hangs_on_them() {
     let changed = w.put(&admin, &format!("PUT {path}"), version, &json!({"name": "n"})).await;
     assert_eq!(changed.is(200)["entity"]["name"], "n");
     let user = format!("/v2/accounts/{}/users/IBMid-admin", w.app.account.id);
-    w.person("second", &[ADMINISTRATOR]);
+    w.api_key("second", &[ADMINISTRATOR]);
     assert_eq!(
         w.ask(&admin, "DELETE", &user, Value::Null).await.is(409)["errors"][0]["code"],
         "USER_OWNS_SERVICES_ERR"
@@ -85,13 +85,13 @@ async fn service_ids_come_and_go_with_all_that_hangs_on_them() {
 #[tokio::test]
 async fn users_are_listed_shown_and_removed() {
     let (w, admin) = world().await;
-    let person = w.person("p", &[on(ServiceRole::Reader, Scope::Everywhere)]);
-    let token = w.token(&person).await;
+    let person = w.api_key("p", &[on(ServiceRole::Reader, Scope::Everywhere)]);
+    let token = w.log_in(&person).await;
     let users = format!("/v2/accounts/{}/users", w.app.account.id);
     let list = w.ask(&admin, "GET", &users, Value::Null).await.is(200);
     assert_eq!(
-        (&list["total_results"], &list["resources"][1]["iam_id"]),
-        (&json!(2), &json!("IBMid-p"))
+        (&list["total_results"], &list["resources"][2]["iam_id"]),
+        (&json!(3), &json!("IBMid-p"))
     );
     w.ask(&token, "GET", &users, Value::Null).await.is(401);
     let one = format!("{users}/IBMid-p");
@@ -112,7 +112,7 @@ async fn users_are_listed_shown_and_removed() {
 #[tokio::test]
 async fn roles_are_told_to_whoever_has_a_token() {
     let (w, _) = world().await;
-    let person = w.token(&w.person("p", &[])).await;
+    let person = w.log_in(&w.api_key("p", &[])).await;
     let roles = w.ask(&person, "GET", "/v2/roles?service_name=kms", Value::Null).await.is(200);
     assert_eq!(roles["service_roles"].as_array().unwrap().len(), 6);
     assert_eq!(roles["system_roles"].as_array().unwrap().len(), 4);

@@ -1,17 +1,18 @@
 //! Identity and access over the router: who comes in, who may do what, and what changes of it.
 
 mod identities;
+mod matrix;
 mod policies;
 mod strangers;
 mod tokens;
 
 use crate::app::Settings;
-use crate::testing::{Answer, World};
+use crate::testing::{Answer, START, World};
 use axum::body::Body;
 use axum::http::Request;
 use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
 use claviger_domain::key::RootKey;
-use claviger_store::iam::Grant;
+use claviger_store::iam::{self, ApiKey, Grant};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -24,12 +25,22 @@ fn on(role: ServiceRole, scope: Scope) -> Grant {
 /// A world with an administrator, who is Manager everywhere as well; his token.
 async fn world() -> (World, String) {
     let w = World::with(Settings::default().without_waits());
-    let admin = w.person("admin", &[ADMINISTRATOR, on(ServiceRole::Manager, Scope::Everywhere)]);
-    let token = w.token(&admin).await;
+    let admin = w.api_key("admin", &[ADMINISTRATOR, on(ServiceRole::Manager, Scope::Everywhere)]);
+    let token = w.log_in(&admin).await;
     (w, token)
 }
 
 impl World {
+    /// The API key of a person who may do this.
+    fn api_key(&self, name: &str, grants: &[Grant]) -> String {
+        self.person_with(name, grants);
+        let secret = self.app.tokens.new_api_key();
+        let key = ApiKey::new(&format!("IBMid-{name}"), "t", "t", START);
+        let mac = self.app.tokens.api_key_mac(&secret);
+        self.app.store.tx("t", |tx| iam::add_api_key(tx, &key, &mac)).unwrap();
+        secret
+    }
+
     /// Asks with `If-Match`.
     async fn put(&self, token: &str, line: &str, tag: Option<&str>, body: &Value) -> Answer {
         let (method, path) = line.split_once(' ').unwrap();
@@ -40,7 +51,7 @@ impl World {
         if let Some(tag) = tag {
             request = request.header("if-match", tag);
         }
-        self.send(request.body(Body::from(body.to_string())).unwrap()).await
+        self.raw(request.body(Body::from(body.to_string())).unwrap()).await
     }
 
     /// A policy about a principal or a group; its id.

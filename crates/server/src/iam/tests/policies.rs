@@ -5,7 +5,7 @@ use super::*;
 #[tokio::test]
 async fn a_policy_counts_with_the_next_request_and_no_longer_than_it_is_there() {
     let (w, admin) = world().await;
-    let person = w.token(&w.person("p", &[])).await;
+    let person = w.log_in(&w.api_key("p", &[])).await;
     assert_eq!(w.lists_keys(&person).await, 401);
     let kms = json!({"serviceName": "kms", "serviceInstance": w.one});
     let id = w.policy(&admin, ("iam_id", "IBMid-p"), "Reader", kms.clone()).await;
@@ -13,7 +13,7 @@ async fn a_policy_counts_with_the_next_request_and_no_longer_than_it_is_there() 
     let path = format!("/v1/policies/{id}");
     let read = w.ask(&admin, "GET", &path, Value::Null).await;
     let tag = read.headers["etag"].to_str().unwrap().to_owned();
-    let mut body = read.is(200);
+    let mut body = read.is(200).body;
     assert_eq!(body["resources"][0]["attributes"][2]["value"], json!(w.one));
     assert_eq!(body["created_by_id"], "IBMid-admin");
 
@@ -27,7 +27,7 @@ async fn a_policy_counts_with_the_next_request_and_no_longer_than_it_is_there() 
     changed.is(200);
     assert_ne!(next, tag);
     w.put(&admin, &line, Some(&tag), &body).await.is(412);
-    w.root_key(&person, w.one, "made").await;
+    w.make_root(&person, w.one, "made").await;
     w.put(
         &admin,
         &line,
@@ -57,15 +57,15 @@ async fn a_policy_counts_with_the_next_request_and_no_longer_than_it_is_there() 
 #[tokio::test]
 async fn lists_are_chosen_by_what_clients_ask() {
     let (w, admin) = world().await;
-    w.person("p", &[]);
+    w.api_key("p", &[]);
     let kms = json!({"serviceName": "kms"});
     w.policy(&admin, ("iam_id", "IBMid-p"), "Reader", kms.clone()).await;
     let account = &w.app.account.id;
     let count = async |query: &str| {
         let list = w.ask(&admin, "GET", &format!("/v1/policies?{query}"), Value::Null).await;
-        list.is(200)["policies"].as_array().unwrap().len()
+        list.is(200).body["policies"].as_array().unwrap().len()
     };
-    assert_eq!(count("").await, 3, "two of the administrator");
+    assert_eq!(count("").await, 4, "two of the administrator, one of the manager");
     assert_eq!(count(&format!("account_id={account}&iam_id=IBMid-p&type=access")).await, 1);
     assert_eq!(count("iam_id=IBMid-p&type=authorization").await, 0);
     assert_eq!(count("account_id=else").await, 0);
@@ -75,7 +75,7 @@ async fn lists_are_chosen_by_what_clients_ask() {
 #[tokio::test]
 async fn what_is_not_understood_is_refused_since_it_would_be_wider() {
     let (w, admin) = world().await;
-    w.person("p", &[]);
+    w.api_key("p", &[]);
     let account = w.app.account.id.clone();
     let (one, key) = (json!(w.one), json!(claviger_domain::id::KeyId::random()));
     let try_out = async |subject: (&str, &str), roles: &[&str], on: Value| {
@@ -119,7 +119,7 @@ async fn what_is_not_understood_is_refused_since_it_would_be_wider() {
 #[tokio::test]
 async fn groups_give_their_roles_to_whoever_is_in_them() {
     let (w, admin) = world().await;
-    let person = w.token(&w.person("p", &[])).await;
+    let person = w.log_in(&w.api_key("p", &[])).await;
     let new = json!({"name": "readers", "description": "who may look"});
     let made = w.ask(&admin, "POST", "/v2/groups", new.clone()).await.is(201);
     let group = made["id"].as_str().unwrap().to_owned();
@@ -186,7 +186,7 @@ async fn pages_of_groups_follow_each_other() {
 #[tokio::test]
 async fn the_older_paths_show_the_same_policies() {
     let (w, admin) = world().await;
-    w.person("p", &[]);
+    w.api_key("p", &[]);
     let account = &w.app.account.id;
     let scope = format!("/acms/v1/scopes/a%2F{account}/users/IBMid-p/policies");
     let body = json!({
@@ -249,7 +249,7 @@ async fn the_last_administrator_stays() {
     for path in &ways {
         w.ask(&admin, "DELETE", path, Value::Null).await.is(409);
     }
-    w.person("second", &[ADMINISTRATOR]);
+    w.api_key("second", &[ADMINISTRATOR]);
     w.ask(&admin, "DELETE", &ways[0], Value::Null).await.is(204);
     w.ask(&admin, "GET", &ways[0], Value::Null).await.is(401);
 }
@@ -257,7 +257,7 @@ async fn the_last_administrator_stays() {
 #[tokio::test]
 async fn platform_roles_may_be_on_one_instance() {
     let (w, admin) = world().await;
-    let person = w.token(&w.person("p", &[])).await;
+    let person = w.log_in(&w.api_key("p", &[])).await;
     let list = "/v2/resource_instances";
     w.ask(&person, "GET", list, Value::Null).await.is(401);
     let on = json!({"serviceName": "kms", "serviceInstance": w.one});

@@ -17,7 +17,7 @@ async fn all(
         .header("bluemix-instance", instance)
         .header("correlation-id", "00000000-0000-4000-8000-000000000000");
     let body = r#"{"preventKeyDeletion": true}"#;
-    let answer = w.send(request.body(Body::from(body)).unwrap()).await;
+    let answer = w.raw(request.body(Body::from(body)).unwrap()).await;
     let headers = answer.headers.iter();
     let headers = headers.map(|(n, v)| (n.to_string(), v.as_bytes().to_vec())).collect();
     (answer.status, headers, answer.bytes.to_vec())
@@ -54,15 +54,15 @@ const OF_A_KEY: [&str; 24] = [
 #[tokio::test]
 async fn keys_that_are_forbidden_are_answered_as_keys_that_are_not() {
     let (w, admin) = world().await;
-    let there = w.root_key(&admin, w.one, "there").await;
-    let mine = w.root_key(&admin, w.one, "mine").await;
-    let nobody = w.token(&w.person("nobody", &[])).await;
-    let elsewhere = w.person("elsewhere", &[on(ServiceRole::Manager, Scope::Instance(w.two))]);
-    let elsewhere = w.token(&elsewhere).await;
-    let of_one = w.person("one", &[on(ServiceRole::Manager, Scope::Key(root(&w, &mine)))]);
-    let of_one = w.token(&of_one).await;
+    let there = w.make_root(&admin, w.one, "there").await;
+    let mine = w.make_root(&admin, w.one, "mine").await;
+    let nobody = w.log_in(&w.api_key("nobody", &[])).await;
+    let elsewhere = w.api_key("elsewhere", &[on(ServiceRole::Manager, Scope::Instance(w.two))]);
+    let elsewhere = w.log_in(&elsewhere).await;
+    let of_one = w.api_key("one", &[on(ServiceRole::Manager, Scope::Key(root(&w, &mine)))]);
+    let of_one = w.log_in(&of_one).await;
     let ring = Scope::Ring(w.one, "other".to_owned());
-    let of_ring = w.token(&w.person("ring", &[on(ServiceRole::Manager, ring)])).await;
+    let of_ring = w.log_in(&w.api_key("ring", &[on(ServiceRole::Manager, ring)])).await;
     let gone = claviger_domain::id::KeyId::random().to_string();
     let one = w.one.to_string();
     for token in [&nobody, &elsewhere, &of_one, &of_ring] {
@@ -111,8 +111,8 @@ async fn keys_that_are_forbidden_are_answered_as_keys_that_are_not() {
         );
     }
     // Who may list all of the instance learns which keys there are.
-    let reader = w.person("reader", &[on(ServiceRole::Reader, Scope::Instance(w.one))]);
-    let reader = w.token(&reader).await;
+    let reader = w.api_key("reader", &[on(ServiceRole::Reader, Scope::Instance(w.one))]);
+    let reader = w.log_in(&reader).await;
     w.ask(&reader, "GET", &format!("/api/v2/keys/{gone}/metadata"), Value::Null)
         .await
         .refused(404, "KEY_NOT_FOUND_ERR");
@@ -121,7 +121,7 @@ async fn keys_that_are_forbidden_are_answered_as_keys_that_are_not() {
 #[tokio::test]
 async fn so_are_instances_and_clusters_where_a_role_is_on_another_one() {
     let (w, admin) = world().await;
-    let token = w.token(&w.person("p", &[])).await;
+    let token = w.log_in(&w.api_key("p", &[])).await;
     let cluster = claviger_domain::id::ClusterId::random();
     for on in [
         json!({"serviceName": "kms", "serviceInstance": w.one}),

@@ -9,9 +9,9 @@ use rcgen::KeyPair;
 #[tokio::test]
 async fn a_refresh_token_is_good_for_a_day_and_as_long_as_its_api_key() {
     let (w, _) = world().await;
-    let person = w.person("p", &[on(ServiceRole::Reader, Scope::Everywhere)]);
+    let person = w.api_key("p", &[on(ServiceRole::Reader, Scope::Everywhere)]);
     let first = w.login(&person).await.is(200);
-    let refresh = |token: &Value| {
+    let refresh = |token: &Answer| {
         let token = token["refresh_token"].as_str().unwrap().to_owned();
         let w = &w;
         async move { w.grant(&[("grant_type", GRANT_REFRESH), ("refresh_token", &token)]).await }
@@ -26,7 +26,7 @@ async fn a_refresh_token_is_good_for_a_day_and_as_long_as_its_api_key() {
         assert_eq!(refresh(over).await.is(400)["errorCode"], "BXNIM0407E", "never prolonged");
     }
     let third = w.login(&person).await.is(200);
-    let admin = w.token(&w.person("second", &[ADMINISTRATOR])).await;
+    let admin = w.log_in(&w.api_key("second", &[ADMINISTRATOR])).await;
     let keys = w.ask(&admin, "GET", "/apikeys?boundTo=IBMid-p", Value::Null).await.is(200);
     let id = keys["items"][0]["metadata"]["uuid"].as_str().unwrap();
     let token = third["access_token"].as_str().unwrap();
@@ -60,7 +60,7 @@ async fn other_grants_are_refused() {
 /// What a verifier of ours does: the token's key out of the public set.
 async fn verified(w: &World, token: &str) -> bool {
     let request = Request::get("/identity/keys").body(Body::empty()).unwrap();
-    let set: JwkSet = serde_json::from_value(w.send(request).await.is(200)).unwrap();
+    let set: JwkSet = serde_json::from_value(w.raw(request).await.is(200).body).unwrap();
     let kid = jsonwebtoken::decode_header(token).unwrap().kid.unwrap();
     let Some(jwk) = set.find(&kid) else { return false };
     let mut validation = Validation::new(Algorithm::ES256);
@@ -72,12 +72,12 @@ async fn verified(w: &World, token: &str) -> bool {
 #[tokio::test]
 async fn public_keys_verify_tokens_also_after_another_key_signs() {
     let (w, admin) = world().await;
-    let person = w.person("p", &[on(ServiceRole::Reader, Scope::Everywhere)]);
-    let old = w.token(&person).await;
+    let person = w.api_key("p", &[on(ServiceRole::Reader, Scope::Everywhere)]);
+    let old = w.log_in(&person).await;
     assert!(verified(&w, &old).await);
     w.ask(&old, "POST", "/v3/signing-keys/rotate", Value::Null).await.is(401);
     let rotated = w.ask(&admin, "POST", "/v3/signing-keys/rotate", Value::Null).await.is(200);
-    let new = w.token(&person).await;
+    let new = w.log_in(&person).await;
     assert_eq!(json!(jsonwebtoken::decode_header(&new).unwrap().kid), rotated["kid"]);
     for token in [&old, &new] {
         assert!(verified(&w, token).await);
@@ -183,7 +183,7 @@ async fn a_pod_of_a_trusted_cluster_becomes_the_service_id_that_it_was_given() {
         ("rubbish", "a.b.c".to_owned(), ""),
         ("too long", "x".repeat(9000), ""),
     ] {
-        let mut refused = come_in(&w, &token, profile).await.is(400);
+        let mut refused = come_in(&w, &token, profile).await.is(400).body;
         refused["context"] = Value::Null;
         same.push(refused);
         assert_eq!(same[0], same[same.len() - 1], "{why}: one answer for all");

@@ -2,6 +2,7 @@
 
 use super::by_the_clock;
 use crate::app::App;
+use claviger_domain::audit::Change;
 use claviger_domain::id::UnixMs;
 use claviger_domain::key::KeyState;
 use claviger_store::events::{self, EventKind, KeyEvent};
@@ -21,7 +22,10 @@ pub(super) fn turn(app: &App, now: UnixMs) -> Result<Option<UnixMs>, StoreError>
             key.state = KeyState::Deactivated;
             key.updated = Some(now);
             keys::update(tx, &key)?;
-            audit::add(tx, &by_the_clock(app, "kms.secrets.expire", &root, now))?;
+            let mut record = by_the_clock(app, "kms.secrets.expire", &key, now);
+            let (from, to) = (KeyState::Active, KeyState::Deactivated);
+            record.data.change = Some(Change::State { from, to });
+            audit::add(tx, &record)?;
             if key.extractable {
                 return Ok(None);
             }

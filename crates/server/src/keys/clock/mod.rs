@@ -10,9 +10,11 @@ mod shred;
 pub(crate) use rotate::due_at;
 
 use crate::app::App;
+use crate::keys::act::facts;
+use claviger_domain::audit::{Data, Record};
 use claviger_domain::id::UnixMs;
-use claviger_domain::key::RootKey;
-use claviger_store::{StoreError, audit};
+use claviger_store::StoreError;
+use claviger_store::keys::Key;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,14 +79,18 @@ fn before(now: UnixMs, by: Duration) -> UnixMs {
     UnixMs(now.0.saturating_sub(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)))
 }
 
-fn by_the_clock(app: &App, action: &'static str, root: &RootKey, at: UnixMs) -> audit::Act {
-    audit::Act {
+/// The record of what the clock did to a key.
+fn by_the_clock(app: &App, action: &'static str, key: &Key, at: UnixMs) -> Record {
+    Record {
         at,
         who: "system".to_owned(),
-        action,
-        target: app.account.key_crn(root),
+        credential: None,
+        address: None,
+        action: action.into(),
+        target: app.account.key_crn(&key.root),
         status: 200,
-        reason: String::new(),
+        reason: "".into(),
         correlation: String::new(),
+        data: Data { key: Some(facts(key, at)), ..Data::default() },
     }
 }

@@ -15,10 +15,10 @@ pub(super) fn turn(app: &App, now: UnixMs) -> Result<bool, StoreError> {
         app.store.tx("purge", |tx| -> Result<(), StoreError> {
             // It may have been restored or purged since it was looked for.
             let gone = keys::get(tx, &root)?
-                .is_some_and(|k| k.state == KeyState::Destroyed && k.deleted < Some(limit));
-            if gone {
+                .filter(|k| k.state == KeyState::Destroyed && k.deleted < Some(limit));
+            if let Some(key) = gone {
                 keys::purge(tx, &root)?;
-                audit::add(tx, &by_the_clock(app, "kms.secrets.purge", &root, now))?;
+                audit::add(tx, &by_the_clock(app, "kms.secrets.purge", &key, now))?;
             }
             Ok(())
         })?;

@@ -64,7 +64,7 @@ fn one(app: &App, root: &RootKey, now: UnixMs) -> Result<Option<KeyEvent>, KpErr
             return Ok(None);
         }
         let event = new_version(app, tx, &mut key, None, now)?;
-        audit::add(tx, &by_the_clock(app, "kms.secrets.rotate", root, now))?;
+        audit::add(tx, &by_the_clock(app, "kms.secrets.rotate", &key, now))?;
         Ok(event)
     })
 }

@@ -1,17 +1,8 @@
 //! KMIP management, over the router.
 
-use crate::testing::World;
+use crate::testing::{World, envelope};
 use claviger_domain::access::{Scope, ServiceRole};
-use claviger_store::iam::Grant;
 use serde_json::{Value, json};
-
-fn grant(role: ServiceRole) -> Grant {
-    Grant::Service { role, scope: Scope::Everywhere }
-}
-
-fn envelope(one: Value) -> Value {
-    json!({ "metadata": { "collectionType": "x", "collectionTotal": 1 }, "resources": [one] })
-}
 
 fn adapter(crk: &str) -> Value {
     envelope(json!({ "profile": "native_1.0", "profile_data": { "crk_id": crk } }))
@@ -27,10 +18,10 @@ fn pem() -> String {
 #[tokio::test]
 async fn an_adapter_with_its_certificates() {
     let w = World::new();
-    let manager = w.token(&w.person("manager", &[grant(ServiceRole::Manager)])).await;
-    let kmip = w.token(&w.person("kmip", &[grant(ServiceRole::KmipAdapterManager)])).await;
-    let writer = w.token(&w.person("writer", &[grant(ServiceRole::Writer)])).await;
-    let key = w.root_key(&manager, w.one, "root").await;
+    let manager = w.manager.clone();
+    let kmip = w.person("kmip", &[(ServiceRole::KmipAdapterManager, Scope::Everywhere)]);
+    let writer = w.person("writer", &[(ServiceRole::Writer, Scope::Everywhere)]);
+    let key = w.make_root(&manager, w.one, "root").await;
     let all = "/api/v2/kmip_adapters";
     w.ask(&writer, "GET", all, Value::Null).await.is(401);
 
@@ -98,8 +89,8 @@ async fn an_adapter_with_its_certificates() {
 #[tokio::test]
 async fn what_is_wrong_with_an_adapter_is_told() {
     let w = World::new();
-    let manager = w.token(&w.person("manager", &[grant(ServiceRole::Manager)])).await;
-    let key = w.root_key(&manager, w.one, "root").await;
+    let manager = w.manager.clone();
+    let key = w.make_root(&manager, w.one, "root").await;
     let all = "/api/v2/kmip_adapters";
     let with = |field: &str, value: Value| {
         let mut body = adapter(&key);
@@ -151,8 +142,8 @@ async fn what_is_wrong_with_an_adapter_is_told() {
 #[tokio::test]
 async fn an_instance_has_two_hundred_adapters_at_most() {
     let w = World::new();
-    let manager = w.token(&w.person("manager", &[grant(ServiceRole::Manager)])).await;
-    let key = w.root_key(&manager, w.one, "root").await;
+    let manager = w.manager.clone();
+    let key = w.make_root(&manager, w.one, "root").await;
     let all = "/api/v2/kmip_adapters";
     for _ in 0..super::EACH_MAX {
         w.ask(&manager, "POST", all, adapter(&key)).await.is(201);

@@ -50,6 +50,7 @@ pub(crate) async fn list(
                 .iter()
                 .map(|key| view::key(app, tx, key, now))
                 .collect::<Result<Vec<_>, _>>()?;
+            act.note(|data| data.total = Some(page.len() as u64));
             let mut envelope = kp::Envelope::of(kp::KEY_TYPE, page);
             envelope.metadata.total_count = total;
             envelope.metadata.search_query = search.map(|search| search.described());
@@ -74,7 +75,11 @@ pub(crate) async fn count(
         key: String::new(),
     };
     let total = act
-        .look(&app, move |_, tx, act, now| Ok(matches(tx, act, &query, None, now)?.len()))
+        .look(&app, move |_, tx, act, now| {
+            let total = matches(tx, act, &query, None, now)?.len();
+            act.note(|data| data.total = Some(total as u64));
+            Ok(total)
+        })
         .await?;
     let mut response = StatusCode::OK.into_response();
     response.headers_mut().insert("key-total", HeaderValue::from(total));

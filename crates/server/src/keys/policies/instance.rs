@@ -13,6 +13,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::KeyOperation;
+use claviger_domain::audit::{Change, MayMake, Policy};
 use claviger_domain::id::InstanceId;
 use claviger_store::StoreError;
 use claviger_store::policies::{self as store, InstancePolicy, InstancePolicyKind};
@@ -143,8 +144,10 @@ pub(crate) async fn put(
     act(caller, instance)
         .change(&app, move |_, tx, act, now| {
             act.on_instance(tx, KeyOperation::WriteInstancePolicies)?;
+            let (mut from, mut to) = (Vec::new(), Vec::new());
             for (kind, enabled, attributes) in wanted.as_ref().map_err(Clone::clone)? {
                 let before = store::of_instance_kind(tx, act.instance, *kind)?;
+                from.extend(before.as_ref().map(noted).transpose()?);
                 let by = || act.caller.iam_id.clone();
                 let (created, created_by) =
                     before.map_or_else(|| (now, by()), |p| (p.created, p.created_by));
@@ -158,7 +161,9 @@ pub(crate) async fn put(
                     updated_by: by(),
                 };
                 store::put_of_instance(tx, act.instance, &policy)?;
+                to.push(noted(&policy)?);
             }
+            act.note(|data| data.change = Some(Change::Policies { from, to }));
             Ok(Changed::just(()))
         })
         .await?;
@@ -185,6 +190,50 @@ pub(crate) async fn get(
         })
         .await?;
     Ok(answer(StatusCode::OK, POLICY_TYPE, &Envelope::of(POLICY_TYPE, found)))
+}
+
+/// A policy as it goes on record.
+pub(crate) fn noted(p: &InstancePolicy) -> Result<Policy, StoreError> {
+    let enabled = p.enabled;
+    // What is switched off has no attributes.
+    Ok(match p.kind {
+        InstancePolicyKind::DualAuthDelete => Policy::DualAuthDelete { enabled },
+        InstancePolicyKind::Metrics => Policy::Metrics { enabled },
+        InstancePolicyKind::Rotation => {
+            let said: Option<RotationAttributes> = attributes(p)?;
+            let months = said.and_then(|said| said.interval_month);
+            let interval_month = months.and_then(|months| u8::try_from(months).ok());
+            Policy::Rotation { enabled, interval_month }
+        }
+        InstancePolicyKind::AllowedNetwork => {
+            let said: Option<wire::AllowedNetwork> = attributes(p)?;
+            Policy::AllowedNetwork { enabled, network: said.map(|said| said.allowed_network) }
+        }
+        InstancePolicyKind::AllowedIp => {
+            let said: Option<wire::AllowedIp> = attributes(p)?;
+            let subnets = said.map(|said| said.allowed_ip).unwrap_or_default();
+            Policy::AllowedIp { enabled, subnets }
+        }
+        InstancePolicyKind::KeyCreateImportAccess => {
+            let said: Option<wire::KeyCreateImportAccess> = attributes(p)?;
+            let may = said.map(|said| MayMake {
+                create_root: said.create_root_key,
+                create_standard: said.create_standard_key,
+                import_root: said.import_root_key,
+                import_standard: said.import_standard_key,
+                token_only: said.enforce_token,
+            });
+            Policy::KeyCreateImportAccess { enabled, may }
+        }
+    })
+}
+
+fn attributes<T: DeserializeOwned>(p: &InstancePolicy) -> Result<Option<T>, StoreError> {
+    if !p.enabled {
+        return Ok(None);
+    }
+    let damaged = || StoreError::Damaged("attributes of an instance policy".to_owned());
+    serde_json::from_str(&p.attributes).map(Some).map_err(|_| damaged())
 }
 
 fn seen(p: InstancePolicy) -> Result<wire::InstancePolicy, StoreError> {

@@ -12,6 +12,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use claviger_domain::access::KeyOperation;
+use claviger_domain::audit::{Change, Policy};
 use claviger_domain::id::{InstanceId, UnixMs};
 use claviger_domain::key::KeyAction;
 use claviger_store::keys::{self, Key};
@@ -131,6 +132,15 @@ fn seen(app: &App, p: &KeyPolicy) -> wire::KeyPolicy {
     }
 }
 
+/// A policy as it goes on record.
+fn noted(p: &KeyPolicy) -> Policy {
+    let (enabled, interval_month) = (p.enabled, p.interval_month);
+    match p.kind {
+        KeyPolicyKind::Rotation => Policy::Rotation { enabled, interval_month },
+        KeyPolicyKind::DualAuthDelete => Policy::DualAuthDelete { enabled },
+    }
+}
+
 fn answered(policies: Vec<wire::KeyPolicy>) -> Response {
     answer(StatusCode::OK, POLICY_TYPE, &Envelope::of(POLICY_TYPE, policies))
 }
@@ -155,12 +165,15 @@ pub(crate) async fn put(
             let mut key = act.key(tx, KeyOperation::WritePolicies)?;
             let wanted = wanted.as_ref().map_err(Clone::clone)?;
             state_allows(&key, KeyAction::SetPolicy, now)?;
-            let mut written = Vec::new();
+            let (mut written, mut from, mut to) = (Vec::new(), Vec::new(), Vec::new());
             for wanted in wanted {
+                from.extend(store::get(tx, &key.root, wanted.kind)?.as_ref().map(noted));
                 let policy = merged(tx, &key, wanted, &act.caller.iam_id, now)?;
                 store::put(tx, &policy)?;
+                to.push(noted(&policy));
                 written.push(seen(app, &policy));
             }
+            act.note(|data| data.change = Some(Change::Policies { from, to }));
             key.updated = Some(now);
             keys::update(tx, &key)?;
             Ok(Changed::just(written))

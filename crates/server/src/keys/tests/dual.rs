@@ -11,23 +11,6 @@ impl World {
         let key = json!({"name": "dual", "dualAuthDelete": {"enabled": true}});
         self.call("POST /keys_with_policy_overrides", &envelope(key)).await.is(201).id()
     }
-
-    /// A service ID of this owner; its token.
-    pub(super) fn service(&self, name: &str, owner: Option<&str>, role: ServiceRole) -> String {
-        let iam_id = format!("iam-ServiceId-{name}");
-        let principal =
-            Principal { iam_id, service: true, name: name.into(), email: String::new() };
-        let added = self.app.store.tx("t", |tx| -> Result<(), StoreError> {
-            iam::add_principal(tx, &principal, START)?;
-            let sql = "UPDATE principals SET owner = ?2 WHERE iam_id = ?1";
-            tx.execute(sql, (&principal.iam_id, owner))?;
-            let scope = Scope::Instance(self.one);
-            let grant = Grant::Service { role, scope };
-            iam::add_grant(tx, &principal.iam_id, &grant, "t", START).map(drop)
-        });
-        added.unwrap();
-        self.token(&principal)
-    }
 }
 
 #[tokio::test]

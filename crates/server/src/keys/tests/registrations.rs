@@ -1,6 +1,8 @@
 //! Who uses a key.
 
 use super::*;
+use claviger_domain::access::PlatformRole;
+use claviger_domain::id::ClusterId;
 
 #[tokio::test]
 async fn a_registration_keeps_its_key_from_being_deleted() {
@@ -75,4 +77,34 @@ async fn a_cluster_reaches_its_root_keys_and_no_others() {
     w.by(&token, &format!("POST /keys/{mine}/actions/rotate"), "null").await.is(401);
     let listed = w.by(&token, "GET /keys", "").await.is(200);
     assert_eq!(listed.body["metadata"]["collectionTotal"], 0, "a role on a key finds no keys");
+}
+
+#[tokio::test]
+async fn a_service_id_registers_what_is_its_own() {
+    let w = World::new();
+    let key = w.root().await;
+    let services = ["one", "two"].map(|name| w.service(name, None, ServiceRole::Reader));
+    let body = envelope(json!({"preventKeyDeletion": false}));
+    let at = |crn: &str| {
+        let crn = crn.replace(':', "%3A").replace('/', "%2F");
+        format!("/api/v2/keys/{key}/registrations/{crn}")
+    };
+    let bucket = at(&format!(
+        "crn:v1:bluemix:public:cloud-object-storage:global:a/{}:1:bucket:b",
+        w.app.account.id
+    ));
+    let cluster = at(&w.app.account.cluster_crn(&ClusterId::random()));
+    w.ask(&w.manager, "POST", &bucket, body.clone()).await.refused(403, "SERVICE_ONLY_ERR");
+    w.ask(&services[0], "POST", &cluster, body.clone()).await.refused(403, "RESOURCE_OWNER_ERR");
+    w.ask(&services[0], "POST", &bucket, body.clone()).await.is(201);
+    for method in ["PUT", "PATCH", "DELETE"] {
+        let refused = w.ask(&services[1], method, &bucket, body.clone()).await;
+        refused.refused(403, "RESOURCE_OWNER_ERR");
+    }
+    w.ask(&services[0], "PUT", &bucket, body).await.is(200);
+    // It keeps an instance from being removed.
+    let path = format!("/v2/resource_instances/{}", w.one);
+    let editor = w.person_with("editor", &[Grant::Platform(PlatformRole::Editor)]);
+    let said = w.ask(&editor, "DELETE", &path, Value::Null).await.is(422);
+    assert!(said["message"].as_str().unwrap().contains("CONTAINS_ACTIVE_KEYS"));
 }

@@ -1,0 +1,299 @@
+//! Every operation against every role, on its own and a foreign instance, with the key named by
+//! id, by alias and within a ring, for roles on an instance, on a ring and on a key alone: what
+//! the router answers is held against one table.
+
+use super::*;
+use crate::testing::envelope;
+use claviger_domain::access::KeyOperation;
+use claviger_domain::id::KeyId;
+use claviger_store::iam::Principal;
+
+/// The least scope that a role must have.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+enum Needs {
+    /// A role on the key alone will do.
+    Key,
+    /// One on the key's ring will do.
+    Ring,
+    /// It must be on the instance.
+    Instance,
+}
+
+/// Roles: Reader, ReaderPlus, Writer, Manager, KeyPurge, KmipAdapterManager. A new operation
+/// without a row fails the test, as does one without a request.
+const TABLE: &[(KeyOperation, &str, Needs)] = &[
+    // A key on which alone a role is stays out of lists.
+    (KeyOperation::List, "yyyyny", Needs::Ring),
+    (KeyOperation::ReadMetadata, "yyyynn", Needs::Key),
+    (KeyOperation::ReadPayload, "nyyynn", Needs::Key),
+    (KeyOperation::Wrap, "yyyynn", Needs::Key),
+    (KeyOperation::Unwrap, "yyyynn", Needs::Key),
+    (KeyOperation::Rewrap, "yyyynn", Needs::Key),
+    (KeyOperation::Create, "nnyynn", Needs::Ring),
+    (KeyOperation::Import, "nnyynn", Needs::Ring),
+    (KeyOperation::Rotate, "nnyynn", Needs::Key),
+    (KeyOperation::Disable, "nnnynn", Needs::Key),
+    (KeyOperation::Enable, "nnnynn", Needs::Key),
+    (KeyOperation::Delete, "nnnynn", Needs::Key),
+    (KeyOperation::Restore, "nnnynn", Needs::Key),
+    (KeyOperation::Purge, "nnnnyn", Needs::Key),
+    (KeyOperation::ListRegistrations, "yyyynn", Needs::Key),
+    (KeyOperation::WriteRegistration, "yyyynn", Needs::Key),
+    // For clusters alone, as no service ID is a resource: they have tests of their own.
+    (KeyOperation::AcknowledgeEvent, "nnnnnn", Needs::Key),
+    // It moves into a ring, too.
+    (KeyOperation::PatchKey, "nnnynn", Needs::Ring),
+    (KeyOperation::SetForDeletion, "nnyynn", Needs::Key),
+    (KeyOperation::UnsetForDeletion, "nnyynn", Needs::Key),
+    (KeyOperation::Sync, "nnyynn", Needs::Key),
+    (KeyOperation::CreateAlias, "nnyynn", Needs::Key),
+    (KeyOperation::DeleteAlias, "nnnynn", Needs::Key),
+    (KeyOperation::ListRings, "yyyyny", Needs::Ring),
+    (KeyOperation::CreateRing, "nnyynn", Needs::Instance),
+    (KeyOperation::DeleteRing, "nnnynn", Needs::Ring),
+    (KeyOperation::CreateWithPolicies, "nnnynn", Needs::Ring),
+    (KeyOperation::ReadPolicies, "nnnynn", Needs::Key),
+    (KeyOperation::WritePolicies, "nnnynn", Needs::Key),
+    (KeyOperation::ReadInstancePolicies, "nnnynn", Needs::Instance),
+    (KeyOperation::WriteInstancePolicies, "nnnynn", Needs::Instance),
+    (KeyOperation::ReadAllowedIp, "nnnynn", Needs::Instance),
+    (KeyOperation::CreateImportToken, "nnyynn", Needs::Instance),
+    (KeyOperation::ReadImportToken, "nnyynn", Needs::Instance),
+    (KeyOperation::ManageKmip, "nnnyny", Needs::Instance),
+    (KeyOperation::ReadAudit, "nnnynn", Needs::Instance),
+];
+
+/// The ring that the key is in.
+const RING: &str = "own-ring";
+
+/// How an operation is asked for: `{k}` stands for the key, `{i}` for the instance. Several where
+/// clients have several ways. Bodies are such that nothing is undone for what comes after.
+fn requests(operation: KeyOperation) -> (&'static [&'static str], Value) {
+    use KeyOperation as O;
+    let key = |more: Value| {
+        let mut key = json!({"name": "made", "extractable": false});
+        key.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        envelope(key)
+    };
+    match operation {
+        O::List => (&["GET /api/v2/keys?state=1,2,3,5"], Value::Null),
+        O::ReadMetadata => (
+            &[
+                "GET /api/v2/keys/{k}/metadata",
+                "GET /api/v2/keys/{k}/versions",
+                "GET /v3/instances/{i}/keys/{k}/acknowledgements",
+            ],
+            Value::Null,
+        ),
+        O::ReadPayload => (&["GET /api/v2/keys/{k}"], Value::Null),
+        O::Wrap => (
+            &["POST /api/v2/keys/{k}/actions/wrap", "POST /api/v2/keys/{k}?action=wrap"],
+            Value::Null,
+        ),
+        O::Unwrap => (
+            &["POST /api/v2/keys/{k}/actions/unwrap", "POST /api/v2/keys/{k}?action=unwrap"],
+            Value::Null,
+        ),
+        O::Rewrap => (
+            &["POST /api/v2/keys/{k}/actions/rewrap", "POST /api/v2/keys/{k}?action=rewrap"],
+            Value::Null,
+        ),
+        O::Create => (&["POST /api/v2/keys"], key(json!({}))),
+        O::Import => (&["POST /api/v2/keys"], key(json!({"payload": "AAECAwQFBgcICQoLDA0ODw=="}))),
+        O::Rotate => (
+            &["POST /api/v2/keys/{k}/actions/rotate", "POST /api/v2/keys/{k}?action=rotate"],
+            Value::Null,
+        ),
+        O::Disable => (
+            &["POST /api/v2/keys/{k}/actions/disable", "POST /api/v2/keys/{k}?action=disable"],
+            Value::Null,
+        ),
+        O::Enable => (
+            &["POST /api/v2/keys/{k}/actions/enable", "POST /api/v2/keys/{k}?action=enable"],
+            Value::Null,
+        ),
+        O::Delete => (&["DELETE /api/v2/keys/{k}"], Value::Null),
+        O::Restore => (
+            &["POST /api/v2/keys/{k}/restore", "POST /api/v2/keys/{k}?action=restore"],
+            Value::Null,
+        ),
+        O::Purge => (&["DELETE /api/v2/keys/{k}/purge"], Value::Null),
+        O::ListRegistrations => (&["GET /api/v2/keys/{k}/registrations"], Value::Null),
+        O::WriteRegistration => (
+            &[
+                "POST /api/v2/keys/{k}/registrations/crn:v1:a:b:c:d:a%2Fe:f::",
+                "PUT /api/v2/keys/{k}/registrations/crn:v1:a:b:c:d:a%2Fe:f::",
+                "PATCH /api/v2/keys/{k}/registrations/crn:v1:a:b:c:d:a%2Fe:f::",
+                "DELETE /api/v2/keys/{k}/registrations/crn:v1:a:b:c:d:a%2Fe:none::",
+            ],
+            Value::Null,
+        ),
+        O::AcknowledgeEvent => (&["POST /api/v2/event_ack"], Value::Null),
+        O::PatchKey => (&["PATCH /api/v2/keys/{k}"], json!({"keyRingID": RING})),
+        O::SetForDeletion => (
+            &[
+                "POST /api/v2/keys/{k}/actions/setKeyForDeletion",
+                "POST /api/v2/keys/{k}?action=setKeyForDeletion",
+            ],
+            Value::Null,
+        ),
+        O::UnsetForDeletion => (
+            &[
+                "POST /api/v2/keys/{k}/actions/unsetKeyForDeletion",
+                "POST /api/v2/keys/{k}?action=unsetKeyForDeletion",
+            ],
+            Value::Null,
+        ),
+        O::Sync => (&["POST /api/v2/keys/{k}/actions/sync"], Value::Null),
+        O::CreateAlias => (&["POST /api/v2/keys/{k}/aliases/more"], Value::Null),
+        O::DeleteAlias => (&["DELETE /api/v2/keys/{k}/aliases/none"], Value::Null),
+        O::ListRings => (&["GET /api/v2/key_rings"], Value::Null),
+        O::CreateRing => (&["POST /api/v2/key_rings/another"], Value::Null),
+        O::DeleteRing => (&["DELETE /api/v2/key_rings/own-ring"], Value::Null),
+        O::CreateWithPolicies => (&["POST /api/v2/keys_with_policy_overrides"], key(json!({}))),
+        O::ReadPolicies => (&["GET /api/v2/keys/{k}/policies"], Value::Null),
+        O::WritePolicies => (&["PUT /api/v2/keys/{k}/policies"], Value::Null),
+        O::ReadInstancePolicies => (&["GET /api/v2/instance/policies"], Value::Null),
+        O::WriteInstancePolicies => (&["PUT /api/v2/instance/policies"], Value::Null),
+        O::ReadAllowedIp => (&["GET /api/v2/instance/allowed_ip_port"], Value::Null),
+        // So short a life is refused, since to make one is slow.
+        O::CreateImportToken => (&["POST /api/v2/import_token"], json!({"expiration": 1})),
+        O::ReadImportToken => (&["GET /api/v2/import_token"], Value::Null),
+        O::ManageKmip => (&["GET /api/v2/kmip_adapters"], Value::Null),
+        O::ReadAudit => (&["GET /v3/audit?instance={i}&limit=1"], Value::Null),
+    }
+}
+
+struct Who {
+    what: String,
+    token: String,
+    service: bool,
+    role: usize,
+    /// None: his role is in another instance.
+    holds: Option<Needs>,
+}
+
+/// One for each role, scope and kind; the roles in the order of the table's columns.
+fn everyone(w: &World, key: KeyId) -> Vec<Who> {
+    let scopes = [
+        ("instance", Some(Needs::Instance), Scope::Instance(w.one)),
+        ("ring", Some(Needs::Ring), Scope::Ring(w.one, RING.to_owned())),
+        ("key", Some(Needs::Key), Scope::Key(RootKey { instance: w.one, key })),
+        ("elsewhere", None, Scope::Instance(w.two)),
+        ("ring-elsewhere", None, Scope::Ring(w.two, RING.to_owned())),
+        ("key-elsewhere", None, Scope::Key(RootKey { instance: w.two, key })),
+    ];
+    let mut all = Vec::new();
+    for service in [false, true] {
+        for (role, name) in ServiceRole::ALL.into_iter().enumerate() {
+            for (place, holds, scope) in &scopes {
+                let what = format!("{name:?}-{place}-{service}");
+                let kind = if service { "iam-ServiceId" } else { "IBMid" };
+                let principal = Principal {
+                    iam_id: format!("{kind}-{what}"),
+                    service,
+                    name: what.clone(),
+                    email: String::new(),
+                };
+                let grant = on(name, scope.clone());
+                let added = w.app.store.tx("t", |tx| {
+                    iam::add_principal(tx, &principal, START)?;
+                    iam::add_grant(tx, &principal.iam_id, &grant, "t", START)
+                });
+                added.unwrap();
+                let token = w.token(&principal);
+                all.push(Who { what, token, service, role, holds: *holds });
+            }
+        }
+    }
+    all
+}
+
+impl World {
+    /// Whether the router lets someone do this: neither 401 nor "for services only". For a list,
+    /// whether the key is in it.
+    async fn lets(
+        &self,
+        who: &Who,
+        line: &str,
+        ring: Option<&str>,
+        body: &Value,
+        key: &str,
+    ) -> bool {
+        let (method, path) = line.split_once(' ').unwrap();
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("authorization", format!("Bearer {}", who.token))
+            .header("bluemix-instance", self.one.to_string());
+        if let Some(ring) = ring {
+            request = request.header("x-kms-key-ring", ring);
+        }
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        let answer = self.raw(request.body(body).unwrap()).await;
+        assert!(answer.status < 500, "{line} by {}: {}", who.what, answer.body);
+        if line.starts_with("GET /api/v2/keys?") {
+            let keys = answer.body["resources"].as_array().cloned().unwrap_or_default();
+            return keys.iter().any(|listed| listed["id"] == *key);
+        }
+        let refused = answer.status == 401 || answer.code() == "SERVICE_ONLY_ERR";
+        // A key that is hidden by the ring of the request is not there.
+        !refused && answer.code() != "KEY_NOT_FOUND_ERR"
+    }
+}
+
+#[tokio::test]
+async fn every_operation_by_everyone() {
+    let (w, admin) = world().await;
+    w.ask(&admin, "POST", &format!("/api/v2/key_rings/{RING}"), Value::Null).await.is(201);
+    let id = w.make_root(&admin, w.one, "there").await;
+    let moved = json!({"keyRingID": RING});
+    w.ask(&admin, "PATCH", &format!("/api/v2/keys/{id}"), moved).await.is(200);
+    let everyone = everyone(&w, id.parse().unwrap());
+
+    let mut left: Vec<KeyOperation> = KeyOperation::ALL.to_vec();
+    for (operation, roles, needs) in TABLE {
+        left.retain(|other| other != operation);
+        let (lines, body) = requests(*operation);
+        let of_services = claviger_domain::access::services_only(*operation);
+        for line in lines {
+            let of_key = line.contains("{k}");
+            for who in &everyone {
+                let role = roles.as_bytes()[who.role] == b'y';
+                let scope = who.holds.is_some_and(|holds| holds >= *needs);
+                let may = role && scope && (who.service || !of_services);
+                let names: &[&str] = if of_key { &[&id, "there-alias"] } else { &[""] };
+                for name in names {
+                    let line = line.replace("{k}", name).replace("{i}", &w.one.to_string());
+                    for (ring, right) in [(Some(RING), true), (None, false), (Some("other"), false)]
+                    {
+                        let by_ring = matches!(
+                            operation,
+                            KeyOperation::Create
+                                | KeyOperation::Import
+                                | KeyOperation::CreateWithPolicies
+                        );
+                        let expected = match (ring, right) {
+                            // Where a new key goes: into `default`, on which only who holds the
+                            // whole instance has a role.
+                            (None, _) if by_ring => may && who.holds >= Some(Needs::Instance),
+                            (Some(_), false) if by_ring => {
+                                may && who.holds >= Some(Needs::Instance)
+                            }
+                            (Some(_), false) if of_key => false,
+                            (Some(_), false) if *operation == KeyOperation::List => false,
+                            _ => may,
+                        };
+                        let lets = w.lets(who, &line, ring, &body, &id).await;
+                        assert_eq!(
+                            lets, expected,
+                            "{operation:?}: {line} by {}, ring {ring:?}",
+                            who.what
+                        );
+                    }
+                }
+            }
+        }
+    }
+    assert!(left.is_empty(), "operations without a row: {left:?}");
+}
