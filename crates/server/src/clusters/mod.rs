@@ -5,6 +5,7 @@
 //! token and upon the revision it planned on, or by an operator who enables or switches.
 
 mod agents;
+mod api_key;
 mod authorizations;
 mod commits;
 mod fault;
@@ -47,7 +48,8 @@ pub fn routes() -> Router<Arc<App>> {
         .route("/v2/getCluster", get(operators::get_cluster))
         .route("/v2/vpc/getClusters", get(operators::get_clusters))
         .route("/v1/clusters", get(operators::get_clusters))
-        .route("/v1/logging/{cluster}/clusterkeyowner", get(operators::key_owner))
+        .route("/v1/logging/{cluster}/clusterkeyowner", get(api_key::owner))
+        .route("/v1/keys", post(api_key::reset))
         .route("/v3/clusters", post(operators::register))
         .route("/v3/clusters/{cluster}/join-tokens", post(operators::join_token))
         .route("/v3/clusters/{cluster}/node-certificates", post(operators::reissue))

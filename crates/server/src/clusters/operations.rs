@@ -1,5 +1,6 @@
 //! Enable encryption, or move a cluster to another root key: what the operator asks for.
 
+use super::api_key;
 use super::authorizations::authorise;
 use super::fault::Fault;
 use super::state::Whole;
@@ -105,23 +106,26 @@ pub fn open(
 }
 
 /// The key that a cluster is to use, if whoever lends it to the cluster could unwrap with it
-/// himself. Who may not even list keys there does not learn whether it exists.
+/// himself: the caller, or the owner of the API key. Who may not even list keys there does not
+/// learn whether it exists.
 fn usable(tx: &Tx<'_>, caller: &Caller, target: RootKey) -> Result<Key, Fault> {
     let RootKey { instance, .. } = target;
-    let key = keys::get(tx, &target)?;
-    let on = |key: &'_ Key| {
-        caller.permits(KeyOperation::Unwrap, instance, On::Key(target.key, &key.ring))
-    };
-    match key {
-        Some(key) if on(&key) => Ok(key),
-        None if caller.permits(KeyOperation::List, instance, On::Instance) => {
-            match iam::has_instance(tx, instance)? {
-                true => Err(Fault::NoKey(target)),
-                false => Err(Fault::NoInstance(instance)),
-            }
+    let cannot = || Fault::CannotLend { who: caller.iam_id.clone(), root: target };
+    let Some(key) = keys::get(tx, &target)? else {
+        if !caller.permits(KeyOperation::List, instance, On::Instance) {
+            return Err(cannot());
         }
-        _ => Err(Fault::CannotLend { who: caller.iam_id.clone(), root: target }),
+        return match iam::has_instance(tx, instance)? {
+            true => Err(Fault::NoKey(target)),
+            false => Err(Fault::NoInstance(instance)),
+        };
+    };
+    let could =
+        |who: &Caller| who.permits(KeyOperation::Unwrap, instance, On::Key(target.key, &key.ring));
+    if could(caller) || api_key::lender(tx)?.is_some_and(|owner| could(&owner)) {
+        return Ok(key);
     }
+    Err(cannot())
 }
 
 fn warnings(

@@ -22,8 +22,8 @@ use claviger_store::clusters;
 use claviger_store::{StoreError, Tx, audit, iam, keys, registrations};
 use claviger_wire::agent::{Certificate, ReissueRequest};
 use claviger_wire::ks::{
-    CancelOperation, ClusterView, Crk, EnableKms, GivenUp, JobView, KeyOwner, KmsInstance,
-    KmsStatus, NewJob, NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered,
+    CancelOperation, ClusterView, Crk, EnableKms, GivenUp, JobView, KmsInstance, KmsStatus, NewJob,
+    NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered,
 };
 use serde_json::json;
 use std::collections::HashMap;
@@ -220,21 +220,6 @@ fn root_keys(
         });
     }
     Ok(out)
-}
-
-/// `GET /v1/logging/{cluster}/clusterkeyowner`: whose credentials talk to the key service. Not a
-/// person's, whose leaving would lock the cluster out, but the cluster's own.
-pub async fn key_owner(
-    State(app): Shared,
-    caller: Caller,
-    Path(name): Path<String>,
-) -> Result<Json<KeyOwner>, Fault> {
-    let owner = read(&app, move |_, tx, _| {
-        let row = cluster(tx, &caller, Viewer, &name)?;
-        let name = format!("cluster {}", row.cluster.name);
-        Ok(KeyOwner { id: format!("crn-{}", row.crn), name, email: String::new() })
-    });
-    Ok(Json(owner.await?))
 }
 
 /// `POST /v3/clusters`

@@ -117,6 +117,17 @@ impl World {
     pub async fn call(&self, by: By<'_>, line: &str, body: &Value) -> (StatusCode, Value) {
         let body = if body.is_null() { Vec::new() } else { serde_json::to_vec(body).unwrap() };
         let response = self.send(by, line, body).await;
+        self.read(response).await
+    }
+
+    /// Sends a request as it is.
+    pub async fn answer(&self, request: Request<Body>) -> (StatusCode, Value) {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        self.read(response).await
+    }
+
+    /// Reads JSON (`null` for nothing).
+    pub async fn read(&self, response: Response<Body>) -> (StatusCode, Value) {
         let status = response.status();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         let value = if bytes.is_empty() {

@@ -6,6 +6,7 @@ use super::*;
 use crate::testing::envelope;
 use claviger_domain::access::KeyOperation;
 use claviger_domain::id::KeyId;
+use claviger_store::events;
 use claviger_store::iam::Principal;
 
 /// The least scope that a role must have.
@@ -39,8 +40,7 @@ const TABLE: &[(KeyOperation, &str, Needs)] = &[
     (KeyOperation::Purge, "nnnnyn", Needs::Key),
     (KeyOperation::ListRegistrations, "yyyynn", Needs::Key),
     (KeyOperation::WriteRegistration, "yyyynn", Needs::Key),
-    // For clusters alone, as no service ID is a resource: they have tests of their own.
-    (KeyOperation::AcknowledgeEvent, "nnnnnn", Needs::Key),
+    (KeyOperation::AcknowledgeEvent, "yyyynn", Needs::Key),
     // It moves into a ring, too.
     (KeyOperation::PatchKey, "nnnynn", Needs::Ring),
     (KeyOperation::SetForDeletion, "nnyynn", Needs::Key),
@@ -128,7 +128,11 @@ fn requests(operation: KeyOperation) -> (&'static [&'static str], Value) {
             ],
             Value::Null,
         ),
-        O::AcknowledgeEvent => (&["POST /api/v2/event_ack"], Value::Null),
+        O::AcknowledgeEvent => {
+            let said = json!({"eventId": 0, "adopterKeyState": "DEK_DISABLED",
+                "timestamp": "2027-01-15T08:00:00Z"});
+            (&["POST /api/v2/event_ack"], envelope(said))
+        }
         O::PatchKey => (&["PATCH /api/v2/keys/{k}"], json!({"keyRingID": RING})),
         O::SetForDeletion => (
             &[
@@ -238,7 +242,8 @@ impl World {
         }
         let refused = answer.status == 401 || answer.code() == "SERVICE_ONLY_ERR";
         // A key that is hidden by the ring of the request is not there.
-        !refused && answer.code() != "KEY_NOT_FOUND_ERR"
+        let codes = [answer.code(), answer.body["code"].as_str().unwrap_or_default()];
+        !refused && !codes.contains(&"KEY_NOT_FOUND_ERR")
     }
 }
 
@@ -254,10 +259,15 @@ async fn every_operation_by_everyone() {
     let mut left: Vec<KeyOperation> = KeyOperation::ALL.to_vec();
     for (operation, roles, needs) in TABLE {
         left.retain(|other| other != operation);
-        let (lines, body) = requests(*operation);
+        let (lines, mut body) = requests(*operation);
+        if *operation == KeyOperation::AcknowledgeEvent {
+            let event = w.app.store.read("t", |tx| events::last_of(tx, &root(&w, &id))).unwrap();
+            assert!(event > 0, "the key was disabled before");
+            body["resources"][0]["eventId"] = json!(event);
+        }
         let of_services = claviger_domain::access::services_only(*operation);
         for line in lines {
-            let of_key = line.contains("{k}");
+            let of_key = line.contains("{k}") || *operation == KeyOperation::AcknowledgeEvent;
             for who in &everyone {
                 let role = roles.as_bytes()[who.role] == b'y';
                 let scope = who.holds.is_some_and(|holds| holds >= *needs);
