@@ -8,7 +8,7 @@ use crate::iam::token::{BadToken, Bearer, Credential};
 use axum::extract::FromRequestParts;
 use axum::http::{StatusCode, header, request::Parts};
 use axum::response::{IntoResponse, Response};
-use claviger_crypto::digest::sha256;
+use claviger_crypto::digest::{hex, sha256};
 use claviger_domain::access::{KeyOperation, On, PlatformRole};
 use claviger_domain::audit::{Credential as Proof, Record};
 use claviger_domain::id::{AgentName, ClusterId, InstanceId, PolicyId, UnixMs};
@@ -17,6 +17,7 @@ use claviger_domain::policy::{Access, Site};
 use claviger_store::{StoreError, Tx, access, iam, trust};
 use claviger_wire::kp::rings::RING_HEADER;
 use std::borrow::Cow;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Whoever holds a token.
@@ -61,6 +62,22 @@ impl Decided {
 /// The target of the log of decisions; at level debug it tells every one of them.
 pub const DECISIONS: &str = "claviger::decision";
 
+/// What was asked about, for the log: of a key's id a hash, as anywhere in logs.
+struct Said<'a>(On<'a>);
+
+impl fmt::Display for Said<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            On::Instance => f.write_str("instance"),
+            On::Ring(ring) => write!(f, "ring {ring}"),
+            On::Key(key, ring) => {
+                let hash = hex(&sha256(key.0.as_bytes())[..8]);
+                write!(f, "key {hash} in ring {ring}")
+            }
+        }
+    }
+}
+
 impl Caller {
     /// Whether the caller may do `operation` on this of the instance.
     pub fn permits(&self, operation: KeyOperation, instance: InstanceId, on: On<'_>) -> bool {
@@ -84,7 +101,7 @@ impl Caller {
             who = self.iam_id,
             ?operation,
             %instance,
-            ?on,
+            on = Said(on).to_string(),
             policy = policy.map(tracing::field::display),
             allowed = policy.is_some(),
             correlation = self.trace.correlation,
