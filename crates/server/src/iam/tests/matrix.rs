@@ -247,6 +247,28 @@ impl World {
     }
 }
 
+/// Each name with each ring that a request may name.
+fn pairs<'n>(names: &[&'n str]) -> Vec<(&'n str, Option<&'static str>)> {
+    let rings = [Some(RING), None, Some("other")];
+    names.iter().flat_map(|name| rings.map(|ring| (*name, ring))).collect()
+}
+
+/// Whether the ring of the request leaves someone what his role gives him.
+fn rings_allow(operation: KeyOperation, of_key: bool, who: &Who, ring: Option<&str>) -> bool {
+    use KeyOperation as O;
+    match ring {
+        Some(RING) => true,
+        // Where a new key goes: without a word into `default`, on which only who holds the whole
+        // instance has a role.
+        _ if matches!(operation, O::Create | O::Import | O::CreateWithPolicies) => {
+            who.holds >= Some(Needs::Instance)
+        }
+        // In a ring where it is not, a key is not found.
+        Some(_) => !of_key && operation != O::List,
+        None => true,
+    }
+}
+
 #[tokio::test]
 async fn every_operation_by_everyone() {
     let (w, admin) = world().await;
@@ -268,41 +290,25 @@ async fn every_operation_by_everyone() {
         let of_services = claviger_domain::access::services_only(*operation);
         for line in lines {
             let of_key = line.contains("{k}") || *operation == KeyOperation::AcknowledgeEvent;
+            let names: &[&str] = if of_key { &[&id, "there-alias"] } else { &[""] };
+            let mut asked = Vec::new();
             for who in &everyone {
                 let role = roles.as_bytes()[who.role] == b'y';
                 let scope = who.holds.is_some_and(|holds| holds >= *needs);
                 let may = role && scope && (who.service || !of_services);
-                let names: &[&str] = if of_key { &[&id, "there-alias"] } else { &[""] };
-                for name in names {
+                for (name, ring) in pairs(names) {
+                    let expected = may && rings_allow(*operation, of_key, who, ring);
                     let line = line.replace("{k}", name).replace("{i}", &w.one.to_string());
-                    for (ring, right) in [(Some(RING), true), (None, false), (Some("other"), false)]
-                    {
-                        let by_ring = matches!(
-                            operation,
-                            KeyOperation::Create
-                                | KeyOperation::Import
-                                | KeyOperation::CreateWithPolicies
-                        );
-                        let expected = match (ring, right) {
-                            // Where a new key goes: into `default`, on which only who holds the
-                            // whole instance has a role.
-                            (None, _) if by_ring => may && who.holds >= Some(Needs::Instance),
-                            (Some(_), false) if by_ring => {
-                                may && who.holds >= Some(Needs::Instance)
-                            }
-                            (Some(_), false) if of_key => false,
-                            (Some(_), false) if *operation == KeyOperation::List => false,
-                            _ => may,
-                        };
-                        let lets = w.lets(who, &line, ring, &body, &id).await;
-                        assert_eq!(
-                            lets, expected,
-                            "{operation:?}: {line} by {}, ring {ring:?}",
-                            who.what
-                        );
-                    }
+                    let (w, body, id) = (&w, &body, &id);
+                    asked.push(async move {
+                        let lets = w.lets(who, &line, ring, body, id).await;
+                        let by = &who.what;
+                        assert_eq!(lets, expected, "{operation:?}: {line} by {by}, ring {ring:?}");
+                    });
                 }
             }
+            // All at once, as their records are written together.
+            futures_util::future::join_all(asked).await;
         }
     }
     assert!(left.is_empty(), "operations without a row: {left:?}");
