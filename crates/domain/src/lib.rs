@@ -11,3 +11,4 @@ pub mod cluster;
 pub mod features;
 pub mod id;
 pub mod key;
+pub mod life;

@@ -247,3 +247,50 @@ fn platform_name(role: PlatformRole) -> &'static str {
         PlatformRole::Administrator => "Administrator",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Store;
+    use claviger_domain::id::KeyId;
+    use claviger_domain::key::RootKey;
+
+    #[test]
+    fn grants_are_read_as_they_were_added() {
+        let dir = tempfile::tempdir().expect("dir");
+        let store = Store::open(&dir.path().join("claviger.db")).expect("opens");
+        let (instance, key) = (InstanceId::random(), KeyId::random());
+        let on = |scope| Grant::Service { role: ServiceRole::Writer, scope };
+        let grants = [
+            on(Scope::Everywhere),
+            on(Scope::Instance(instance)),
+            on(Scope::Ring(instance, "payments".to_owned())),
+            on(Scope::Key(RootKey { instance, key })),
+            Grant::Platform(PlatformRole::Viewer),
+        ];
+        let read = store.tx("t", |tx| {
+            let group = Uuid::new_v4();
+            add_resource_group(tx, group, "g", UnixMs(0))?;
+            let (name, region) = ("i".to_owned(), "local".to_owned());
+            add_instance(tx, &Instance { id: instance, name, region, created: UnixMs(0) }, group)?;
+            let (iam_id, name) = ("IBMid-1".to_owned(), "n".to_owned());
+            let person = Principal { iam_id, service: false, name, email: String::new() };
+            add_principal(tx, &person, UnixMs(0))?;
+            grants.iter().try_for_each(|grant| add_grant(tx, "IBMid-1", grant))?;
+            // No role is on a key and its ring at once, or on a ring of no instance.
+            for wrong in ["NULL, 'r', NULL", "?1, 'r', 'k'"] {
+                let sql = format!(
+                    "INSERT INTO grants (iam_id, scope, role, instance, ring, key)
+                     VALUES ('IBMid-1', 'service', 'Writer', {wrong})"
+                );
+                let refused = match wrong.contains('?') {
+                    true => tx.execute(&sql, [instance.to_string()]),
+                    false => tx.execute(&sql, []),
+                };
+                assert!(refused.is_err(), "{wrong}");
+            }
+            grants_of(tx, "IBMid-1")
+        });
+        assert_eq!(read.expect("reads"), grants);
+    }
+}
