@@ -11,4 +11,5 @@ pub mod cluster;
 pub mod features;
 pub mod id;
 pub mod key;
+pub mod life;
 pub mod policy;

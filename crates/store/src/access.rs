@@ -431,3 +431,98 @@ pub fn authorization(
     let exact = |stored: &&Stored| *stored.policy.target() == Target::Keys(Scope::Key(*root));
     Ok(found.iter().find(exact).map(|stored| stored.policy.id()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Store, iam};
+    use claviger_domain::access::{PlatformRole, ServiceRole};
+    use claviger_domain::id::{InstanceId, KeyId};
+    use uuid::Uuid;
+
+    const READER: Role = Role::Service(ServiceRole::Reader);
+    const VIEWER: Role = Role::Platform(PlatformRole::Viewer);
+
+    fn store() -> (Store, InstanceId, tempfile::TempDir) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(&dir.path().join("claviger.db")).expect("opens");
+        let (id, group) = (InstanceId::random(), Uuid::new_v4());
+        let (name, region) = ("i".to_owned(), "local".to_owned());
+        let instance = iam::Instance { id, name, region, created: UnixMs(0) };
+        let made = store.tx("t", |tx| {
+            iam::add_resource_group(tx, group, "g", UnixMs(0))?;
+            iam::add_instance(tx, &instance, group)
+        });
+        made.expect("makes an instance");
+        (store, id, dir)
+    }
+
+    #[test]
+    fn policies_are_read_as_they_were_added() {
+        let (store, instance, _dir) = store();
+        let principal = Subject::Principal("IBMid-1".to_owned());
+        let cluster = ClusterId::random();
+        let root = RootKey { instance, key: KeyId::random() };
+        let on = |scope| Target::Keys(scope);
+        let rows = [
+            (principal.clone(), vec![READER, VIEWER], Target::Account),
+            (principal.clone(), vec![VIEWER], Target::Clusters(None)),
+            (principal.clone(), vec![VIEWER], Target::Clusters(Some(cluster.clone()))),
+            (principal.clone(), vec![READER], on(Scope::Everywhere)),
+            (principal.clone(), vec![READER, VIEWER], on(Scope::Instance(instance))),
+            (principal.clone(), vec![READER], on(Scope::Ring(instance, "payments".to_owned()))),
+            (principal, vec![READER], on(Scope::Key(root))),
+            (Subject::Group(GroupId::random()), vec![READER], Target::Account),
+            (Subject::Clusters(None), vec![READER], on(Scope::Instance(instance))),
+            (Subject::Clusters(Some(cluster.clone())), vec![READER], on(Scope::Key(root))),
+        ];
+        let all: Vec<Stored> = rows
+            .into_iter()
+            .enumerate()
+            .map(|(at, (subject, roles, target))| Stored {
+                policy: Policy::new(PolicyId::random(), subject, roles, target).expect("sense"),
+                stamp: Stamp::new("IBMid-2", UnixMs(at as i64)),
+            })
+            .collect();
+        store.tx("t", |tx| all.iter().try_for_each(|stored| add(tx, stored))).expect("adds");
+        let read = |tx: &Tx<'_>| Ok::<_, StoreError>((super::all(tx)?, of_cluster(tx, &cluster)?));
+        let (found, of_cluster) = store.read("t", read).expect("reads");
+        assert_eq!(found, all);
+        assert_eq!(of_cluster, [all[9].clone(), all[8].clone()]);
+        // What would be half a target is none.
+        for wrong in ["NULL, 'r', NULL, NULL", "?1, 'r', 'k', NULL", "?1, NULL, NULL, 'c'"] {
+            let sql = format!(
+                "INSERT INTO access_policies (id, subject_kind, subject, roles, service, instance,
+                     ring, key, cluster, version, created, created_by, updated, updated_by)
+                 VALUES ('x', 'principal', 'p', 'Reader', 'kms', {wrong}, 1, 0, '', 0, '')"
+            );
+            let refused = store.tx("t", |tx| {
+                let guid = instance.to_string();
+                let params: &[&dyn rusqlite::ToSql] =
+                    if wrong.contains('?') { &[&guid] } else { &[] };
+                Ok::<_, StoreError>(tx.execute(&sql, params)?)
+            });
+            assert!(refused.is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_epoch_is_told_once_a_change_is_durable_and_only_then() {
+        let (store, _, dir) = store();
+        let before = store.access_epoch();
+        let failed = store.tx("t", |tx| {
+            changed(tx)?;
+            Err::<(), _>(StoreError::Damaged("on purpose".to_owned()))
+        });
+        assert!(failed.is_err());
+        assert_eq!(store.access_epoch(), before);
+        store.tx("t", |tx| changed(tx).and(changed(tx))).expect("changes");
+        assert_eq!(store.access_epoch(), before + 1, "once for a transaction");
+        assert_eq!(store.read("t", epoch).expect("reads"), before + 1);
+        store.tx("t", |tx| meta::put(tx, "other", b"")).expect("writes");
+        assert_eq!(store.access_epoch(), before + 1);
+        drop(store);
+        let again = Store::open(&dir.path().join("claviger.db")).expect("opens");
+        assert_eq!(again.access_epoch(), before + 1);
+    }
+}

@@ -3,11 +3,12 @@
 use crate::{StoreError, Tx, access};
 use claviger_domain::id::{InstanceId, KeyId, KeyVersionId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
+use claviger_domain::life::Life;
 use rusqlite::{OptionalExtension, Row, params};
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-/// A key as it is stored. Its state may be overtaken by its expiry: see [`Key::state_at`].
+/// A key as it is stored. Its state may be overtaken by its expiry: see [`Key::life_at`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
     /// Instance and id.
@@ -18,8 +19,8 @@ pub struct Key {
     pub description: Option<String>,
     /// Labels.
     pub tags: Vec<String>,
-    /// The state as it was last written.
-    pub state: KeyState,
+    /// Where it was in its life when it was last written.
+    pub life: Life,
     /// A standard key: its payload can be read.
     pub extractable: bool,
     /// Its material came from outside.
@@ -53,13 +54,19 @@ pub struct Key {
 }
 
 impl Key {
-    /// The state at `now`: an active key whose expiration date has come is deactivated, whether
-    /// or not that was written yet. A suspended one stays suspended until it is enabled.
-    pub fn state_at(&self, now: UnixMs) -> KeyState {
-        match (self.state, self.expires) {
-            (KeyState::Active, Some(expires)) if expires <= now => KeyState::Deactivated,
-            (state, _) => state,
+    /// Where it is in its life at `now`: an active key whose expiration date has come is
+    /// deactivated, whether or not that was written yet. A suspended one stays suspended until it
+    /// is enabled.
+    pub fn life_at(&self, now: UnixMs) -> Life {
+        match (self.life, self.expires) {
+            (Life::Active(active), Some(expires)) if expires <= now => active.expire().into(),
+            (life, _) => life,
         }
+    }
+
+    /// The state at `now`.
+    pub fn state_at(&self, now: UnixMs) -> KeyState {
+        self.life_at(now).state()
     }
 }
 
@@ -150,7 +157,7 @@ pub fn add(tx: &Tx<'_>, key: &Key, payload: Option<&[u8]>) -> Result<(), StoreEr
         key.name,
         key.description,
         serde_json::to_string(&key.tags).expect("strings are valid JSON"),
-        key.state as u8,
+        key.life.state() as u8,
         key.extractable,
         key.imported,
         key.ring,
@@ -179,7 +186,7 @@ pub fn update(tx: &Tx<'_>, key: &Key) -> Result<(), StoreError> {
         key.name,
         key.description,
         serde_json::to_string(&key.tags).expect("strings are valid JSON"),
-        key.state as u8,
+        key.life.state() as u8,
         key.ring,
         key.updated.map(|t| t.0),
         key.rotated.map(|t| t.0),
@@ -394,7 +401,8 @@ fn read(row: &Row<'_>) -> Result<Key, StoreError> {
         description: row.get(3)?,
         tags: serde_json::from_str(&tags)
             .map_err(|_| StoreError::Damaged("tags of a key".to_owned()))?,
-        state: KeyState::from_number(state)
+        life: KeyState::from_number(state)
+            .map(Life::stored)
             .ok_or_else(|| StoreError::Damaged(format!("key state {state}")))?,
         extractable: row.get(6)?,
         imported: row.get(7)?,

@@ -52,7 +52,7 @@ fn status(tx: &Tx<'_>, root: &RootKey, now: UnixMs) -> Result<RootStatus, StoreE
         None => false,
     };
     let restorable_until = match key.deleted {
-        Some(at) if key.state == KeyState::Destroyed && material => {
+        Some(at) if key.state_at(now) == KeyState::Destroyed && material => {
             Some(UnixMs(at.0.saturating_add(RESTORABLE_MS)))
         }
         _ => None,

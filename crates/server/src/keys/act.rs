@@ -11,7 +11,8 @@ use axum::response::{IntoResponse, Response};
 use claviger_domain::access::{KeyOperation, On};
 use claviger_domain::audit::{Data, KeyFacts, Record};
 use claviger_domain::id::{InstanceId, UnixMs};
-use claviger_domain::key::{KeyAction, KeyState, RootKey, RootVersion, Verdict, verdict};
+use claviger_domain::key::{KeyAction, KeyState, RootKey, RootVersion};
+use claviger_domain::life::Refused;
 use claviger_store::audit;
 use claviger_store::events::KeyEvent;
 use claviger_store::keys::Key;
@@ -57,6 +58,9 @@ pub(crate) struct Act {
     /// key ring.
     pub(crate) key: String,
 }
+
+/// Longest name of a key ring on record; a ring that is there has at most 100 characters.
+const RING_MAX: usize = 128;
 
 /// What stands before the id of a key ring where else a key is named.
 pub(crate) const RING: &str = "key-ring:";
@@ -162,8 +166,12 @@ impl Act {
 
     /// What the request alone says.
     fn asked(&self) -> Data {
-        let (uri, ring) = (self.caller.trace.uri.clone(), self.caller.ring.clone());
-        Data { uri, ring, ..Data::default() }
+        let ring = self.caller.ring.as_ref();
+        Data {
+            uri: self.caller.trace.uri.clone(),
+            ring: ring.map(|ring| ring.chars().take(RING_MAX).collect()),
+            ..Data::default()
+        }
     }
 
     /// Whether the instance takes calls from where the caller is.
@@ -286,22 +294,22 @@ pub(crate) fn root_only(key: &Key) -> Result<(), KpError> {
 
 /// Whether the key's state allows `action` now.
 pub(crate) fn state_allows(key: &Key, action: KeyAction, now: UnixMs) -> Result<(), KpError> {
-    let state = key.state_at(now);
-    match verdict(state, action) {
-        Verdict::Allowed => Ok(()),
-        Verdict::Gone => {
+    Ok(key.life_at(now).allows(action)?)
+}
+
+impl From<Refused> for KpError {
+    fn from(Refused { state, action, gone }: Refused) -> KpError {
+        if gone {
             let what = "Key has already been deleted";
-            Err(KpError::new(StatusCode::GONE, "KEY_DELETED_ERR", what))
+            return KpError::new(StatusCode::GONE, "KEY_DELETED_ERR", what);
         }
-        Verdict::WrongState if matches!(action, KeyAction::Register | KeyAction::Unregister) => {
+        if matches!(action, KeyAction::Register | KeyAction::Unregister) {
             let what = format!("The key is {state}; only an active key takes registrations");
-            Err(KpError::new(StatusCode::UNPROCESSABLE_ENTITY, "KEY_INVALID_STATE_ERR", what))
+            return KpError::new(StatusCode::UNPROCESSABLE_ENTITY, "KEY_INVALID_STATE_ERR", what);
         }
-        Verdict::WrongState => {
-            let what =
-                format!("The key is {state}, which does not allow this. {}", advice(state, action));
-            Err(KpError::conflict("KEY_ACTION_INVALID_STATE_ERR", what))
-        }
+        let advice = advice(state, action);
+        let what = format!("The key is {state}, which does not allow this. {advice}");
+        KpError::conflict("KEY_ACTION_INVALID_STATE_ERR", what)
     }
 }
 

@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use claviger_crypto::SecretBytes;
 use claviger_domain::access::KeyOperation;
 use claviger_domain::id::{InstanceId, KeyVersionId, UnixMs};
-use claviger_domain::key::{KeyAction, KeyState, RootVersion};
+use claviger_domain::key::{KeyAction, RootVersion};
 use claviger_store::events::{self, EventKind, KeyEvent};
 use claviger_store::keys::{self, Key};
 use claviger_store::{Tx, registrations};
@@ -148,8 +148,7 @@ pub(crate) async fn disable(app: Arc<App>, act: Act) -> Result<Response, KpError
     act.change(&app, |_, tx, act, now| {
         let mut key = act.key(tx, KeyOperation::Disable)?;
         root_only(&key)?;
-        state_allows(&key, KeyAction::Disable, now)?;
-        key.state = KeyState::Suspended;
+        key.life = key.life_at(now).disable()?.into();
         key.acted = Some(now);
         key.updated = Some(now);
         keys::update(tx, &key)?;
@@ -165,10 +164,10 @@ pub(crate) async fn enable(app: Arc<App>, act: Act) -> Result<Response, KpError>
     act.change(&app, |app, tx, act, now| {
         let mut key = act.key(tx, KeyOperation::Enable)?;
         root_only(&key)?;
-        state_allows(&key, KeyAction::Enable, now)?;
+        let active = key.life_at(now).enable()?;
         let what = "The key was disabled a short time ago";
         not_before(key.acted, app.settings.enable_after, now, "REQ_TOO_EARLY_ERR", what)?;
-        key.state = KeyState::Active;
+        key.life = active.into();
         key.updated = Some(now);
         keys::update(tx, &key)?;
         act.note_key(&key);
@@ -193,12 +192,12 @@ pub(crate) async fn delete(
     let key = act
         .change(&app, move |app, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::Delete)?;
-            state_allows(&key, KeyAction::Delete, now)?;
+            let destroyed = key.life_at(now).delete()?;
             dual::authorised(tx, act, &key, now)?;
             let force = query.flag("force")?.unwrap_or(false);
             unused(tx, &key, force)?;
             registrations::remove_all(tx, &key.root)?;
-            key.state = KeyState::Destroyed;
+            key.life = destroyed.into();
             key.deleted = Some(now);
             key.deleted_by = Some(act.caller.iam_id.clone());
             key.acted = Some(now);
@@ -273,7 +272,7 @@ pub(crate) async fn restore_key(
     let key = act
         .change(&app, |app, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::Restore)?;
-            state_allows(&key, KeyAction::Restore, now)?;
+            let active = key.life_at(now).restore()?;
             if key.expires.is_some_and(|end| end <= now) {
                 let what = "The key's expiration date has passed";
                 return Err(KpError::new(StatusCode::BAD_REQUEST, "KEY_EXPIRED_ERR", what));
@@ -285,7 +284,7 @@ pub(crate) async fn restore_key(
             }
             let what = "The key was deleted a short time ago";
             not_before(key.acted, app.settings.enable_after, now, "REQ_TOO_EARLY_ERR", what)?;
-            key.state = KeyState::Active;
+            key.life = active.into();
             key.deleted = None;
             key.deleted_by = None;
             // To delete it again takes two again.

@@ -18,7 +18,8 @@ use claviger_crypto::SecretBytes;
 use claviger_custody::CustodyError;
 use claviger_domain::access::KeyOperation;
 use claviger_domain::id::{InstanceId, KeyId, KeyVersionId, UnixMs};
-use claviger_domain::key::{KeyState, RootKey, RootVersion};
+use claviger_domain::key::{RootKey, RootVersion};
+use claviger_domain::life::Life;
 use claviger_store::Tx;
 use claviger_store::keys::{self, Key};
 use claviger_wire::kp::{self, Envelope, NewKey};
@@ -163,7 +164,7 @@ fn add(
         name: new.name.clone(),
         description: new.description.clone(),
         tags: new.tags.clone(),
-        state: KeyState::Active,
+        life: Life::begin(),
         extractable: new.extractable,
         imported: wanted.material.is_some(),
         ring,

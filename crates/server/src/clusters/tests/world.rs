@@ -10,6 +10,7 @@ use claviger_custody::software::Software;
 use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
 use claviger_domain::id::{AgentName, ClusterId, InstanceId, KeyId, KeyVersionId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey, RootVersion};
+use claviger_domain::life::Life;
 use claviger_store::events::EventKind;
 use claviger_store::iam::{Grant, Principal};
 use claviger_store::keys::Key;
@@ -186,7 +187,7 @@ impl World {
             name: name.into(),
             description: None,
             tags: Vec::new(),
-            state: KeyState::Active,
+            life: Life::begin(),
             extractable: !root_key,
             imported: false,
             ring: "default".into(),
@@ -221,11 +222,11 @@ impl World {
         let event = self.app.store.tx("t", |tx| {
             let mut key = keys::get(tx, &root)?.unwrap();
             match kind {
-                EventKind::Disable => key.state = KeyState::Suspended,
-                EventKind::Enable | EventKind::Restore => key.state = KeyState::Active,
-                EventKind::Expire => key.state = KeyState::Deactivated,
+                EventKind::Disable => key.life = Life::stored(KeyState::Suspended),
+                EventKind::Enable | EventKind::Restore => key.life = Life::stored(KeyState::Active),
+                EventKind::Expire => key.life = Life::stored(KeyState::Deactivated),
                 EventKind::Delete => {
-                    key.state = KeyState::Destroyed;
+                    key.life = Life::stored(KeyState::Destroyed);
                     key.deleted = Some(now);
                 }
                 EventKind::Rotate => {

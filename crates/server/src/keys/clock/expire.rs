@@ -5,6 +5,7 @@ use crate::app::App;
 use claviger_domain::audit::Change;
 use claviger_domain::id::UnixMs;
 use claviger_domain::key::KeyState;
+use claviger_domain::life::Life;
 use claviger_store::events::{self, EventKind, KeyEvent};
 use claviger_store::{StoreError, audit, keys};
 
@@ -16,10 +17,12 @@ pub(super) fn turn(app: &App, now: UnixMs) -> Result<Option<UnixMs>, StoreError>
     for root in due {
         let event = app.store.tx("expire", |tx| -> Result<Option<KeyEvent>, StoreError> {
             let Some(mut key) = keys::get(tx, &root)? else { return Ok(None) };
-            if key.state != KeyState::Active || key.state_at(now) != KeyState::Deactivated {
+            // It may have changed since it was looked for.
+            let (Life::Active(active), KeyState::Deactivated) = (key.life, key.state_at(now))
+            else {
                 return Ok(None);
-            }
-            key.state = KeyState::Deactivated;
+            };
+            key.life = active.expire().into();
             key.updated = Some(now);
             keys::update(tx, &key)?;
             let mut record = by_the_clock(app, "kms.secrets.expire", &key, now);

@@ -15,7 +15,7 @@ pub(super) fn turn(app: &App, now: UnixMs) -> Result<bool, StoreError> {
         app.store.tx("purge", |tx| -> Result<(), StoreError> {
             // It may have been restored or purged since it was looked for.
             let gone = keys::get(tx, &root)?
-                .filter(|k| k.state == KeyState::Destroyed && k.deleted < Some(limit));
+                .filter(|k| k.state_at(now) == KeyState::Destroyed && k.deleted < Some(limit));
             if let Some(key) = gone {
                 keys::purge(tx, &root)?;
                 audit::add(tx, &by_the_clock(app, "kms.secrets.purge", &key, now))?;

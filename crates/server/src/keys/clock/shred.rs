@@ -15,7 +15,7 @@ pub(super) fn turn(app: &App, now: UnixMs) -> Result<bool, StoreError> {
         let versions = app.store.tx("shred", |tx| -> Result<_, StoreError> {
             // It may have been restored since it was looked for.
             let gone = keys::get(tx, &root)?
-                .filter(|k| k.state == KeyState::Destroyed && k.deleted < Some(limit));
+                .filter(|k| k.state_at(now) == KeyState::Destroyed && k.deleted < Some(limit));
             let Some(key) = gone else { return Ok(Vec::new()) };
             keys::shred(tx, &root)?;
             audit::add(tx, &by_the_clock(app, "kms.secrets.shred", &key, now))?;

@@ -150,6 +150,7 @@ fn matches(
 #[cfg(test)]
 fn some_key() -> Key {
     use claviger_domain::id::{InstanceId, KeyId, KeyVersionId};
+    use claviger_domain::life::Life;
     let root =
         claviger_domain::key::RootKey { instance: InstanceId::random(), key: KeyId::random() };
     Key {
@@ -157,7 +158,7 @@ fn some_key() -> Key {
         name: "some".to_owned(),
         description: None,
         tags: Vec::new(),
-        state: KeyState::Active,
+        life: Life::begin(),
         extractable: false,
         imported: false,
         ring: "default".to_owned(),

@@ -134,7 +134,8 @@ async fn lists_and_counts_show_what_is_in_the_rings_of_the_caller() {
         let resources = listed.body["resources"].as_array().unwrap();
         let mut keys: Vec<&str> = resources.iter().map(|r| r["keyId"].as_str().unwrap()).collect();
         let mut of: Vec<&str> = of.into_iter().map(String::as_str).collect();
-        (keys.sort_unstable(), of.sort_unstable());
+        keys.sort_unstable();
+        of.sort_unstable();
         assert_eq!(keys, of);
     }
 }
