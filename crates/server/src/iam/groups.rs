@@ -28,7 +28,7 @@ const GROUPS_MAX: usize = 500;
 /// Members of one group; a bound on lists.
 const MEMBERS_MAX: usize = 1000;
 /// Groups of one principal; each request of a caller looks at the policies of all of his.
-const PER_MEMBER_MAX: usize = 50;
+const PER_MEMBER_MAX: usize = 10;
 /// Members that one request may add.
 const ADDED_MAX: usize = 50;
 /// Largest page, and the usual one.
