@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests: a panic is the report.
 
+use claviger_tests::cpu_seconds;
 use claviger_tests::kube::Kube;
 use claviger_tests::lab::{Lab, Options};
 use claviger_tests::load::{self, MARKER};
@@ -121,7 +122,23 @@ fn life(kubernetes: &'static str, take_up: &str, bare: bool) {
     rotate_under_load(&flow, &runtime, serial);
     fence_and_return(&flow, &runtime);
     scrub(&flow, &runtime);
+    at_rest(&flow);
     flow.lab.down().unwrap();
+}
+
+/// When nothing happens, server and agent do next to nothing: a loop that wakes itself by what it
+/// reports would take a quarter of a core each.
+fn at_rest(flow: &Flow) {
+    const WATCHED: Duration = Duration::from_secs(20);
+    let pids: Vec<i32> = ["CLAVIGER_PID", "CLAVIGER_AGENT_PIDS"]
+        .map(|name| flow.lab.var(name).unwrap().trim().parse().unwrap())
+        .into();
+    let used = || pids.iter().map(|pid| cpu_seconds(*pid)).sum::<f64>();
+    let before = used();
+    assert!(before > 0.0, "they have worked");
+    std::thread::sleep(WATCHED);
+    let used = used() - before;
+    assert!(used < 2.0, "at rest, server and agent used {used} s of CPU in {WATCHED:?}");
 }
 
 fn raw_value(flow: &Flow, runtime: &tokio::runtime::Runtime) -> Vec<u8> {

@@ -4,7 +4,8 @@ use crate::sh::{self, Done, cargo};
 use crate::testbed;
 
 /// Programs of the crate `bench`, and whether each needs a real cluster.
-const BENCHES: &[(&str, bool)] = &[("plugin", false), ("rewrite", true)];
+const BENCHES: &[(&str, bool)] =
+    &[("audit", false), ("plugin", false), ("rewrite", true), ("start", true)];
 
 /// Runs one, or each that is there.
 pub fn run(args: &[String]) -> Done {

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 mod bench;
 mod conformance;
 mod demo;
+mod fuzz;
 mod sh;
 mod test;
 mod testbed;
@@ -22,13 +23,18 @@ usage: cargo xtask TASK [OPTIONS]
                              (--quick leaves the end-to-end tests out)
   demo [--keep] [--kubernetes 1.37|1.34] [--secrets N]
                              watch a real cluster being encrypted, rotated, revoked, given back
-  bench [NAME] [OPTIONS]     measure: plugin, rewrite
+  bench [NAME] [OPTIONS]     measure: audit, plugin, rewrite, start
   conformance [--check] [--only SUITE]
                              real clients of Key Protect against a running key service
                              (--check leaves the table in conformance/README.md as it is)
   testbed [--kubernetes V]   build kube-apiserver, kubectl, etcd from source, once
-  torture [--runs N] [--seed S] [--minutes M]
-                             kill processes at random moments of enable and rotate
+  fuzz [TARGET] [--seconds N]
+                             random inputs to every parser of bytes from outside, 60 s for each
+                             (fuzz TARGET FILE replays one)
+  torture [KIND] [--runs N] [--seed S] [--minutes M]
+                             cluster: kill processes at random moments of enable and rotate;
+                             key-service: kill the server among clients' operations, compare
+                             with a model; fuzz: an hour for each target. All if none is named
 ";
 
 fn main() -> ExitCode {
@@ -43,6 +49,7 @@ fn main() -> ExitCode {
         "demo" => demo::run(rest),
         "bench" => bench::run(rest),
         "conformance" => conformance::run(rest),
+        "fuzz" => fuzz::run(rest),
         "testbed" => testbed::run(rest),
         "torture" => torture::run(rest),
         "help" | "-h" | "--help" => {

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test there is, cheapest first.
 
 use crate::sh::{self, Done, cargo, say};
-use crate::{conformance, testbed, tidy, torture};
+use crate::{conformance, fuzz, testbed, tidy, torture};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -52,7 +52,9 @@ pub fn run(args: &[String]) -> Done {
     }
     if !quick {
         whole &= conformance(&mut count)?;
-        whole &= torture(&mut count)?;
+        whole &= fuzz(&mut count)?;
+        whole &= torture(torture::KEY_SERVICE, "3", &mut count)?;
+        whole &= torture(torture::CLUSTER, "12", &mut count)?;
     }
     eprintln!("    {} s in all", started.elapsed().as_secs());
     println!("{} passed, {} failed", count.passed, count.failed);
@@ -79,14 +81,28 @@ fn conformance(count: &mut Count) -> Result<bool, String> {
     Ok(whole)
 }
 
-/// Ten seeds of kill -9 at random moments; the hundred of `cargo xtask torture` take an hour.
-fn torture(count: &mut Count) -> Result<bool, String> {
+/// A minute for each fuzz target; the hours are those of `cargo xtask torture`.
+fn fuzz(count: &mut Count) -> Result<bool, String> {
+    fuzz::build()?;
+    match fuzz::for_so_long(&fuzz::targets()?, fuzz::SECONDS) {
+        Ok(passed) => count.passed += passed,
+        Err(found) => {
+            eprintln!("{found}");
+            count.failed += 1;
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Ten seeds of kill -9 at random moments; the hundred of `cargo xtask torture` take an hour. No
+/// new seed begins after so many minutes, so that a slow machine still gets an answer.
+fn torture(kind: &str, minutes: &str, count: &mut Count) -> Result<bool, String> {
     let mut command = Command::new(sh::beside_us(torture::PROGRAM)?);
-    // No new seed begins after twelve minutes, so that a slow machine still gets an answer.
-    command.args(["--runs", "10", "--minutes", "12"]);
+    command.args([kind, "--runs", "10", "--minutes", minutes]);
     let claviger = sh::beside_us("claviger")?;
     let whole = told(
-        "kill -9 at random moments, ten seeds",
+        &format!("kill -9 at random moments ({kind}), ten seeds"),
         command.env("CLAVIGER_BIN", claviger),
         |line| {
             if line.starts_with("seed ") && line.contains(": passed") {

@@ -8,28 +8,21 @@
 //!
 //! Needs `CLAVIGER_BIN`; `--secrets N` and `--rounds N` make it smaller.
 
-use claviger_bench::{NoService, cpu_seconds, median, ring};
-use claviger_cluster::control::kube::{Kube, KubeConfig};
+use claviger_bench::real::{Failure, Real};
+use claviger_bench::{cpu_seconds, median};
 use claviger_cluster::control::rewrite::{Pass, WORKERS, name_of};
-use claviger_crypto::Key32;
 use claviger_domain::cluster::ring::serial_of;
-use claviger_domain::id::{ClusterId, Serial};
+use claviger_domain::id::Serial;
 use claviger_etcd::client::{Swap, Swapped};
 use claviger_etcd::record::Record;
 use claviger_etcd::resource::Resource;
-use claviger_etcd::{Etcd, EtcdConfig};
-use claviger_kms_plugin::{Listener, OpenRing, Plugin};
-use claviger_supervise::Supervisor;
-use claviger_supervise::unit::ProcessUnit;
-use claviger_tests::lab::{self, Lab, Options};
+use claviger_tests::lab::{self, Lab};
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 const WAYS: [&str; 4] =
     ["kubectl get, replace", "StorageVersionMigration", "claviger", "raw etcd get + CAS"];
@@ -37,11 +30,7 @@ const PICKUP: Duration = Duration::from_secs(90);
 const MIGRATION: Duration = Duration::from_secs(600);
 
 struct Bench {
-    lab: Lab,
-    etcd: Etcd,
-    kube: Kube,
-    plugin: Plugin,
-    cluster: ClusterId,
+    real: Real,
     keys: usize,
     apiserver: i32,
     etcd_pid: i32,
@@ -111,48 +100,20 @@ async fn measure(secrets: usize, rounds: usize) -> Result<(), Failure> {
 
 impl Bench {
     async fn start(secrets: usize) -> Result<Self, Failure> {
-        let lab = Lab::up(&Options::default())?;
-        let env = lab.env()?;
-        let var = |name: &str| env.get(name).cloned().ok_or(format!("{name} is not set"));
-        let path = |name: &str| lab.dir().join("pki").join(name);
-        let etcd = Etcd::connect(&EtcdConfig {
-            endpoints: vec![var("ETCDCTL_ENDPOINTS")?],
-            ca: Some(var("ETCDCTL_CACERT")?.into()),
-            cert: Some(var("ETCDCTL_CERT")?.into()),
-            key: Some(var("ETCDCTL_KEY")?.into()),
-            timeout: EtcdConfig::TIMEOUT,
-        })
-        .await?;
-        let url = lab.kubectl(&[
-            "config",
-            "view",
-            "--minify",
-            "-o",
-            "jsonpath={.clusters[0].cluster.server}",
-        ])?;
-        let kube = Kube::new(&KubeConfig {
-            url: String::from_utf8(url.stdout)?,
-            ca: path("ca.crt"),
-            cert: path("admin.crt"),
-            key: path("admin.key"),
-        })?;
-        let cluster = ClusterId::random();
-        let plugin = Plugin::new(cluster.clone(), Arc::new(NoService));
-        let socket = PathBuf::from(format!("/tmp/claviger-bench-{}.sock", std::process::id()));
-        let listener = Listener::bind(&socket)?;
-        let serving = plugin.clone();
-        tokio::spawn(async move { listener.serve(serving, std::future::pending::<()>()).await });
-        let apiserver = encrypt(&lab, &socket, &plugin, &cluster).await?;
-        let etcd_pid = var("ETCD_PID")?.parse()?;
-        let manager = manager(&lab, &var("KUBECTL")?, &var("KUBECONFIG")?)?;
-        load(&kube, secrets).await?;
-        Ok(Self { lab, etcd, kube, plugin, cluster, keys: 1, apiserver, etcd_pid, manager })
+        let real = Real::start().await?;
+        real.plugin.set(real.ring(1));
+        let apiserver = real.restart().await?;
+        let lab = &real.lab;
+        let manager = manager(lab, &lab.var("KUBECTL")?, &lab.var("KUBECONFIG")?)?;
+        real.load(secrets).await?;
+        let etcd_pid = lab.var("ETCD_PID")?.parse()?;
+        Ok(Self { real, keys: 1, apiserver, etcd_pid, manager })
     }
 
     fn end(mut self) -> Result<(), Failure> {
         let _ = self.manager.kill();
         let _ = self.manager.wait();
-        Ok(self.lab.down()?)
+        Ok(self.real.lab.down()?)
     }
 
     /// A new key, taken up; then one way, timed and checked.
@@ -196,13 +157,13 @@ impl Bench {
 
     async fn new_key(&mut self) -> Result<(), Failure> {
         self.keys += 1;
-        self.plugin.set(keys(&self.cluster, self.keys));
+        self.real.plugin.set(self.real.ring(self.keys));
         let begun = Instant::now();
         loop {
-            let _ = self.kube.kms_providers().await;
+            let _ = self.real.kube.kms_providers().await;
             let content = format!("{:032x}", begun.elapsed().as_nanos());
-            self.kube.put_canary("default", "bench-canary", &content).await?;
-            let found = self.etcd.get(b"/registry/secrets/default/bench-canary").await?;
+            self.real.kube.put_canary("default", "bench-canary", &content).await?;
+            let found = self.real.etcd.get(b"/registry/secrets/default/bench-canary").await?;
             let value = found.record.map(|kv| kv.value.to_vec()).unwrap_or_default();
             if under(&value) == Some(Serial(self.keys as u64)) {
                 return Ok(());
@@ -217,7 +178,7 @@ impl Bench {
     /// Keys in etcd of records that are not under the newest key.
     async fn stale(&self) -> Result<Vec<Vec<u8>>, Failure> {
         let secrets = Resource::secrets();
-        let mut pages = self.etcd.range(secrets.prefix().as_bytes(), 0);
+        let mut pages = self.real.etcd.range(secrets.prefix().as_bytes(), 0);
         let mut stale = Vec::new();
         while let Some(page) = pages.next().await? {
             for kv in page {
@@ -230,8 +191,8 @@ impl Bench {
     }
 
     fn kubectl(&self) -> Result<(), Failure> {
-        let env = self.lab.env()?;
-        let kubectl = self.lab.kubectl_path()?;
+        let env = self.real.lab.env()?;
+        let kubectl = self.real.lab.kubectl_path()?;
         let script =
             format!("'{kubectl}' get secrets -A -o json | '{kubectl}' replace -f - >/dev/null");
         lab::check("kubectl", lab::run(Command::new("sh").args(["-c", &script]).envs(env))?)?;
@@ -240,18 +201,19 @@ impl Bench {
 
     async fn migration(&self) -> Result<(), Failure> {
         let name = format!("bench-{}", self.keys);
-        let file = self.lab.dir().join("migration.json");
+        let file = self.real.lab.dir().join("migration.json");
         let object = json!({
             "apiVersion": "storagemigration.k8s.io/v1", "kind": "StorageVersionMigration",
             "metadata": {"name": name}, "spec": {"resource": {"group": "", "resource": "secrets"}},
         });
         std::fs::write(&file, object.to_string())?;
         let file = file.display().to_string();
-        lab::check("create a migration", self.lab.kubectl(&["create", "-f", &file])?)?;
+        lab::check("create a migration", self.real.lab.kubectl(&["create", "-f", &file])?)?;
         let begun = Instant::now();
         loop {
             let path = "jsonpath={.status.conditions[?(@.status==\"True\")].type}";
-            let seen = self.lab.kubectl(&["get", "storageversionmigration", &name, "-o", path])?;
+            let seen =
+                self.real.lab.kubectl(&["get", "storageversionmigration", &name, "-o", path])?;
             let seen = String::from_utf8_lossy(&seen.stdout).into_owned();
             if seen.contains("Succeeded") {
                 return Ok(());
@@ -267,14 +229,14 @@ impl Bench {
         let resources = [Resource::secrets()];
         let stale = self.stale().await?;
         let names = stale.iter().filter_map(|key| name_of(key, &resources)).collect();
-        let mut pass = Pass::begin(self.kube.clone(), names, WORKERS);
+        let mut pass = Pass::begin(self.real.kube.clone(), names, WORKERS);
         while pass.more().await {}
         pass.end().map_err(|failed| format!("{failed:?}").into())
     }
 
     async fn raw(&self) -> Result<(), Failure> {
         let secrets = Resource::secrets();
-        let mut pages = self.etcd.range(secrets.prefix().as_bytes(), 0);
+        let mut pages = self.real.etcd.range(secrets.prefix().as_bytes(), 0);
         let mut keys = Vec::new();
         while let Some(page) = pages.next().await? {
             keys.extend(page.into_iter().map(|kv| kv.key.to_vec()));
@@ -282,7 +244,7 @@ impl Bench {
         let keys = Arc::new(keys);
         let mut workers = JoinSet::new();
         for worker in 0..WORKERS {
-            let (etcd, keys) = (self.etcd.clone(), Arc::clone(&keys));
+            let (etcd, keys) = (self.real.etcd.clone(), Arc::clone(&keys));
             workers.spawn(async move {
                 for key in keys.iter().skip(worker).step_by(WORKERS) {
                     let Some(kv) = etcd.get(key).await?.record else { continue };
@@ -305,57 +267,11 @@ impl Bench {
     }
 }
 
-fn keys(cluster: &ClusterId, count: usize) -> OpenRing {
-    // The same key under each serial: only the name matters to the API server.
-    let keys: Vec<Key32> =
-        (0..count).map(|_| Key32::take(&mut [7u8; 32]).expect("32 bytes")).collect();
-    ring(cluster, &keys)
-}
-
 fn under(value: &[u8]) -> Option<Serial> {
     match Record::parse(value) {
         Record::KmsV2(record) => serial_of(record.key_id),
         _ => None,
     }
-}
-
-/// Restarts the API server with our plugin as its first provider. Gives its process id.
-async fn encrypt(
-    lab: &Lab,
-    socket: &Path,
-    plugin: &Plugin,
-    cluster: &ClusterId,
-) -> Result<i32, Failure> {
-    plugin.set(keys(cluster, 1));
-    let config = json!({
-        "apiVersion": "apiserver.config.k8s.io/v1", "kind": "EncryptionConfiguration",
-        "resources": [{"resources": ["secrets"], "providers": [
-            {"kms": {"apiVersion": "v2", "name": "bench", "timeout": "10s",
-                     "endpoint": format!("unix://{}", socket.display())}},
-            {"identity": {}},
-        ]}],
-    });
-    let file = lab.dir().join("bench-encryption.json");
-    std::fs::write(&file, config.to_string())?;
-    let unit = ProcessUnit::open(&lab.dir().join("units/apiserver-1"))?;
-    unit.kill()?;
-    let args = [
-        format!("--encryption-provider-config={}", file.display()),
-        "--encryption-provider-config-automatic-reload=true".to_owned(),
-    ];
-    let process = match unit.start(&args) {
-        Ok(process) => process,
-        Err(claviger_supervise::SuperviseError::Running(_)) => {
-            // The keeper was faster, and started it as it was.
-            unit.kill()?;
-            unit.start(&args)?
-        }
-        Err(error) => return Err(error.into()),
-    };
-    lab.patiently(Duration::from_secs(60), || {
-        lab::check("readyz", lab.kubectl(&["get", "--raw", "/readyz"])?).map(drop)
-    })?;
-    Ok(process.pid)
 }
 
 /// The in-tree migration needs a controller manager with its controller and the collector.
@@ -374,23 +290,4 @@ fn manager(lab: &Lab, kubectl: &str, kubeconfig: &str) -> Result<Child, Failure>
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()?)
-}
-
-async fn load(kube: &Kube, secrets: usize) -> Result<(), Failure> {
-    let mut workers = JoinSet::new();
-    for worker in 0..WORKERS {
-        let kube = kube.clone();
-        workers.spawn(async move {
-            for n in (worker..secrets).step_by(WORKERS) {
-                // 1 KiB of data, and base64 as Kubernetes takes it.
-                let content = format!("{n:08x}").repeat(128);
-                kube.put_canary("default", &format!("bench-{n}"), &content).await?;
-            }
-            Ok::<(), Failure>(())
-        });
-    }
-    while let Some(done) = workers.join_next().await {
-        done??;
-    }
-    Ok(())
 }

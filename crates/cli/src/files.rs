@@ -26,6 +26,14 @@ pub fn read_material(path: &Path, raw: bool) -> Result<SecretBytes, Failure> {
     use base64::Engine;
     use base64::engine::general_purpose::STANDARD;
     let read = SecretBytes::new(read(path, MATERIAL_MAX)?);
+    if read.expose().trim_ascii().is_empty() {
+        // The server would take none for a wish to have it generated.
+        return Err(Failure::new(
+            exit::USAGE,
+            format!("{} holds no key material", path.display()),
+            "give 16, 24 or 32 bytes",
+        ));
+    }
     if raw {
         return Ok(read);
     }

@@ -393,6 +393,9 @@ impl Driver {
         {
             return self.complain("cannot note that the API server is to be restarted", &e);
         }
+        if let Err(e) = self.keep_foreign() {
+            return self.complain("cannot keep a copy of the file that is there", &e);
+        }
         match file::write(&config.api_server.encryption_config, &bytes) {
             Ok(()) => {
                 tracing::info!(%stage, "wrote the encryption configuration");
@@ -400,6 +403,22 @@ impl Driver {
             }
             Err(e) => self.complain("cannot write the encryption configuration", &e),
         }
+    }
+
+    /// A file that somebody else wrote may hold the only copy of a key: it is kept beside ours,
+    /// the first one for good.
+    fn keep_foreign(&self) -> Result<(), file::FileError> {
+        let config = &self.node.config;
+        let path = &config.api_server.encryption_config;
+        let Some(bytes) = file::read(path)? else { return Ok(()) };
+        let mut kept = path.as_os_str().to_owned();
+        kept.push(".before-claviger");
+        let kept = std::path::PathBuf::from(kept);
+        if encryption::stage_of(&bytes, &config.socket).is_some() || kept.exists() {
+            return Ok(());
+        }
+        tracing::warn!(file = %kept.display(), "kept a copy of a configuration that is not ours");
+        file::write(&kept, &bytes)
     }
 
     fn start(&mut self, flags: bool, observed: &Observed) {

@@ -31,6 +31,7 @@ pub mod encryption;
 pub mod endpoint;
 pub mod fence;
 mod file;
+mod foreign;
 pub mod hand_over;
 pub mod identity;
 pub mod keys;

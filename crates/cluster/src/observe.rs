@@ -5,6 +5,7 @@ use crate::contact::wall;
 use crate::control::kube::Health;
 use crate::encryption;
 use crate::file;
+use crate::foreign;
 use crate::keys::{KeyFailure, Keys};
 use crate::node::Node;
 use claviger_crypto::{Key32, digest};
@@ -81,7 +82,9 @@ impl Prober {
         let truth = self.node.cluster_truth();
         let operation = truth.as_ref().and_then(|c| c.operation.clone());
         if let Some(operation) = &operation {
-            self.preflight(operation).await;
+            // Until a KEK of ours writes, something else may.
+            let first = truth.as_ref().is_none_or(|c| c.ring.write().is_none());
+            self.preflight(operation, first).await;
         }
         let process = self.process();
         if process != self.probe.process {
@@ -178,8 +181,9 @@ impl Prober {
         })
     }
 
-    /// Wraps and unwraps with the target of an operation, before anything is changed.
-    async fn preflight(&mut self, operation: &Operation) {
+    /// Wraps and unwraps with the target of an operation, and at the first enablement looks for
+    /// other encryption, before anything is changed.
+    async fn preflight(&mut self, operation: &Operation, first: bool) {
         if operation.preflighted {
             return;
         }
@@ -192,15 +196,18 @@ impl Prober {
             _ => 1,
         };
         self.tried = Some((operation.id, tries));
-        let failure = self.try_target(operation).await.err();
+        let alone = if first { foreign::none(&self.node).await } else { Ok(()) };
+        let failure = match alone {
+            Ok(()) => self.try_target(operation).await.err().map(|failure| failure.to_string()),
+            Err(found) => Some(found),
+        };
         if failure.is_some() && tries < PREFLIGHT_TRIES {
             return;
         }
         if let Some(failure) = &failure {
             tracing::warn!(%failure, "the preflight failed");
         }
-        self.probe.preflight =
-            Some(Preflight { operation: operation.id, failure: failure.map(|f| f.to_string()) });
+        self.probe.preflight = Some(Preflight { operation: operation.id, failure });
     }
 
     async fn try_target(&self, operation: &Operation) -> Result<(), KeyFailure> {

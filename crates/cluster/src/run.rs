@@ -196,7 +196,7 @@ fn listener(
 
 /// The plugin's socket at work.
 struct Serving {
-    task: JoinHandle<Result<(), tonic::transport::Error>>,
+    task: JoinHandle<()>,
     end: Option<oneshot::Sender<()>>,
 }
 

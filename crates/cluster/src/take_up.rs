@@ -145,10 +145,10 @@ pub fn flags(file: &Path) -> Vec<String> {
     ]
 }
 
-/// Whether a command line (arguments divided by zero bytes, as in `/proc/PID/cmdline`) names our
-/// file. The last of several counts, as for kube-apiserver.
-pub fn has_flags(cmdline: &[u8], file: &Path) -> bool {
-    let mut named: Option<&[u8]> = None;
+/// The file that a command line (arguments divided by zero bytes, as in `/proc/PID/cmdline`) names
+/// as its EncryptionConfiguration. The last of several counts, as for kube-apiserver.
+pub fn named(cmdline: &[u8]) -> Option<&[u8]> {
+    let mut named = None;
     let mut args = cmdline.split(|b| *b == 0);
     while let Some(arg) = args.next() {
         if let Some(value) = arg.strip_prefix(b"--encryption-provider-config=") {
@@ -157,7 +157,12 @@ pub fn has_flags(cmdline: &[u8], file: &Path) -> bool {
             named = args.next();
         }
     }
-    named == Some(file.as_os_str().as_encoded_bytes())
+    named
+}
+
+/// Whether a command line names our file.
+pub fn has_flags(cmdline: &[u8], file: &Path) -> bool {
+    named(cmdline) == Some(file.as_os_str().as_encoded_bytes())
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ pub mod harden;
 pub mod kek;
 pub mod sealed;
 pub mod secret;
+pub mod sign;
 pub mod transport;
 pub mod value;
 pub mod wrapped;

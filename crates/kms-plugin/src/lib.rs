@@ -7,6 +7,7 @@
 //! It must never answer Status with a `healthz` other than `ok`: kube-apiserver goes on writing
 //! then (kubernetes#138950). A gRPC error stops it.
 
+mod frame;
 mod message;
 pub mod resolve;
 pub mod ring;
@@ -24,3 +25,9 @@ pub use resolve::{Resolve, ResolveError};
 pub use ring::{OpenKek, OpenRing, RingError};
 pub use service::Plugin;
 pub use socket::{Listener, Place, SocketError};
+
+/// Fails unless a message is read as prost reads it. For the fuzzer alone.
+#[cfg(fuzzing)]
+pub fn agrees_with_prost(message: &[u8]) {
+    message::agrees(message);
+}

@@ -5,6 +5,7 @@
 //! says beside its ciphertext is written once for each KEK. What is taken and what is refused is
 //! what prost takes and refuses; tests compare the two.
 
+use crate::frame;
 use claviger_crypto::kek::ANNOTATION;
 use prost::DecodeError;
 use prost::encoding::{
@@ -73,17 +74,19 @@ impl<'a> Stored<'a> {
 }
 
 /// An EncryptResponse: the ciphertext, of `len` bytes, that `write` appends, then `tail`.
+/// Ready to be sent ([`frame`]).
 pub(crate) fn encrypt_response(
     len: usize,
     tail: &[u8],
     write: impl FnOnce(&mut Vec<u8>),
 ) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEAD_MAX + len + tail.len());
+    let mut out = frame::begin(HEAD_MAX + len + tail.len());
     head(1, len, &mut out);
     let before = out.len();
     write(&mut out);
     debug_assert_eq!(out.len() - before, len);
     out.extend_from_slice(tail);
+    frame::end(&mut out);
     out
 }
 
@@ -98,10 +101,12 @@ pub(crate) fn tail(key_id: &str, carried: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A DecryptResponse. Its buffer does not grow, so no copy of the seed is left behind.
+/// A DecryptResponse, ready to be sent ([`frame`]). Its buffer does not grow, so no copy of the
+/// seed is left behind.
 pub(crate) fn decrypt_response(seed: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEAD_MAX + seed.len());
+    let mut out = frame::begin(HEAD_MAX + seed.len());
     field(1, seed, &mut out);
+    frame::end(&mut out);
     out
 }
 
@@ -156,27 +161,38 @@ fn field(tag: u32, content: &[u8], out: &mut Vec<u8>) {
     }
 }
 
+/// Fails unless prost, the oracle, takes and refuses the same bytes, and reads the same in them.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn agrees(bytes: &[u8]) {
+    use crate::proto::{DecryptRequest, EncryptRequest};
+    use prost::Message;
+    let ours = encrypt_request(bytes).ok();
+    let oracle = EncryptRequest::decode(bytes).ok();
+    assert_eq!(ours, oracle.as_ref().map(|r| r.plaintext.as_slice()), "{bytes:02x?}");
+    let ours = Stored::parse(bytes).ok();
+    let oracle = DecryptRequest::decode(bytes).ok();
+    let oracle = oracle.as_ref().map(|r| Stored {
+        ciphertext: &r.ciphertext,
+        key_id: &r.key_id,
+        carried: r.annotations.get(ANNOTATION).map(Vec::as_slice),
+    });
+    assert_eq!(ours, oracle, "{bytes:02x?}");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse};
+    use crate::proto::{DecryptRequest, DecryptResponse, EncryptResponse};
     use proptest::prelude::*;
     use prost::Message;
     use std::collections::HashMap;
 
-    /// What prost, the oracle, makes of the same bytes.
-    fn agrees(bytes: &[u8]) {
-        let ours = encrypt_request(bytes).ok();
-        let oracle = EncryptRequest::decode(bytes).ok();
-        assert_eq!(ours, oracle.as_ref().map(|r| r.plaintext.as_slice()), "{bytes:02x?}");
-        let ours = Stored::parse(bytes).ok();
-        let oracle = DecryptRequest::decode(bytes).ok();
-        let oracle = oracle.as_ref().map(|r| Stored {
-            ciphertext: &r.ciphertext,
-            key_id: &r.key_id,
-            carried: r.annotations.get(ANNOTATION).map(Vec::as_slice),
-        });
-        assert_eq!(ours, oracle, "{bytes:02x?}");
+    /// The message in a frame of gRPC.
+    fn framed(bytes: &[u8]) -> &[u8] {
+        let (prefix, message) = bytes.split_first_chunk::<5>().expect("a prefix");
+        assert_eq!(prefix[0], 0, "not compressed");
+        assert_eq!(prefix[1..], u32::try_from(message.len()).unwrap().to_be_bytes());
+        message
     }
 
     fn varint(value: u64) -> Vec<u8> {
@@ -277,10 +293,10 @@ mod tests {
             let written = encrypt_response(ciphertext.len(), &tail, |out| {
                 out.extend_from_slice(&ciphertext);
             });
-            let read = EncryptResponse::decode(written.as_slice()).unwrap();
+            let read = EncryptResponse::decode(framed(&written)).unwrap();
             let annotations = HashMap::from([(ANNOTATION.to_owned(), carried)]);
             prop_assert_eq!(read, EncryptResponse { ciphertext: ciphertext.clone(), key_id, annotations });
-            let read = DecryptResponse::decode(decrypt_response(&ciphertext).as_slice()).unwrap();
+            let read = DecryptResponse::decode(framed(&decrypt_response(&ciphertext))).unwrap();
             prop_assert_eq!(read.plaintext, ciphertext);
         }
     }

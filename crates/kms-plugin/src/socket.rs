@@ -2,6 +2,8 @@
 
 use crate::server::KmsServer;
 use crate::service::Plugin;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::fs::{DirBuilder, File, Permissions};
 use std::future::Future;
 use std::io::{self, ErrorKind};
@@ -9,17 +11,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Server;
-use tonic::transport::server::Connected;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
 
 /// Longest path of a socket: `sun_path` of Linux has 108 bytes, the last of them zero.
 pub const PATH_MAX: usize = 107;
@@ -188,40 +188,26 @@ impl Listener {
     /// Serves `plugin` until `shutdown` ends; then lets calls under way end, [`DRAIN`] at most.
     /// Whoever connects afterwards waits until the socket is served again, by this process or by
     /// one that inherits it, or is dropped. Only root and this process's own user may connect.
-    pub async fn serve(
-        &self,
-        plugin: Plugin,
-        shutdown: impl Future<Output = ()>,
-    ) -> Result<(), tonic::transport::Error> {
-        let (sender, receiver) = mpsc::channel(1);
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let server = Server::builder()
-            .timeout(CALL_TIMEOUT)
-            .max_concurrent_streams(CALLS_MAX)
-            .serve_with_incoming_shutdown(
-                KmsServer::new(plugin),
-                ReceiverStream::new(receiver),
-                async {
-                    let _ = stopped.await;
-                },
-            );
-        tokio::pin!(server, shutdown);
+    pub async fn serve(&self, plugin: Plugin, shutdown: impl Future<Output = ()>) {
+        let service = KmsServer::new(plugin);
+        let (stop, stopped) = watch::channel(());
+        let mut connections = JoinSet::new();
         {
-            let accepting = accept(&self.listener, self.file.uid, sender);
-            tokio::pin!(accepting);
-            tokio::select! {
-                ended = &mut server => return ended,
-                () = &mut accepting => {}
-                () = &mut shutdown => {}
+            let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+            tokio::pin!(shutdown);
+            loop {
+                let accepted = tokio::select! {
+                    () = &mut shutdown => break,
+                    Some(_) = connections.join_next() => continue,
+                    accepted = accept(&self.listener, self.file.uid, &free) => accepted,
+                };
+                connections.spawn(converse(accepted, service.clone(), stopped.clone()));
             }
         }
-        let _ = stop.send(());
-        match tokio::time::timeout(DRAIN, &mut server).await {
-            Ok(ended) => ended,
-            Err(_) => {
-                tracing::warn!("calls were still under way {DRAIN:?} after the socket closed");
-                Ok(())
-            }
+        drop(stop);
+        let ended = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN, ended).await.is_err() {
+            tracing::warn!("calls were still under way {DRAIN:?} after the socket closed");
         }
     }
 }
@@ -243,20 +229,14 @@ pub struct Place {
     pub inode: u64,
 }
 
-async fn accept(
-    listener: &UnixListener,
-    own: u32,
-    to: mpsc::Sender<Result<Connection, io::Error>>,
-) {
-    let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+/// The next connection of a user who may.
+async fn accept(listener: &UnixListener, own: u32, free: &Arc<Semaphore>) -> Connection {
     loop {
-        let Ok(permit) = free.clone().acquire_owned().await else { return };
+        let permit = free.clone().acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok((stream, _)) => match stream.peer_cred() {
                 Ok(peer) if peer.uid() == 0 || peer.uid() == own => {
-                    if to.send(Ok(Connection { stream, _permit: permit })).await.is_err() {
-                        return;
-                    }
+                    return Connection { stream, _permit: permit };
                 }
                 Ok(peer) => {
                     tracing::warn!(uid = peer.uid(), "refused a connection of another user")
@@ -268,6 +248,28 @@ async fn accept(
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Answers the calls of one connection until it ends, or until `stopped` says that those under
+/// way are the last.
+async fn converse(connection: Connection, service: KmsServer, mut stopped: watch::Receiver<()>) {
+    let mut connection = pin!(
+        http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(CALLS_MAX)
+            .auto_date_header(false)
+            .serve_connection(TokioIo::new(connection), service)
+    );
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = stopped.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
     }
 }
 
@@ -309,11 +311,6 @@ fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Socke
 struct Connection {
     stream: UnixStream,
     _permit: OwnedSemaphorePermit,
-}
-
-impl Connected for Connection {
-    type ConnectInfo = ();
-    fn connect_info(&self) {}
 }
 
 impl AsyncRead for Connection {

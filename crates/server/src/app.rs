@@ -4,6 +4,7 @@ use crate::authority::Authority;
 use crate::first::{self, StartError};
 use crate::iam::known::Known;
 use crate::iam::token::Tokens;
+use crate::metrics::Metrics;
 use crate::record::Recorder;
 use claviger_custody::Custodian;
 use claviger_domain::id::{ClusterId, InstanceId, UnixMs};
@@ -226,6 +227,7 @@ pub struct App {
     pub(crate) tokens: Tokens,
     pub(crate) known: Known,
     pub(crate) recorder: Recorder,
+    pub(crate) metrics: Metrics,
 }
 
 impl App {
@@ -254,6 +256,7 @@ impl App {
             tokens: parts.tokens,
             known: Known::default(),
             recorder,
+            metrics: Metrics::new(),
         }))
     }
 
@@ -272,6 +275,13 @@ impl App {
         }
     }
 
+    /// Announces a change of a root key. Call it after its transaction, never within.
+    pub(crate) fn announce(&self, event: KeyEvent) {
+        tracing::info!(event = event.id, kind = event.kind.as_str(), "key event");
+        self.metrics.key_changed(event.kind.as_str());
+        self.hub.key_changed(event);
+    }
+
     /// Base URL of the public listener or of the private one, which stands for both where there
     /// is no public one.
     pub fn url(&self, public: bool) -> &str {
@@ -287,5 +297,25 @@ impl App {
     /// When it does not.
     pub fn alive(&self) -> Result<(), StoreError> {
         self.store.read("alive", |tx| claviger_store::meta::get(tx, "account").map(drop))
+    }
+
+    /// Whether calls should be sent to this server. Blocks.
+    ///
+    /// # Errors
+    /// When the database does not answer, acts cannot be put on record, or it is stopping; with
+    /// the reason, for an operator.
+    pub(crate) fn ready(&self) -> Result<(), String> {
+        if *self.hub.closing.borrow() {
+            return Err("the server is stopping".to_owned());
+        }
+        self.alive().map_err(|e| e.to_string())?;
+        match self.recorder.trouble() {
+            // Nobody calls a server that is not ready, so nobody would find out that it is again.
+            Some(trouble) => self
+                .store
+                .tx("ready", |tx| claviger_store::meta::put(tx, "written", b"1"))
+                .map_err(|_: StoreError| trouble.to_string()),
+            None => Ok(()),
+        }
     }
 }

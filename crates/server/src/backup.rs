@@ -55,8 +55,8 @@ pub enum BackupError {
         /// What is wrong.
         why: &'static str,
     },
-    /// Something is there that a restore would overwrite.
-    #[error("{0} is there already; a restore overwrites nothing")]
+    /// Something is there that would be overwritten.
+    #[error("{0} is there already, and nothing is overwritten")]
     Exists(PathBuf),
     /// The master key does not open the database.
     #[error("the master key {0} does not open this database; a backup of the two is useless")]
@@ -96,7 +96,7 @@ pub fn make(
         let length = write(&copy, &master, recovery, &temporary)?;
         // Read back from the disk: a backup that does not open is worse than none.
         let mut sink = io::sink();
-        read(&temporary, recovery, &mut sink)?;
+        read(&temporary, recovery, &mut sink, &temporary)?;
         // Linking fails where renaming would replace.
         std::fs::hard_link(&temporary, to).map_err(at(to))?;
         remove(&temporary)?;
@@ -137,7 +137,7 @@ pub fn restore(
         let file = file.map_err(at(&copy))?;
         file.set_permissions(Permissions::from_mode(0o600)).map_err(at(&copy))?;
         let mut out = BufWriter::new(file);
-        let master = read(from, recovery, &mut out)?;
+        let master = read(from, recovery, &mut out, &copy)?;
         let file = out.into_inner().map_err(|e| at(&copy)(e.into_error()))?;
         file.sync_all().map_err(at(&copy))?;
         claviger_store::check(&copy)?;
@@ -209,9 +209,14 @@ fn fill(source: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(chunk)
 }
 
-/// Reads a backup: writes the database to `out` and gives the master key. What was written
-/// counts only when this returns `Ok`.
-fn read(path: &Path, recovery: &Key32, out: &mut impl Write) -> Result<Key32, BackupError> {
+/// Reads a backup: writes the database to `out`, the file `to`, and gives the master key. What was
+/// written counts only when this returns `Ok`.
+fn read(
+    path: &Path,
+    recovery: &Key32,
+    out: &mut impl Write,
+    to: &Path,
+) -> Result<Key32, BackupError> {
     let broken = |why| BackupError::Broken { path: path.to_owned(), why };
     let mut source = BufReader::new(File::open(path).map_err(at(path))?);
     let mut head = [0; MAGIC.len() + 16];
@@ -243,7 +248,7 @@ fn read(path: &Path, recovery: &Key32, out: &mut impl Write) -> Result<Key32, Ba
             let mut bytes = Zeroizing::new(opened.expose().to_vec());
             master = Key32::take(&mut bytes);
         } else {
-            out.write_all(opened.expose()).map_err(at(path))?;
+            out.write_all(opened.expose()).map_err(at(to))?;
         }
         if last {
             break;
@@ -253,7 +258,7 @@ fn read(path: &Path, recovery: &Key32, out: &mut impl Write) -> Result<Key32, Ba
     if source.read(&mut rest).map_err(at(path))? > 0 {
         return Err(broken("something follows its end"));
     }
-    out.flush().map_err(at(path))?;
+    out.flush().map_err(at(to))?;
     master.ok_or_else(|| broken("it has no master key"))
 }
 
@@ -387,7 +392,7 @@ mod tests {
             std::fs::write(&path, bytes(&case["backup"])).unwrap();
             let recovery = Key32::take(&mut bytes(&case["recovery"])).unwrap();
             let mut database = Vec::new();
-            let master = read(&path, &recovery, &mut database);
+            let master = read(&path, &recovery, &mut database, &path);
             assert_eq!(master.is_ok(), !case["master"].is_null(), "{}", case["name"]);
             if let Ok(master) = master {
                 assert_eq!(master.expose().to_vec(), bytes(&case["master"]));

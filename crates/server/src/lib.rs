@@ -14,9 +14,11 @@ pub mod http;
 pub mod iam;
 pub mod keys;
 pub mod listen;
+mod metrics;
 mod pulse;
 pub mod record;
 pub mod resources;
+pub mod status;
 pub mod unlock;
 
 #[cfg(test)]

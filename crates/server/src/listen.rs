@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, TryAcquireError, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
@@ -118,6 +118,8 @@ pub struct Listeners {
     pub private: TcpListener,
     /// The public one, if there is one.
     pub public: Option<TcpListener>,
+    /// For probes and Prometheus, in plain HTTP ([`crate::status`]); none if nobody asks.
+    pub status: Option<TcpListener>,
 }
 
 impl Listeners {
@@ -141,7 +143,7 @@ impl Listeners {
 pub async fn serve(
     app: Arc<App>,
     tls: ServerConfig,
-    listeners: Listeners,
+    mut listeners: Listeners,
     stop: impl Future<Output = ()>,
 ) {
     let private = crate::http::router(app.clone());
@@ -158,6 +160,9 @@ pub async fn serve(
     // Dropped, and so ended, with the set when this returns.
     let mut clockwork = JoinSet::new();
     clockwork.spawn(crate::keys::clock::watch(app.clone()));
+    if let Some(status) = listeners.status.take() {
+        clockwork.spawn(crate::status::serve(app.clone(), status));
+    }
     loop {
         let permit = room.clone().acquire_owned();
         let accepted = tokio::select! {
@@ -182,9 +187,14 @@ pub async fn serve(
                     Network::Public => public.clone(),
                 };
                 let (acceptor, closed) = (acceptor.clone(), closed.clone());
-                let strangers = strangers.clone();
+                let (strangers, open) = (strangers.clone(), app.metrics.connected());
+                let app = app.clone();
                 connections.spawn(async move {
+                    let _open = open;
                     if let Err(e) = connection(stream, acceptor, router, strangers, closed).await {
+                        if e.is::<TryAcquireError>() {
+                            app.metrics.refused();
+                        }
                         tracing::debug!(%peer, error = %e, "connection");
                     }
                     drop(permit);

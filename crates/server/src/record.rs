@@ -7,6 +7,7 @@ use claviger_domain::audit::Record;
 use claviger_store::{Store, StoreError, audit};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
 /// Records that wait. A full queue means that the disk does not keep up; callers get 503 then
@@ -23,6 +24,7 @@ struct Waiting {
 /// Puts acts on record.
 pub struct Recorder {
     queue: SyncSender<Waiting>,
+    trouble: Arc<Mutex<Option<NotRecorded>>>,
 }
 
 /// An act could not be put on record, so it must not be answered as done.
@@ -53,16 +55,23 @@ impl NotRecorded {
 impl Recorder {
     pub(crate) fn start(store: Store) -> Recorder {
         let (queue, waiting) = sync_channel(QUEUE);
+        let trouble = Arc::new(Mutex::new(None));
+        let noted = trouble.clone();
         // Ends when the last sender is dropped.
         let spawned = std::thread::Builder::new().name("audit".into()).spawn(move || {
             // A panic loses its batch, whose callers are told so; without the thread, nothing
             // would be answered any more.
-            while catch_unwind(AssertUnwindSafe(|| run(&store, &waiting))).is_err() {
+            while catch_unwind(AssertUnwindSafe(|| run(&store, &waiting, &noted))).is_err() {
                 tracing::error!("the writer of audit records had to start anew");
             }
         });
         spawned.expect("the system gives one more thread at start");
-        Recorder { queue }
+        Recorder { queue, trouble }
+    }
+
+    /// Why the last batch could not be written; none if it was.
+    pub(crate) fn trouble(&self) -> Option<NotRecorded> {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns once the record is durable.
@@ -78,7 +87,7 @@ impl Recorder {
     }
 }
 
-fn run(store: &Store, waiting: &Receiver<Waiting>) {
+fn run(store: &Store, waiting: &Receiver<Waiting>, trouble: &Mutex<Option<NotRecorded>>) {
     while let Ok(first) = waiting.recv() {
         let mut batch = vec![first];
         while batch.len() < BATCH
@@ -92,6 +101,7 @@ fn run(store: &Store, waiting: &Receiver<Waiting>) {
             tracing::error!(records = batch.len(), error = %e, "audit records not written");
             if e.is_disk() { NotRecorded::Disk } else { NotRecorded::Failed }
         });
+        *trouble.lock().unwrap_or_else(PoisonError::into_inner) = written.err();
         for waiting in batch {
             // Whoever asked has gone away; the record stands all the same.
             let _ = waiting.done.send(written);

@@ -362,6 +362,8 @@ pub mod code {
     pub const REUSED: &str = "E4092";
     /// No operation is in progress.
     pub const NOTHING_TO_CANCEL: &str = "E4093";
+    /// The cluster is not encrypted.
+    pub const NOT_ENCRYPTED: &str = "E4106";
     /// The operation cannot be given up as it stands.
     pub const FORWARD: &str = "E4101";
     /// Secrets would be left unread: an operator must say so.

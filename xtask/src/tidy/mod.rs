@@ -3,7 +3,7 @@
 use crate::sh::{self, Done, cargo, say};
 
 mod arrows;
-mod tools;
+pub mod tools;
 mod words;
 
 /// Runs every check, cheap ones first; all of the cheap ones even when one fails.
@@ -22,8 +22,12 @@ pub fn run(args: &[String]) -> Done {
     if !complaints.is_empty() {
         return Err(format!("{} complaint(s), see above", complaints.len()));
     }
-    sh::run("format", cargo().args(["fmt", "--all", "--check"]))?;
-    sh::run("fetching what Cargo.lock names", cargo().args(["fetch", "--locked", "--quiet"]))?;
+    for manifest in ["Cargo.toml", "fuzz/Cargo.toml"] {
+        let of = ["--manifest-path", manifest];
+        sh::run("format", cargo().arg("fmt").args(of).args(["--all", "--check"]))?;
+        let fetch = ["fetch", "--locked", "--quiet"];
+        sh::run("fetching what Cargo.lock names", cargo().args(fetch).args(of))?;
+    }
     tools::machete()?;
     tools::deny()?;
     sh::run(

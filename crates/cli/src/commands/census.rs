@@ -6,6 +6,7 @@ use crate::connect::{Connection, Link};
 use crate::exit::{self, Done, Failure};
 use crate::render::{Look, attended, now, table, thousands};
 use claviger_domain::key::RootVersion;
+use claviger_etcd::bolt::BoltError;
 use claviger_etcd::bolt::Database;
 use claviger_etcd::census::Verdict;
 use claviger_etcd::census::{Census, Counts, Keep};
@@ -71,8 +72,15 @@ pub fn run(args: Args) -> Done {
         .map_err(|e| Failure::new(exit::USAGE, e, ""))?;
     let look = args.look;
     let census = if let Some(path) = &args.snapshot {
-        let failed = |e: claviger_etcd::bolt::BoltError| {
-            Failure::new(exit::UNREACHABLE, e, "is it a whole snapshot that etcd made?")
+        let failed = |e: BoltError| {
+            let (code, hint) = match &e {
+                BoltError::Io { .. } => (exit::UNREACHABLE, "look at the path and its permissions"),
+                BoltError::Damaged { .. } => {
+                    (exit::UNKNOWN, "is it a whole snapshot that etcd made?")
+                }
+                BoltError::Changed(_) => (exit::UNKNOWN, ""),
+            };
+            Failure::new(code, e, hint)
         };
         let database = Database::open_snapshot(path).map_err(failed)?;
         Census::of_database(&database, &resources, args.history, now()).map_err(failed)?

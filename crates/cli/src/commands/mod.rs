@@ -9,4 +9,5 @@ pub mod iam;
 pub mod instance;
 pub mod key;
 pub mod ks;
+pub mod man;
 pub mod server;

@@ -100,12 +100,12 @@ pub enum Commit {
         by: String,
     },
     /// The operation is given up though its KEK seals already: another one takes its place and
-    /// goes back to the root key that wrote before. Where that is under way already, only
-    /// `without` changes.
+    /// goes back to the root key that wrote before. Where the operation goes to `target` already,
+    /// only `without` changes.
     Reversed {
         /// Identifier of the operation that goes back.
         id: OperationId,
-        /// The root key that wrote before.
+        /// The root key that wrote before, or that the operation goes to already.
         target: RootKey,
         /// A root key that is not active and that the cluster is to go on without.
         without: Option<RootKey>,
@@ -359,7 +359,8 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
             if without.is_some_and(|root| root == *target) {
                 return Err(Refusal::OutOfOrder("it cannot go without the key that it goes to"));
             }
-            if op.kind == OperationKind::Reverse && op.target == *target {
+            let forward = op.kind == OperationKind::Reverse || op.promoted.is_some();
+            if forward && op.target == *target {
                 op.without = *without;
                 return Ok(());
             }
@@ -421,6 +422,9 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
     Ok(())
 }
 
+/// Numbers of KEKs that may be missing at the end of a ring: of operations that were cancelled.
+const GAP_MAX: u64 = 1_000;
+
 /// Takes over what an agent holds of a cluster whose truth fell back. Nothing that may have
 /// sealed is dropped: a KEK that only this truth knows may be Staged at most.
 fn recover(cluster: &mut Cluster, held: &Cluster) -> Result<(), Refusal> {
@@ -438,6 +442,11 @@ fn recover(cluster: &mut Cluster, held: &Cluster) -> Result<(), Refusal> {
     let writes = held.ring.keks.iter().filter(|k| k.role == Role::Write).count();
     if writes > 1 || !serials.is_sorted_by(|a, b| a < b) {
         return out_of_order("not a ring");
+    }
+    // Numbers are given one by one, so a true ring has few gaps; the last number would be the end.
+    let newest = serials.last().map_or(0, |s| s.0);
+    if held.ring.minted < newest || held.ring.minted - newest > GAP_MAX {
+        return out_of_order("not a ring: its count of KEKs is not theirs");
     }
     let write = |c: &Cluster| c.ring.write().map(|k| k.serial);
     let lacks = held.ring.keks.iter().any(|k| cluster.ring.get(k.serial) != Some(k));

@@ -24,6 +24,9 @@ pub struct Projection {
 /// The text while an operation changes the control plane.
 pub const IN_PROGRESS: &str = "Key management service feature enablement in progress.";
 
+/// The text while the key server lacks keys that nodes hold.
+pub const FORGOTTEN: &str = "The key server has forgotten keys that the nodes hold. Restore a newer backup of it; restart no agent before that, or its Secrets are lost.";
+
 /// Projects the cluster's truth and what its agents said.
 pub fn project(
     cluster: &Cluster,
@@ -51,6 +54,10 @@ pub fn project(
             master_health: "unavailable",
             ..calm(text)
         };
+    }
+    // What it says of itself is older than what its nodes hold, so nothing of it can be believed.
+    if seen.iter().any(|(a, s)| cluster.servers.contains_key(a) && s.observation.ahead.is_some()) {
+        return Projection { state: "critical", ..calm(FORGOTTEN) };
     }
     let fenced = |s: &Seen| matches!(s.observation.access, Access::Fenced { .. });
     if seen.iter().any(|(a, s)| cluster.servers.contains_key(a) && fenced(s)) {

@@ -111,7 +111,7 @@ pub fn serve(root: &Arc<Root>) -> Served {
         let shutdown = async {
             let _ = stopped.await;
         };
-        listener.serve(served, shutdown).await.unwrap();
+        listener.serve(served, shutdown).await;
     });
     Served { plugin, path, stop, task, directory }
 }

@@ -105,7 +105,15 @@ fn checked(tx: &Tx<'_>, row: &ClusterRow, commit: &Commit, now: UnixMs) -> Resul
                 }
             }
             register(tx, row, held, now)?;
-            Ok(commit.clone())
+            let mut held = held.clone();
+            if let Some(write) = held.ring.write()
+                && keys::version(tx, &write.root.root, write.root.version)?.is_none()
+            {
+                // What it is to prove could never be proven: the version is gone. Without it the
+                // cluster rotates to the one that is current, while its agents still hold the KEK.
+                held.operation = None;
+            }
+            Ok(Commit::Recovered { held })
         }
         Commit::Registered => {
             let target = row.cluster.operation.as_ref().map(|op| op.target);

@@ -106,6 +106,9 @@ pub enum Fault {
     /// The rules of the cluster refuse.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// Nothing is encrypted that could be cleaned up after.
+    #[error("the cluster is not encrypted; enable that first")]
+    NotEncrypted,
     /// Nothing is in progress that could be given up.
     #[error("no operation is in progress on this cluster; there is nothing to cancel")]
     NothingToCancel,
@@ -182,6 +185,7 @@ impl Fault {
             | Fault::NodeAlive { .. }
             | Fault::NodeMayRun(..)
             | Fault::NothingToCancel
+            | Fault::NotEncrypted
             | Fault::Forward(_)
             | Fault::NeedsWord { .. }
             | Fault::NameTaken(_)
@@ -219,6 +223,7 @@ impl Fault {
             Fault::Refused(Refusal::Reused(_)) => code::REUSED,
             Fault::Refused(_) => agent::code::REFUSED,
             Fault::NothingToCancel => code::NOTHING_TO_CANCEL,
+            Fault::NotEncrypted => code::NOT_ENCRYPTED,
             Fault::Forward(_) => code::FORWARD,
             Fault::NeedsWord { .. } => code::NEEDS_WORD,
             Fault::NameTaken(_) => code::NAME_TAKEN,
@@ -270,6 +275,7 @@ impl Fault {
                 "claviger agent request-certificate --config FILE --out FILE (on the node)".into()
             }
             Fault::NameTaken(_) => "claviger ks cluster ls".into(),
+            Fault::NotEncrypted => "claviger ks kms enable -c CLUSTER".into(),
             _ => String::new(),
         }
     }

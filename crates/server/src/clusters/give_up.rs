@@ -22,7 +22,7 @@ pub fn give_up(
 ) -> Result<GivenUp, Fault> {
     let op = whole.row.cluster.operation.clone().ok_or(Fault::NothingToCancel)?;
     if op.kind == OperationKind::Reverse {
-        return goes_back_already(tx, whole, &op, without, by, now);
+        return goes_on_without(tx, whole, &op, without, by, now);
     }
     if op.promoted.is_none() {
         return cancel(tx, whole, &op, by, now);
@@ -36,6 +36,10 @@ pub fn give_up(
     };
     let is = state_of(&whole, target);
     if is != KeyState::Active {
+        // There is no way back to a key that has ended, but the way forward can be freed of it.
+        if shut_by(&whole, &op).is_some() {
+            return goes_on_without(tx, whole, &op, without, by, now);
+        }
         return Err(Fault::NotActive { root: target, is });
     }
     let shut = must_fence(cluster, &whole.roots).map(|r| r.root);
@@ -104,8 +108,15 @@ fn kept(cluster: &Cluster, root: RootKey) -> bool {
     cluster.ring.names(root)
 }
 
-/// It goes back already; what can be decided still is to go on without the key that it leaves.
-fn goes_back_already(
+/// The root key whose suspension closes the cluster, where the operation leads away from it and
+/// nobody has decided yet to go on without it.
+fn shut_by(whole: &Whole, op: &Operation) -> Option<RootKey> {
+    let shut = must_fence(&whole.row.cluster, &whole.roots).map(|r| r.root);
+    shut.filter(|root| *root != op.target && op.without != Some(*root))
+}
+
+/// It goes on as it does; what can be decided still is to do so without the key that it leaves.
+fn goes_on_without(
     tx: &Tx<'_>,
     whole: Whole,
     op: &Operation,
@@ -113,8 +124,7 @@ fn goes_back_already(
     by: &str,
     now: UnixMs,
 ) -> Result<GivenUp, Fault> {
-    let shut = must_fence(&whole.row.cluster, &whole.roots).map(|r| r.root);
-    let Some(root) = shut.filter(|root| *root != op.target && op.without != Some(*root)) else {
+    let Some(root) = shut_by(&whole, op) else {
         return Err(Fault::Forward(format!(
             "the cluster goes back to root key {} already, and that goes forward",
             op.target.key

@@ -29,9 +29,9 @@ mod words;
 pub use authorizations::{access_of, authorise_all};
 pub use fault::Fault;
 pub use joining::admits;
-pub use roots::LAST_BACKUP;
 #[cfg(test)]
 pub(crate) use roots::scope_of;
+pub use roots::{LAST_BACKUP, users};
 
 use crate::app::App;
 use axum::routing::{delete, get, post};

@@ -20,7 +20,7 @@ use claviger_domain::key::{KeyState, RootKey};
 use claviger_domain::policy::Site;
 use claviger_store::clusters;
 use claviger_store::{StoreError, Tx, audit, iam, keys, registrations};
-use claviger_wire::agent::{Certificate, ReissueRequest};
+use claviger_wire::agent::{Certificate, JobKind, ReissueRequest};
 use claviger_wire::ks::{
     CancelOperation, ClusterView, Crk, EnableKms, GivenUp, JobView, KmsInstance, KmsStatus, NewJob,
     NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered,
@@ -425,6 +425,10 @@ pub async fn new_job(
     let made = recorded(&app, doing, move |app, doing, now| {
         app.store.tx("new job", |tx| {
             let row = cluster(tx, &caller, Operator, &name)?;
+            if asked.kind == JobKind::Scrub && row.cluster.ring.write().is_none() {
+                // It would stop API servers for nothing: the plaintext would be written again.
+                return Err(Fault::NotEncrypted);
+            }
             let target = row.crn;
             audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
             let job = jobs::create(tx, &row.cluster.id, asked.kind, &caller.iam_id, now)?;

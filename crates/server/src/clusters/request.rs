@@ -5,9 +5,8 @@ use super::limits::BODY_TIMEOUT;
 use crate::app::App;
 use crate::http::Trace;
 use crate::http::auth::Caller;
-use axum::body::to_bytes;
+use crate::http::body::{Unread, object, whole};
 use axum::extract::Request;
-use axum::http::header;
 use claviger_domain::access::PlatformRole;
 use claviger_domain::audit::{Credential, Record};
 use claviger_domain::id::UnixMs;
@@ -19,27 +18,12 @@ use std::sync::Arc;
 
 /// Reads a JSON body of at most `max` bytes, whatever its content type.
 pub async fn json<T: DeserializeOwned>(request: Request, max: usize) -> Result<T, Fault> {
-    // Refused before the first byte is asked for: a client that waits for 100 Continue sends none.
-    let declared = request.headers().get(header::CONTENT_LENGTH);
-    let declared = declared.and_then(|len| len.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|len| len > max as u64) {
-        return Err(Fault::TooLarge(max));
-    }
-    let body = to_bytes(request.into_body(), max);
-    let bytes = match tokio::time::timeout(BODY_TIMEOUT, body).await {
-        Err(_) => return Err(Fault::TooSlow),
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(e)) => {
-            let cause = std::error::Error::source(&e);
-            let long = cause.is_some_and(|e| e.is::<http_body_util::LengthLimitError>());
-            return Err(if long {
-                Fault::TooLarge(max)
-            } else {
-                Fault::Bad("the body ended too early; send it again".into())
-            });
-        }
-    };
-    serde_json::from_slice(&bytes).map_err(|e| Fault::Bad(format!("the body cannot be read: {e}")))
+    let bytes = whole(request, max, BODY_TIMEOUT).await.map_err(|unread| match unread {
+        Unread::TooLong => Fault::TooLarge(max),
+        Unread::TooSlow => Fault::TooSlow,
+        Unread::Cut => Fault::Bad("the body ended too early; send it again".into()),
+    })?;
+    object(&bytes).map_err(|e| Fault::Bad(format!("the body cannot be read: {e}")))
 }
 
 /// Checks that the caller holds at least `least` on `site`.
@@ -141,7 +125,10 @@ mod tests {
     #[tokio::test]
     async fn a_body_declared_too_long_is_not_waited_for() {
         let never = Body::from_stream(stream::pending::<Result<Vec<u8>, Infallible>>());
-        let request = Request::post("/").header(header::CONTENT_LENGTH, "101").body(never);
+        let request = Request::post("/")
+            .header("content-length", "101")
+            .header("expect", "100-continue")
+            .body(never);
         let refused = json::<serde_json::Value>(request.expect("a request"), 100).await;
         assert!(matches!(refused, Err(Fault::TooLarge(100))));
     }

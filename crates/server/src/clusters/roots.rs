@@ -1,6 +1,7 @@
 //! What the key tables say of the root keys that a cluster uses or is to use.
 
-use claviger_domain::cluster::{Cluster, RootStatus};
+use claviger_domain::cluster::ring::Role;
+use claviger_domain::cluster::{Cluster, Operation, RootStatus};
 use claviger_domain::id::{ClusterId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
 use claviger_store::{StoreError, Tx, clusters, events, keys, meta, registrations};
@@ -66,6 +67,23 @@ fn status(tx: &Tx<'_>, root: &RootKey, now: UnixMs) -> Result<RootStatus, StoreE
         restorable_until,
         name: key.name,
     })
+}
+
+/// Most clusters of one server; a bound on lists.
+const CLUSTERS_MAX: usize = 10_000;
+
+/// The names of the clusters that cannot be read, or not be written to, without `root`: live
+/// records are under it, or are about to be. Their registrations say the same, but could have
+/// been taken away by whoever stole a node's certificate.
+pub fn users(tx: &Tx<'_>, root: &RootKey) -> Result<Vec<String>, StoreError> {
+    let needs = |cluster: &Cluster| {
+        let mut keks = cluster.ring.keks.iter();
+        let live = keks.any(|k| k.root.root == *root && matches!(k.role, Role::Write | Role::Read));
+        let target = |op: &Operation| op.target == *root && op.registered;
+        live || cluster.operation.as_ref().is_some_and(target)
+    };
+    let rows = clusters::list(tx, CLUSTERS_MAX)?;
+    Ok(rows.into_iter().filter(|row| needs(&row.cluster)).map(|row| row.cluster.name).collect())
 }
 
 /// Number of the newest key event that concerns a cluster; 0 if none.

@@ -14,6 +14,9 @@ pub fn next(
     roots: &[RootStatus],
     now: UnixMs,
 ) -> String {
+    if seen.values().any(|s| s.observation.ahead.is_some()) {
+        return "restore a newer backup of the key server: docs/runbooks/server-lost.md".to_owned();
+    }
     let verified = cluster.operation.as_ref().and_then(|op| op.verified);
     let tally = verified.map(|proof| Tally {
         revision: proof.revision,

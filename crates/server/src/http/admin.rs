@@ -3,7 +3,7 @@
 
 use crate::app::App;
 use crate::http::auth::Caller;
-use crate::http::body::Body;
+use crate::http::body::{Body, object};
 use crate::http::error::{self, Form};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -171,5 +171,5 @@ impl Doing {
 /// Reads a JSON body.
 pub(crate) fn parse<T: DeserializeOwned>(body: &Body) -> Result<T, Refusal> {
     let text = body.text().ok_or_else(|| Refusal::bad("The body is missing; it must be JSON"))?;
-    serde_json::from_slice(text).map_err(|e| Refusal::bad(format!("The body cannot be read: {e}")))
+    object(text).map_err(|e| Refusal::bad(format!("The body cannot be read: {e}")))
 }

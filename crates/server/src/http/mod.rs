@@ -8,11 +8,11 @@ pub mod network;
 
 use crate::app::App;
 use axum::Router;
-use axum::extract::{FromRequestParts, Request};
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
-use axum::middleware::{Next, from_fn};
-use axum::response::{IntoResponse, Response};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::Response;
 use claviger_domain::audit::{Credential, Data, Record};
 use claviger_domain::id::UnixMs;
 use claviger_wire::kp::CORRELATION_HEADER;
@@ -21,6 +21,7 @@ use network::Origin;
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Instant;
 use uuid::Uuid;
 
 /// Every path of the server.
@@ -31,10 +32,11 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(crate::clusters::routes())
         .merge(crate::resources::routes())
         .merge(crate::audit::routes())
-        .route("/healthz", axum::routing::get(health))
+        .route("/healthz", axum::routing::get(crate::status::health))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn(correlate))
+        .layer(from_fn_with_state(app.clone(), measure))
         .with_state(app)
 }
 
@@ -131,11 +133,15 @@ async fn correlate(mut request: Request, next: Next) -> Response {
     response
 }
 
-async fn health(app: axum::extract::State<Arc<App>>) -> Response {
-    match app.blocking(|app| app.alive()).await {
-        Ok(()) => "ok\n".into_response(),
-        Err(e) => (StatusCode::SERVICE_UNAVAILABLE, format!("{e}\n")).into_response(),
-    }
+/// Counts a request and how long it took.
+async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = next.run(request).await;
+    let route = route.as_ref().map(MatchedPath::as_str);
+    app.metrics.answered(&method, route, &path, response.status().as_u16(), began.elapsed());
+    response
 }
 
 async fn unknown_path(request: Request) -> Response {

@@ -2,6 +2,7 @@
 
 use crate::app::App;
 use crate::http::auth::Caller;
+use crate::http::body::object;
 use crate::http::error::KpError;
 use crate::http::network;
 use axum::extract::FromRequestParts;
@@ -119,8 +120,7 @@ impl Act {
                         app.custodian.forget(version);
                     }
                     if let Some(event) = &changed.event {
-                        tracing::info!(event = event.id, kind = event.kind.as_str(), "key event");
-                        app.hub.key_changed(event.clone());
+                        app.announce(event.clone());
                     }
                 }
                 (doing, done)
@@ -325,7 +325,7 @@ fn advice(state: KeyState, action: KeyAction) -> &'static str {
 
 /// Reads JSON; what is wrong with it is said without the value, which may be secret.
 pub(crate) fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, KpError> {
-    serde_json::from_slice(text).map_err(|e| {
+    object(text).map_err(|e| {
         let what = match e.classify() {
             serde_json::error::Category::Data => "has a missing field or a value of a wrong type",
             _ => "is not JSON, or ends too early",

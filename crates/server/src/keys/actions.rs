@@ -138,6 +138,7 @@ async fn wrap(app: Arc<App>, act: Act, body: Body) -> Result<Response, KpError> 
             let key = act.key(tx, KeyOperation::Wrap)?;
             root_only(&key)?;
             let (plaintext, made, aad) = wanted?;
+            own(act, &aad)?;
             state_allows(&key, KeyAction::Wrap, now)?;
             let version = current(&key)?;
             let ciphertext = seal(app, tx, &version, &aad, &plaintext)?;
@@ -176,7 +177,7 @@ async fn unwrap(app: Arc<App>, act: Act, body: Body) -> Result<Response, KpError
     let answered = act
         .look(&app, move |app, tx, act, now| {
             let key = act.key(tx, KeyOperation::Unwrap)?;
-            let (opened, old, aad) = open(app, tx, &key, KeyAction::Unwrap, wanted, now)?;
+            let (opened, old, aad) = open(app, tx, act, &key, KeyAction::Unwrap, wanted, now)?;
             let mut answered = ActionAnswer {
                 plaintext: Some(STANDARD.encode(opened.expose())),
                 key_version: Some(named(old)),
@@ -199,7 +200,7 @@ async fn rewrap(app: Arc<App>, act: Act, body: Body) -> Result<Response, KpError
     let answered = act
         .look(&app, move |app, tx, act, now| {
             let key = act.key(tx, KeyOperation::Rewrap)?;
-            let (opened, old, aad) = open(app, tx, &key, KeyAction::Rewrap, wanted, now)?;
+            let (opened, old, aad) = open(app, tx, act, &key, KeyAction::Rewrap, wanted, now)?;
             let version = current(&key)?;
             note(act, old, Some(version.version));
             Ok(ActionAnswer {
@@ -238,9 +239,24 @@ fn unwrap_request(body: &Body) -> Result<Ciphertext, KpError> {
     Ok((request.ciphertext, aad(request.aad)?))
 }
 
+/// A cluster wraps and unwraps what is bound to itself alone: two clusters may share a root key,
+/// and the wrapped KEK of each stands in every record of its etcd.
+fn own(act: &Act, aad: &[String]) -> Result<(), KpError> {
+    match (&act.caller.cluster, aad) {
+        (None, _) => Ok(()),
+        (Some(cluster), [label, bound, ..])
+            if label.starts_with("claviger ") && bound == cluster.as_str() =>
+        {
+            Ok(())
+        }
+        (Some(_), _) => Err(KpError::unauthorized()),
+    }
+}
+
 fn open(
     app: &App,
     tx: &Tx<'_>,
+    act: &Act,
     key: &Key,
     action: KeyAction,
     wanted: Result<Ciphertext, KpError>,
@@ -248,6 +264,7 @@ fn open(
 ) -> Result<(SecretBytes, KeyVersionId, Vec<String>), KpError> {
     root_only(key)?;
     let (ciphertext, aad) = wanted?;
+    own(act, &aad)?;
     state_allows(key, action, now)?;
     let parsed = Wrapped::parse(&ciphertext).map_err(|e| custody(e.into()))?;
     let version = RootVersion { root: key.root, version: parsed.version() };

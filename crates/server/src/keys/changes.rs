@@ -239,6 +239,14 @@ fn unused(tx: &Tx<'_>, key: &Key, force: bool) -> Result<(), KpError> {
         );
         return Err(KpError::conflict("PREV_KEY_DEL_ERR", what));
     }
+    let clusters = crate::clusters::users(tx, &key.root)?;
+    if !clusters.is_empty() {
+        let shown = clusters.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let what = format!(
+            "Secrets of clusters are under the key, which prevents its deletion, by force too: {shown}. Enable another key for them first"
+        );
+        return Err(KpError::conflict("PREV_KEY_DEL_ERR", what));
+    }
     if !force && !users.is_empty() {
         let users: Vec<_> = users.iter().collect();
         let what = format!(

@@ -249,6 +249,10 @@ fn check(mut body: Envelope<NewKey>, now: UnixMs) -> Result<(Wanted, Option<Arri
         return Err(KpError::body("The body must have exactly one key in 'resources'"));
     };
     let length = |field: &str, text: &str, least: usize, most: usize| {
+        if text.chars().any(char::is_control) {
+            let what = format!("The field '{field}' must be: without control characters");
+            return Err(KpError::field(field, what));
+        }
         let len = text.chars().count();
         if (least..=most).contains(&len) {
             return Ok(());

@@ -82,13 +82,13 @@ async fn a_connection_is_known_by_its_listener() {
     let listen = async || TcpListener::bind(("127.0.0.1", 0)).await.expect("listens");
     let (private, public) = (listen().await, listen().await);
     let at = [&private, &public].map(|l| l.local_addr().expect("an address"));
-    let both = Listeners { private, public: Some(public) };
+    let both = Listeners { private, public: Some(public), status: None };
     for (address, network) in [(at[1], Network::Public), (at[0], Network::Private)] {
         let _client = TcpStream::connect(address).await.expect("connects");
         let accepted = tokio::time::timeout(SOON, both.accept()).await.expect("in time");
         assert_eq!(accepted.expect("accepts").2, network);
     }
-    let alone = Listeners { private: both.private, public: None };
+    let alone = Listeners { private: both.private, public: None, status: None };
     let _client = TcpStream::connect(at[0]).await.expect("connects");
     assert_eq!(alone.accept().await.expect("accepts").2, Network::Private);
 }

@@ -87,7 +87,18 @@ fn reached(status: &KmsStatus, goal: Goal, waited: Duration) -> Result<bool, Fai
     let cluster = &status.state.cluster;
     match goal {
         Goal::Operation(id) => {
-            let Some(ended) = cluster.history.iter().find(|f| f.id == id) else { return Ok(false) };
+            let Some(ended) = cluster.history.iter().find(|f| f.id == id) else {
+                if cluster.operation.as_ref().is_some_and(|op| op.id == id) {
+                    return Ok(false);
+                }
+                return Err(Failure::new(
+                    crate::exit::UNKNOWN,
+                    format!(
+                        "operation {id} is no longer known: the key server was restored, or many came after it"
+                    ),
+                    "how the cluster stands: claviger ks kms status",
+                ));
+            };
             match &ended.rejected {
                 None => Ok(true),
                 Some(reason) => Err(Failure::new(

@@ -7,7 +7,7 @@ use crate::exit::{self, Done, Failure};
 use crate::ids;
 use crate::render::{Look, Progress, attended, confirm};
 use claviger_domain::cluster::Access;
-use claviger_domain::key::RootKey;
+use claviger_domain::key::{KeyState, RootKey};
 use claviger_wire::agent::JobKind;
 use claviger_wire::ks::KmsStatus;
 use serde::Serialize;
@@ -82,7 +82,18 @@ async fn harmless(args: &Verify, look: Look, link: &Link) -> Done {
         look.ok();
     }
     look.answer(&result, || summary(&result));
-    if good { Ok(()) } else { Err(fell_short(cluster)) }
+    if good {
+        return Ok(());
+    }
+    let view = link.clusters.kms_status(cluster).await?.view;
+    if view.state != "normal" {
+        return Err(Failure::new(
+            exit::NO,
+            format!("cluster {cluster} is {}: {}", view.state, view.master_status),
+            format!("mend that first: claviger ks kms status -c {cluster}"),
+        ));
+    }
+    Err(fell_short(cluster))
 }
 
 fn fell_short(cluster: &str) -> Failure {
@@ -127,11 +138,12 @@ async fn by_disabling(args: &Verify, look: Look, link: &Link) -> Done {
         look.warn("the API server cannot be reached from here; only the agents' word counts");
     }
 
-    let guard = Armed::start(link, root.instance, root.key, Duration::from_secs(args.for_seconds))?;
+    let mut guard =
+        Armed::start(link, root.instance, root.key, Duration::from_secs(args.for_seconds))?;
     look.doing(&format!("Disabling root key {}", root.key));
     let disabled = Instant::now();
-    // From here on every way out leads past the guard: dropped, it enables the key.
-    link.keys.disable(root.instance, root.key).await?;
+    // From here on every way out leads past the guard: dropped, it enables what it disabled.
+    guard.disable()?;
     let limit = Duration::from_secs(args.for_seconds);
     let mut progress = Progress::new(look);
     progress.phase("waiting until every control-plane node is fenced");
@@ -147,8 +159,8 @@ async fn by_disabling(args: &Verify, look: Look, link: &Link) -> Done {
     let enabled = Instant::now();
     guard.disarm();
     progress.phase("waiting until every API server serves again");
-    wait_open(cluster, enabled + RETURN_MAX, address.as_deref().filter(|_| reachable), link)
-        .await?;
+    let until = enabled + RETURN_MAX;
+    wait_open(cluster, root, until, address.as_deref().filter(|_| reachable), link).await?;
     let returned_after = enabled.elapsed().as_secs_f64();
     progress.end();
 
@@ -252,8 +264,23 @@ async fn refuses_config(cluster: &str, link: &Link) -> Result<bool, Failure> {
     }
 }
 
-async fn wait_open(cluster: &str, until: Instant, address: Option<&str>, link: &Link) -> Done {
+async fn wait_open(
+    cluster: &str,
+    root: RootKey,
+    until: Instant,
+    address: Option<&str>,
+    link: &Link,
+) -> Done {
     loop {
+        if let Ok(key) = link.keys.metadata(root.instance, root.key).await
+            && key.state != KeyState::Active as u8
+        {
+            return Err(Failure::new(
+                exit::NO,
+                format!("root key {} was suspended again, by somebody else", root.key),
+                "it is left as it is; to end it: claviger key enable",
+            ));
+        }
         if let Ok(status) = link.clusters.kms_status(cluster).await {
             let state = &status.state;
             let serves = |seen: &claviger_domain::cluster::Seen| {

@@ -180,3 +180,61 @@ async fn it_goes_back_without_a_root_key_that_is_lost() {
     sim.run().await;
     assert!(sim.all_under(3), "{:?}", sim.records);
 }
+
+/// The key that a cluster leaves ends in the middle of a switch, for good: there is no way back to
+/// it, and it closes the cluster. The way forward is freed of it.
+#[tokio::test]
+async fn it_goes_forward_without_the_root_key_that_it_leaves() {
+    let world = World::new();
+    let (mut sim, first, second) = encrypted(&world).await;
+    assert_eq!(world.open("prod", second).await.0, StatusCode::ACCEPTED);
+    until(&mut sim, "Promote").await;
+    sim.records[..7].fill(Some(Serial(2)));
+    world.change(first, EventKind::Disable);
+    assert_eq!(cancel(&world, false).await.err(), refused("E4102"), "a person must decide that");
+    let given_up = cancel(&world, true).await.unwrap();
+    assert_eq!(given_up.outcome, GaveUp::WithoutRootKey);
+    let nodes = sim.nodes.clone();
+    let state = sim.state(&nodes[0]).await;
+    let op = state.cluster.operation.unwrap();
+    assert_eq!((op.kind, op.target, op.without), (OperationKind::Switch, second, Some(first)));
+
+    let event = state.roots.iter().find(|r| r.root == first).unwrap().event;
+    let since = world.now();
+    let fenced = Access::Fenced { root: first, event, since };
+    sim.seen.values_mut().for_each(|s| s.access = fenced.clone());
+    sim.nodes_act().await;
+    for node in &nodes {
+        let ack = json!({ "root": first, "event": event, "state": "suspended", "fenced": true });
+        let status = world.call(By::Node(node), "POST /agent/v1/ack", &ack).await.0;
+        assert_eq!(status, StatusCode::NO_CONTENT);
+    }
+    assert_eq!(sim.turn().await, Step::GoWithout { root: first });
+    sim.seen.values_mut().for_each(|s| s.access = Access::Open);
+    let mut last = Step::Rest;
+    for _ in 0..9 {
+        last = sim.turn().await;
+    }
+    assert_eq!(last, Step::Wait(Why::Unknown(13)), "{:?}", sim.steps);
+    let cluster = sim.state(&nodes[0]).await.cluster;
+    assert_eq!(cluster.ring.write().unwrap().root.root, second);
+    assert_eq!(cluster.ring.get(Serial(1)).unwrap().role, Role::Lost);
+}
+
+/// A registration can be taken away by whoever stole a node's certificate; what the cluster's own
+/// ring says cannot.
+#[tokio::test]
+async fn a_key_in_use_is_not_deleted_whatever_its_registrations_say() {
+    let world = World::new();
+    let (sim, first, _) = encrypted(&world).await;
+    let remove = |tx: &claviger_store::Tx<'_>| {
+        for found in registrations::of_key(tx, &first)? {
+            registrations::remove(tx, &first, &found.crn)?;
+        }
+        Ok::<_, claviger_store::StoreError>(())
+    };
+    world.app.store.tx("t", remove).unwrap();
+    let names = world.app.store.read("t", |tx| crate::clusters::users(tx, &first)).unwrap();
+    assert_eq!(names, ["prod"]);
+    drop(sim);
+}

@@ -415,6 +415,15 @@ async fn a_ring_that_the_server_forgot_is_brought_back() {
     let ask = json!({ "fencing": null });
     let (_, lease) = world.call(By::Node(&node), "POST /agent/v1/lease", &ask).await;
     let fencing = lease["fencing"].as_u64().unwrap();
+    // Until then it cannot say that all is well.
+    sim.seen.get_mut("n2").unwrap().ahead = Some("it holds KEK 2".to_owned());
+    sim.nodes_act().await;
+    let view = sim.view().await;
+    assert_eq!(view.state, "critical", "{}", view.master_status);
+    assert!(view.master_status.contains("newer backup"), "{}", view.master_status);
+    sim.seen.get_mut("n2").unwrap().ahead = None;
+    sim.nodes_act().await;
+
     let commit = async |held: Cluster| {
         let revision = sim.state(&node).await.cluster.revision;
         let commit = Commit::Recovered { held: Box::new(held) };
@@ -451,4 +460,49 @@ async fn a_ring_that_the_server_forgot_is_brought_back() {
     assert!(sim.all_under(3), "{:?}", sim.steps);
     let state = sim.state(&sim.nodes[0]).await;
     assert_eq!(Some(state.cluster.ring.write().unwrap().root.version), state.roots[0].current);
+}
+
+/// The server is restored to before a rotation that was under way: what it was to prove could never
+/// be proven, since the version is gone. The cluster rotates to the one that is current instead.
+#[tokio::test]
+async fn a_rotation_under_way_does_not_outlive_its_version() {
+    let world = World::new();
+    let root = world.key("root", true);
+    let mut sim = Sim::new(&world, "prod", &["n1", "n2"]).await;
+    sim.nodes_act().await;
+    assert_eq!(world.open("prod", root).await.0, StatusCode::ACCEPTED);
+    sim.run().await;
+    let backup = sim.state(&sim.nodes[0]).await.cluster;
+    world.change(root, EventKind::Rotate);
+    while !sim.all_under(2) {
+        sim.turn().await;
+    }
+    let mut held = sim.state(&sim.nodes[0]).await.cluster;
+    assert!(held.operation.as_ref().is_some_and(|op| op.promoted.is_some()));
+    // The version under which KEK 2 was wrapped: one that this server does not have.
+    let kek = held.ring.keks.iter_mut().find(|k| k.serial.0 == 2).unwrap();
+    kek.root.version = claviger_domain::id::KeyVersionId::random();
+    let restored = world.app.store.tx("t", |tx| -> Result<(), claviger_store::StoreError> {
+        let revision = clusters::get(tx, &backup.id)?.unwrap().cluster.revision;
+        let cluster = Cluster { revision: revision + 1, ..backup.clone() };
+        assert!(clusters::update(tx, &cluster)?);
+        Ok(())
+    });
+    restored.unwrap();
+    let node = sim.nodes[0].clone();
+    let ask = json!({ "fencing": null });
+    let (_, lease) = world.call(By::Node(&node), "POST /agent/v1/lease", &ask).await;
+    let commit = CommitRequest {
+        fencing: lease["fencing"].as_u64().unwrap(),
+        revision: sim.state(&node).await.cluster.revision,
+        commit: Commit::Recovered { held: Box::new(held) },
+    };
+    let ask = serde_json::to_value(commit).unwrap();
+    let (status, value) = world.call(By::Node(&node), "POST /agent/v1/commit", &ask).await;
+    assert_eq!(status, StatusCode::OK, "{value}");
+    let state: State = serde_json::from_value(value).unwrap();
+    assert!(state.cluster.operation.is_none(), "{:?}", state.cluster.operation);
+    world.advance(15_000);
+    sim.run().await;
+    assert!(sim.all_under(3), "{:?}", sim.steps);
 }

@@ -36,7 +36,7 @@ pub(super) fn turn(app: &App, now: UnixMs) -> Result<Option<UnixMs>, StoreError>
         })?;
         if let Some(event) = event {
             tracing::info!(event = event.id, "a root key expired");
-            app.hub.key_changed(event);
+            app.announce(event);
         }
     }
     Ok(next)

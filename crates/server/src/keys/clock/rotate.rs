@@ -39,7 +39,7 @@ pub(super) fn turn(app: &App, now: UnixMs) -> Result<bool, StoreError> {
                 done += 1;
                 if let Some(event) = event {
                     tracing::info!(event = event.id, "a root key was rotated by its policy");
-                    app.hub.key_changed(event);
+                    app.announce(event);
                 }
             }
             // The others are not to wait for it; it is tried again at the next turn.

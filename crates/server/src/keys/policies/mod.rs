@@ -21,7 +21,7 @@ const NAME_MAX: usize = 64;
 /// Reads an envelope in which every field must be known.
 fn strict<T: DeserializeOwned>(body: &Body) -> Result<Envelope<T>, KpError> {
     let text = body.text().ok_or_else(|| KpError::body("The body is missing"))?;
-    let envelope: Envelope<T> = serde_json::from_slice(text).map_err(told)?;
+    let envelope: Envelope<T> = crate::http::body::object(text).map_err(told)?;
     let (said, found) = (envelope.metadata.collection_total, envelope.resources.len());
     if said != found as u64 {
         let what = format!("collectionTotal is {said}, but there are {found} resources");

@@ -376,7 +376,7 @@ async fn only_the_socket_says_where_a_request_comes_from() {
     // Whoever came by no socket came from nowhere that is allowed.
     w.call("GET /keys", &Value::Null).await.is(401);
     // A service that calls as its own resource is not bound; asking for the port is not either.
-    w.from(&cluster, &format!("POST /keys/{id}/actions/wrap"), "192.0.3.1", private).await.is(200);
+    w.from(&cluster, &format!("GET /keys/{id}/metadata"), "192.0.3.1", private).await.is(200);
     let found = w.from(m, port, "192.0.3.1", private).await.is(200);
     assert_eq!(found.media_type, "application/vnd.ibm.kms.allowed_ip_metadata+json");
     assert_eq!(found.body["resources"], json!([{"private_endpoint_port": 443}]));

@@ -70,10 +70,32 @@ async fn a_registration_keeps_its_key_from_being_deleted() {
 async fn a_cluster_reaches_its_root_keys_and_no_others() {
     let w = World::new();
     let (mine, other) = (w.root().await, w.root().await);
-    let (_, _, token) = w.cluster(&mine);
-    w.by(&token, &format!("POST /keys/{mine}/actions/wrap"), "null").await.is(200);
-    w.by(&token, &format!("POST /keys/{other}/actions/wrap"), "null").await.is(401);
-    w.by(&token, &format!("POST /keys/{}/actions/wrap", KeyId::random()), "null").await.is(401);
+    let (cluster, _, token) = w.cluster(&mine);
+    let bound = |cluster: &str| json!({"aad": ["claviger kek 1", cluster, "1"]}).to_string();
+    let own = bound(cluster.as_str());
+    let wrap = |key: &str| format!("POST /keys/{key}/actions/wrap");
+    let made = w.by(&token, &wrap(&mine), own.clone()).await.is(200);
+    w.by(&token, &wrap(&other), own.clone()).await.is(401);
+    w.by(&token, &wrap(&KeyId::random().to_string()), own.clone()).await.is(401);
+
+    // Another cluster under the same root key: what is bound to it stays out of reach.
+    let theirs = claviger_domain::id::ClusterId::random();
+    for foreign in ["null", r#"{"aad": []}"#, &bound(theirs.as_str())] {
+        w.by(&token, &wrap(&mine), foreign.to_owned()).await.is(401);
+    }
+    let unwrap =
+        |aad: Value| json!({"ciphertext": made.body["ciphertext"], "aad": aad}).to_string();
+    let of_theirs = json!(["claviger kek 1", theirs.as_str(), "1"]);
+    let mut wrapped = w.call(&wrap(&mine), &json!({"aad": of_theirs})).await.is(200);
+    let theirs = json!({"ciphertext": wrapped.body["ciphertext"].take(), "aad": of_theirs});
+    for action in ["unwrap", "rewrap"] {
+        let line = format!("POST /keys/{mine}/actions/{action}");
+        let own = unwrap(json!(["claviger kek 1", cluster.as_str(), "1"]));
+        w.by(&token, &line, own).await.is(200);
+        w.by(&token, &line, theirs.to_string()).await.is(401);
+        // A person who may use the root key is bound by nothing but that.
+        w.call(&line, &theirs).await.is(200);
+    }
     w.by(&token, &format!("POST /keys/{mine}/actions/rotate"), "null").await.is(401);
     let listed = w.by(&token, "GET /keys", "").await.is(200);
     assert_eq!(listed.body["metadata"]["collectionTotal"], 0, "a role on a key finds no keys");

@@ -1,52 +1,17 @@
-//! Seeded runs of kill -9 against a real cluster.
+//! kill -9 against a real cluster.
 
+use super::Dice;
 use crate::lab::{Lab, Options};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-/// How much to do.
-pub struct Settings {
-    /// How many seeds, counted up from `seed`.
-    pub runs: u64,
-    /// The first seed.
-    pub seed: u64,
-    /// No new run begins after so many minutes.
-    pub minutes: u64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { runs: 100, seed: 1, minutes: 24 * 60 }
-    }
-}
+use std::time::Duration;
 
 /// Secrets that each run starts with.
 const SECRETS: usize = 300;
 
 /// How long everything may take to come back after the last kill of a phase.
 const RECOVERY: Duration = Duration::from_secs(240);
-
-/// Does the runs, one after the other, and prints a line for each.
-pub fn run(settings: &Settings) -> Result<(), String> {
-    let begun = Instant::now();
-    let mut done = 0;
-    for seed in settings.seed..settings.seed + settings.runs {
-        if begun.elapsed() > Duration::from_secs(settings.minutes * 60) {
-            println!("time is up after {done} of {} runs; all of them passed", settings.runs);
-            break;
-        }
-        let started = Instant::now();
-        one(seed).map_err(|why| {
-            format!("seed {seed}: {why}\nreplay it: cargo xtask torture --runs 1 --seed {seed}")
-        })?;
-        done += 1;
-        println!("seed {seed}: passed in {} s", started.elapsed().as_secs());
-    }
-    println!("{done} passed, 0 failed");
-    Ok(())
-}
 
 /// One seed: a new cluster, enabled, rotated, suspended and given back under fire.
 pub fn one(seed: u64) -> Result<(), String> {
@@ -153,18 +118,5 @@ impl Writer {
     fn stop(self) -> Written {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap_or_default()
-    }
-}
-
-/// SplitMix64: small, seeded, the same on every machine.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
     }
 }

@@ -1,10 +1,13 @@
 //! `claviger server`: the key service, IAM and the cluster service in one process.
 
+mod config;
+
 use crate::exit::{Done, Failure};
 use crate::ids;
 use crate::render::print_text;
 use clap::Subcommand;
 use claviger_crypto::Key32;
+use claviger_custody::Custodian as _;
 use claviger_custody::software::{self, KeyFileError, MASTER, RECOVERY, Software};
 use claviger_domain::id::InstanceId;
 use claviger_server::app::{App, Clock, Settings, SystemClock};
@@ -14,6 +17,7 @@ use claviger_server::first::{self, StartError};
 use claviger_server::listen::{self, Listeners};
 use claviger_server::unlock::{self, UnlockError};
 use claviger_store::{Store, StoreError};
+use config::{Config, Given};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::DirBuilder;
 use std::io::{ErrorKind, Read, Write};
@@ -89,48 +93,11 @@ struct Restore {
 
 #[derive(clap::Args)]
 struct Run {
-    /// Directory of the database; made if it is not there
+    #[command(flatten)]
+    given: Given,
+    /// Only look whether it would start: settings, data directory, master key, database, ports
     #[arg(long)]
-    data: PathBuf,
-    /// Address and port of the private listener; port 0 picks a free one
-    #[arg(long, env = "CLAVIGER_SERVER_LISTEN", default_value = "127.0.0.1:8443")]
-    listen: SocketAddr,
-    /// A further name or address for which the server's certificate is good; the first one is
-    /// the name that clients are told
-    #[arg(
-        long = "name",
-        env = "CLAVIGER_SERVER_NAME",
-        value_name = "DNS",
-        value_delimiter = ',',
-        value_parser = host
-    )]
-    names: Vec<String>,
-    /// Address and port of a public listener; none if not given. Instances whose policy
-    /// allowedNetwork is private-only are refused there
-    #[arg(long, env = "CLAVIGER_SERVER_PUBLIC_LISTEN", value_name = "ADDRESS")]
-    public_listen: Option<SocketAddr>,
-    /// A name or address of the public listener, like --name
-    #[arg(
-        long = "public-name",
-        env = "CLAVIGER_SERVER_PUBLIC_NAME",
-        value_name = "DNS",
-        value_delimiter = ',',
-        value_parser = host,
-        requires = "public_listen"
-    )]
-    public_names: Vec<String>,
-    /// No waiting times after disable and rotate; for trying things out
-    #[arg(long)]
-    no_waits: bool,
-    /// Where the first start writes account, instances, CA and the administrator's API key
-    /// (JSON, mode 0600); printed if not given
-    #[arg(long, value_name = "FILE")]
-    bootstrap: Option<PathBuf>,
-    /// The master key: a file of mode 0600, or fd:N for an open file descriptor. Default:
-    /// master.key in the data directory, made at the first start. Whoever has this file and the
-    /// database has every root key: keep it on another disk
-    #[arg(long, value_name = "FILE")]
-    master_key: Option<String>,
+    check: bool,
 }
 
 /// Runs one of them.
@@ -144,10 +111,14 @@ pub fn run(args: Args) -> Done {
 }
 
 fn serve(args: Run) -> Done {
+    let config = Config::of(args.given)?;
+    if args.check {
+        return check(&config);
+    }
     claviger_telemetry::init();
-    let database = data_dir(&args.data)?.join(backup::DATABASE);
+    let database = data_dir(&config.data)?.join(backup::DATABASE);
     let fresh = !database.exists();
-    let master = master_key(&args, fresh)?;
+    let master = master_key(&config, fresh)?;
     for failed in claviger_crypto::harden::harden() {
         tracing::warn!("{failed}");
     }
@@ -159,26 +130,26 @@ fn serve(args: Run) -> Done {
         .build()
         .map_err(|e| Failure::new(3, format!("the system gives no threads: {e}"), ""))?;
     runtime.block_on(async {
-        let (private, address) = listener("--listen", args.listen).await?;
-        let (public, public_address) = match args.public_listen {
-            Some(asked) => {
-                let (public, address) = listener("--public-listen", asked).await?;
-                (Some(public), Some(address))
-            }
-            None => (None, None),
-        };
-        let settings = settings(&args, address, public_address);
+        let (private, address) = listener("--listen", config.listen).await?;
+        let public = optional("--public-listen", config.public_listen).await?;
+        let status = optional("--status-listen", config.status_listen).await?;
+        let (public_address, status_address) = (address_of(&public), address_of(&status));
+        let settings = settings(&config, address, public_address);
         let custodian = Arc::new(Software::new(&master));
         drop(master);
         let store = Store::open(&database).map_err(store)?;
         let app = App::new(store, custodian, Arc::new(SystemClock), settings).map_err(start)?;
         let tls = listen::tls(&app).map_err(start)?;
-        tell(&app, &args)?;
+        tell(&app, &config)?;
         tracing::info!(%address, url = app.settings.url, ca_sha256 = app.authority.fingerprint(), "listening");
         if let (Some(address), Some(url)) = (public_address, &app.settings.public_url) {
             tracing::info!(%address, url, "listening publicly");
         }
-        listen::serve(app, tls, Listeners { private, public }, async {
+        if let Some(address) = status_address {
+            tracing::info!(%address, "status is told in plain HTTP");
+        }
+        let (public, status) = (public.map(|(l, _)| l), status.map(|(l, _)| l));
+        listen::serve(app, tls, Listeners { private, public, status }, async {
             match claviger_telemetry::asked_to_stop().await {
                 Ok(signal) => tracing::info!(signal, "stopping"),
                 Err(e) => tracing::error!(error = %e, "signals cannot be received; stopping"),
@@ -187,6 +158,44 @@ fn serve(args: Run) -> Done {
         .await;
         Ok(())
     })
+}
+
+/// Whether a server would start with this, without changing anything. Of a database that a server
+/// has open, only its schema and its master key are looked at.
+fn check(config: &Config) -> Done {
+    let _ = claviger_crypto::harden::harden();
+    let database = config.data.join(backup::DATABASE);
+    if database.exists() {
+        let master = master_key(config, false)?;
+        let sealed = claviger_store::peek(&database, "check").map_err(store)?;
+        let custodian = Software::new(&master);
+        let opened = sealed.map(|sealed| custodian.open_column(&["meta", "check"], &sealed));
+        if opened.is_some_and(|opened| opened.is_err()) {
+            return Err(start(StartError::MasterKey));
+        }
+    } else {
+        let parent = config.data.ancestors().find(|path| path.exists());
+        let writable = parent.is_some_and(|path| {
+            rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok() && path.is_dir()
+        });
+        if !writable {
+            let error = format!("this user may not make {}", config.data.display());
+            return Err(Failure::new(3, error, "give --data a directory that this user may write"));
+        }
+        if config.master_key.is_some() {
+            drop(master_key(config, false)?);
+        }
+    }
+    let asked = [
+        ("--listen", Some(config.listen)),
+        ("--public-listen", config.public_listen),
+        ("--status-listen", config.status_listen),
+    ];
+    for (flag, address) in asked.into_iter().filter_map(|(flag, asked)| Some((flag, asked?))) {
+        std::net::TcpListener::bind(address).map_err(|e| bind(flag, address, e))?;
+    }
+    print_text("a server would start with this");
+    Ok(())
 }
 
 /// File descriptors besides those of connections: database readers, log, epoll.
@@ -267,6 +276,9 @@ fn unlock(args: Unlock) -> Done {
 
 fn failed(e: BackupError) -> Failure {
     let hint = match &e {
+        BackupError::Key(KeyFileError::File { .. }) => {
+            "is --data the server's data directory? --master-key names the key file elsewhere"
+        }
         BackupError::Key(_) => {
             "the recovery key and master key files hold one line each, mode 0600"
         }
@@ -277,7 +289,10 @@ fn failed(e: BackupError) -> Failure {
             "look at the path, its permissions and the space on its disk"
         }
     };
-    let code = if matches!(e, BackupError::Broken { .. } | BackupError::Apart(_)) { 1 } else { 3 };
+    let code = match &e {
+        BackupError::Broken { .. } | BackupError::Apart(_) | BackupError::Exists(_) => 1,
+        _ => 3,
+    };
     Failure::new(code, e, hint)
 }
 
@@ -290,23 +305,9 @@ fn data_dir(data: &Path) -> Result<&Path, Failure> {
     Ok(data)
 }
 
-/// A name or an address that a certificate can be good for: it is kept in the database and told
-/// to every client, so it is looked at before.
-fn host(text: &str) -> Result<String, String> {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    };
-    let name = text.len() <= 253 && text.split('.').all(label);
-    if name || text.parse::<IpAddr>().is_ok() {
-        return Ok(text.to_owned());
-    }
-    Err("expected a DNS name or an IP address, without port".to_owned())
-}
-
-fn settings(args: &Run, address: SocketAddr, public: Option<SocketAddr>) -> Settings {
-    let mut names = args.names.clone();
-    names.extend(args.public_names.iter().cloned());
+fn settings(config: &Config, address: SocketAddr, public: Option<SocketAddr>) -> Settings {
+    let mut names = config.names.clone();
+    names.extend(config.public_names.iter().cloned());
     for ip in [Some(address), public].into_iter().flatten().map(|address| address.ip()) {
         if !ip.is_unspecified() && !ip.is_loopback() {
             names.push(ip.to_string());
@@ -314,11 +315,11 @@ fn settings(args: &Run, address: SocketAddr, public: Option<SocketAddr>) -> Sett
     }
     let settings = Settings {
         names,
-        url: url(&args.names, address),
-        public_url: public.map(|address| url(&args.public_names, address)),
+        url: url(&config.names, address),
+        public_url: public.map(|address| url(&config.public_names, address)),
         ..Settings::default()
     };
-    if args.no_waits { settings.without_waits() } else { settings }
+    if config.no_waits { settings.without_waits() } else { settings }
 }
 
 /// The base URL of a listener: by its first name if it has one.
@@ -334,12 +335,12 @@ fn url(names: &[String], address: SocketAddr) -> String {
     format!("https://{host}:{}", address.port())
 }
 
-fn master_key(args: &Run, fresh: bool) -> Result<Key32, Failure> {
-    if let Some(fd) = args.master_key.as_deref().and_then(|text| text.strip_prefix("fd:")) {
+fn master_key(config: &Config, fresh: bool) -> Result<Key32, Failure> {
+    if let Some(fd) = config.master_key.as_deref().and_then(|text| text.strip_prefix("fd:")) {
         return from_descriptor(fd);
     }
-    let given = args.master_key.as_ref().map(PathBuf::from);
-    let path = given.unwrap_or_else(|| args.data.join("master.key"));
+    let given = config.master_key.as_ref().map(PathBuf::from);
+    let path = given.unwrap_or_else(|| config.data.join("master.key"));
     if !path.exists() {
         if !fresh {
             return Err(Failure::new(
@@ -366,7 +367,7 @@ fn from_descriptor(fd: &str) -> Result<Key32, Failure> {
 }
 
 /// Hands the administrator's API key over, at the first start.
-fn tell(app: &App, args: &Run) -> Done {
+fn tell(app: &App, config: &Config) -> Done {
     let fingerprint = app.authority.fingerprint();
     // Nobody needs to read this for the server to run.
     let say = |text: String| drop(writeln!(std::io::stdout(), "{text}"));
@@ -376,7 +377,7 @@ fn tell(app: &App, args: &Run) -> Done {
     }
     say(format!("ca-sha256: {fingerprint}"));
     let Some(bootstrap) = first::bootstrap(app).map_err(start)? else { return Ok(()) };
-    match &args.bootstrap {
+    match &config.bootstrap {
         Some(path) => {
             let text = Zeroizing::new(
                 serde_json::to_vec_pretty(&bootstrap).map_err(|e| Failure::new(70, e, ""))?,
@@ -405,8 +406,21 @@ fn tell(app: &App, args: &Run) -> Done {
     first::delivered(app).map_err(store)
 }
 
+type Bound = (TcpListener, SocketAddr);
+
+fn address_of(bound: &Option<Bound>) -> Option<SocketAddr> {
+    bound.as_ref().map(|(_, address)| *address)
+}
+
+async fn optional(flag: &str, asked: Option<SocketAddr>) -> Result<Option<Bound>, Failure> {
+    match asked {
+        Some(asked) => listener(flag, asked).await.map(Some),
+        None => Ok(None),
+    }
+}
+
 /// Listens, and says where.
-async fn listener(flag: &str, asked: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
+async fn listener(flag: &str, asked: SocketAddr) -> Result<Bound, Failure> {
     let bound = TcpListener::bind(asked).await.and_then(|listener| {
         let address = listener.local_addr()?;
         Ok((listener, address))
@@ -430,7 +444,11 @@ fn bind(flag: &str, asked: SocketAddr, e: std::io::Error) -> Failure {
 }
 
 fn master(e: KeyFileError) -> Failure {
-    Failure::new(3, e, "a key file must be readable by its user alone")
+    let hint = match &e {
+        KeyFileError::Form { .. } => "is it the file of another key?",
+        _ => "a key file must be readable by its user alone",
+    };
+    Failure::new(3, e, hint)
 }
 
 fn store(e: StoreError) -> Failure {

@@ -1,0 +1,193 @@
+//! What the server counts, for Prometheus.
+//!
+//! Labels have few values: routes as they are written in the router, never ids of keys or names of
+//! callers.
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+use std::time::Duration;
+
+/// Upper ends of the buckets of durations, in seconds: a wrap takes about a millisecond, a list
+/// some hundred.
+const BUCKETS: [f64; 10] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 10.0];
+
+/// Media type of [`Metrics::render`].
+pub(crate) const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    method: &'static str,
+    /// As in the router; an action of keys by its name.
+    route: String,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Route {
+    route: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+type Histograms = Family<Route, Histogram, fn() -> Histogram>;
+
+/// The server's counters. Cheap to count on, from any thread.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<Request, Counter>,
+    durations: Histograms,
+    events: Family<Kind, Counter>,
+    connections: Gauge,
+    refused: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("claviger");
+        let requests = Family::default();
+        let durations: Histograms = Family::new_with_constructor(|| Histogram::new(BUCKETS));
+        let events = Family::default();
+        let connections = Gauge::default();
+        let refused = Counter::default();
+        registry.register("requests", "Requests that were answered", requests.clone());
+        registry.register_with_unit(
+            "request_duration",
+            "From a request's head to its answer's head",
+            Unit::Seconds,
+            durations.clone(),
+        );
+        registry.register("key_events", "Changes of root keys that were announced", events.clone());
+        registry.register("connections", "Connections that are open", connections.clone());
+        registry.register(
+            "connections_refused",
+            "Connections of strangers that found no room",
+            refused.clone(),
+        );
+        Self { registry, requests, durations, events, connections, refused }
+    }
+
+    /// A request was answered. `route` as in the router, `path` as it was called.
+    pub(crate) fn answered(
+        &self,
+        method: &axum::http::Method,
+        route: Option<&str>,
+        path: &str,
+        status: u16,
+        took: Duration,
+    ) {
+        let route = named(route.unwrap_or("unknown"), path);
+        self.durations.get_or_create(&Route { route: route.clone() }).observe(took.as_secs_f64());
+        let method = known_method(method);
+        self.requests.get_or_create(&Request { method, route, status }).inc();
+    }
+
+    /// A root key changed.
+    pub(crate) fn key_changed(&self, kind: &'static str) {
+        self.events.get_or_create(&Kind { kind }).inc();
+    }
+
+    /// A connection was opened. Counts until what it returns is dropped.
+    pub(crate) fn connected(&self) -> Connected {
+        self.connections.inc();
+        Connected(self.connections.clone())
+    }
+
+    /// A stranger's connection was refused.
+    pub(crate) fn refused(&self) {
+        self.refused.inc();
+    }
+
+    /// All of it in the OpenMetrics text format, version 1.0.
+    pub(crate) fn render(&self) -> String {
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry).expect("a string takes any text");
+        out
+    }
+}
+
+/// An open connection.
+pub(crate) struct Connected(Gauge);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Actions of keys, each of which counts by itself.
+const ACTIONS: [&str; 9] = [
+    "wrap",
+    "unwrap",
+    "rewrap",
+    "rotate",
+    "disable",
+    "enable",
+    "setKeyForDeletion",
+    "unsetKeyForDeletion",
+    "sync",
+];
+
+fn named(route: &str, path: &str) -> String {
+    let action = path.rsplit('/').next().filter(|last| ACTIONS.contains(last));
+    match (route.strip_suffix("{action}"), action) {
+        (Some(before), Some(action)) => format!("{before}{action}"),
+        _ => route.to_owned(),
+    }
+}
+
+fn known_method(method: &axum::http::Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "DELETE" => "DELETE",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::Method;
+
+    #[test]
+    fn labels_stay_few_whatever_is_called() {
+        let metrics = Metrics::new();
+        let took = Duration::from_millis(2);
+        let route = Some("/api/v2/keys/{id}/actions/{action}");
+        for n in 0..100 {
+            let path = format!("/api/v2/keys/{n}/actions/wrap");
+            metrics.answered(&Method::POST, route, &path, 200, took);
+            let path = format!("/api/v2/keys/{n}/actions/made-up-{n}");
+            metrics.answered(&Method::POST, route, &path, 404, took);
+            let method = Method::from_bytes(format!("M{n}").as_bytes()).expect("a method");
+            metrics.answered(&method, None, "/x", 404, took);
+        }
+        let text = metrics.render();
+        let lines: Vec<&str> =
+            text.lines().filter(|line| line.starts_with("claviger_requests_total{")).collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        let wraps = r#"method="POST",route="/api/v2/keys/{id}/actions/wrap",status="200"} 100"#;
+        assert!(lines.iter().any(|line| line.contains(wraps)), "{text}");
+        assert!(text.contains("claviger_request_duration_seconds_bucket{le=\"0.0025\""), "{text}");
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn a_connection_counts_while_it_lives() {
+        let metrics = Metrics::new();
+        let open = metrics.connected();
+        assert!(metrics.render().contains("claviger_connections 1"));
+        drop(open);
+        assert!(metrics.render().contains("claviger_connections 0"));
+    }
+}
