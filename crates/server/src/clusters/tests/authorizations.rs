@@ -3,6 +3,7 @@
 use super::world::{By, World};
 use axum::http::{StatusCode, header};
 use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
+use claviger_domain::id::ClusterId;
 use claviger_domain::key::RootKey;
 use claviger_store::iam::{self, Grant};
 use claviger_store::meta;
@@ -40,12 +41,13 @@ impl World {
         list["policies"].as_array().unwrap().clone()
     }
 
-    /// Wraps as a node's token says; the status and the answer.
-    async fn wrap(&self, token: &str, root: RootKey) -> (StatusCode, Value) {
+    /// Wraps something of a cluster as a node's token says; the status and the answer.
+    async fn wrap(&self, token: &str, cluster: &ClusterId, root: RootKey) -> (StatusCode, Value) {
         let request = axum::http::Request::post(format!("/api/v2/keys/{}/actions/wrap", root.key))
             .header(header::AUTHORIZATION, format!("Bearer {token}"))
             .header("bluemix-instance", root.instance.to_string());
-        self.answer(request.body(axum::body::Body::empty()).unwrap()).await
+        let body = json!({"aad": ["claviger kek 1", cluster, "1"]}).to_string();
+        self.answer(request.body(axum::body::Body::from(body)).unwrap()).await
     }
 
     async fn missing(&self) -> usize {
@@ -98,22 +100,26 @@ async fn a_revoked_authorization_stops_the_cluster_with_the_reason() {
     let given = world.read(given).await.1;
     assert_eq!(given["refresh_token"], "not_supported");
     let node = given["access_token"].as_str().unwrap();
-    assert_eq!(world.wrap(node, root).await.0, StatusCode::OK);
-    assert_eq!(world.wrap(node, other).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(world.wrap(node, &id, root).await.0, StatusCode::OK);
+    assert_eq!(world.wrap(node, &id, other).await.0, StatusCode::UNAUTHORIZED);
     assert_eq!(world.missing().await, 0);
 
     let policy = world.authorizations().await.remove(0);
     let line = format!("DELETE /v1/policies/{}", policy["id"].as_str().unwrap());
     let (status, _) = world.call(By::Token(&world.admin), &line, &Value::Null).await;
     assert_eq!(status, StatusCode::NO_CONTENT);
-    let (status, refused) = world.wrap(node, root).await;
+    let (status, refused) = world.wrap(node, &id, root).await;
     let reason = &refused["resources"][0]["reasons"][0];
     assert_eq!(
         (status, &reason["code"]),
         (StatusCode::FORBIDDEN, &json!("AUTHORIZATION_MISSING_ERR"))
     );
     assert!(reason["message"].as_str().unwrap().contains("claviger iam authorization create"));
-    assert_eq!(world.wrap(node, other).await.0, StatusCode::UNAUTHORIZED, "no oracle of others");
+    assert_eq!(
+        world.wrap(node, &id, other).await.0,
+        StatusCode::UNAUTHORIZED,
+        "no oracle of others"
+    );
     // What fences it goes on.
     let (status, _) = world.call(By::Node(&nodes[0]), "GET /agent/v1/state", &Value::Null).await;
     assert_eq!(status, StatusCode::OK);
@@ -126,9 +132,9 @@ async fn a_revoked_authorization_stops_the_cluster_with_the_reason() {
         ]}],
     });
     let made: Value = world.admin("POST /v1/policies", &again).await;
-    assert_eq!(world.wrap(node, root).await.0, StatusCode::OK);
+    assert_eq!(world.wrap(node, &id, root).await.0, StatusCode::OK);
     // The whole instance is let, and the cluster's truth names one key of it.
-    assert_eq!(world.wrap(node, other).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(world.wrap(node, &id, other).await.0, StatusCode::UNAUTHORIZED);
     assert_eq!(made["subjects"][0]["attributes"][2]["value"], json!(id));
 }
 
@@ -158,7 +164,7 @@ async fn the_owner_of_the_api_key_lends_what_he_could_use_himself() {
 async fn clusters_of_before_there_were_authorizations_keep_their_keys() {
     let world = World::new();
     let root = world.key("root", true);
-    let (_, nodes) = world.cluster("prod", &["n1"]).await;
+    let (id, nodes) = world.cluster("prod", &["n1"]).await;
     assert_eq!(world.open("prod", root).await.0, StatusCode::ACCEPTED);
     // As such a database is: without policies of clusters, and without a key that signs.
     let store = &world.app.store;
@@ -177,5 +183,5 @@ async fn clusters_of_before_there_were_authorizations_keep_their_keys() {
     let given = world.send(By::Node(&nodes[0]), "POST /identity/token", form).await;
     let given = world.read(given).await.1;
     let node = given["access_token"].as_str().unwrap();
-    assert_eq!(world.wrap(node, root).await.0, StatusCode::OK);
+    assert_eq!(world.wrap(node, &id, root).await.0, StatusCode::OK);
 }
