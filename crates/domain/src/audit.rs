@@ -4,7 +4,7 @@
 //! One type for every place that keeps records; how they are shown is not decided here. Every text
 //! and list in a record comes from something that is bounded where it is read.
 
-use crate::id::{KeyId, KeyVersionId, UnixMs};
+use crate::id::{KeyId, KeyVersionId, PolicyId, UnixMs};
 use crate::key::KeyState;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -182,6 +182,9 @@ pub struct Data {
     /// What was changed, from what to what.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub change: Option<Change>,
+    /// The access policy that allowed it; none if none did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyId>,
 }
 
 /// A key.

@@ -1,10 +1,11 @@
 //! A server in process with its people, for tests over the router.
 
 use crate::app::{App, ManualClock, Settings};
-use crate::iam::token::Issue;
+use crate::iam::token::{Credential, Issue};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, header};
+use bytes::Bytes;
 use claviger_crypto::Key32;
 use claviger_custody::software::Software;
 use claviger_domain::access::{Scope, ServiceRole};
@@ -39,6 +40,7 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) media_type: String,
     pub(crate) body: Value,
+    pub(crate) bytes: Bytes,
     pub(crate) headers: axum::http::HeaderMap,
 }
 
@@ -124,7 +126,9 @@ impl World {
         };
         let added = self.app.store.tx("t", |tx| -> Result<(), StoreError> {
             iam::add_principal(tx, &principal, START)?;
-            grants.iter().try_for_each(|grant| iam::add_grant(tx, &principal.iam_id, grant))
+            grants.iter().try_for_each(|grant| {
+                iam::add_grant(tx, &principal.iam_id, grant, "t", START).map(drop)
+            })
         });
         added.unwrap();
         self.token(&principal)
@@ -141,7 +145,8 @@ impl World {
                 iam::set_owner(tx, &principal.iam_id, owner)?;
             }
             let scope = Scope::Instance(self.one);
-            iam::add_grant(tx, &principal.iam_id, &Grant::Service { role, scope })
+            let grant = Grant::Service { role, scope };
+            iam::add_grant(tx, &principal.iam_id, &grant, "t", START).map(drop)
         });
         added.unwrap();
         self.token(&principal)
@@ -149,17 +154,31 @@ impl World {
 
     /// The token of whoever has this API key.
     pub(crate) async fn log_in(&self, api_key: &str) -> String {
-        let grant = claviger_wire::iam::GRANT_APIKEY.replace(':', "%3A");
-        let request = Request::post("/identity/token")
-            .body(Body::from(format!("grant_type={grant}&apikey={api_key}")))
-            .unwrap();
-        let answer = self.raw(request).await.is(200);
+        let answer = self.login(api_key).await.is(200);
         answer["access_token"].as_str().unwrap().to_owned()
+    }
+
+    /// What the token endpoint says to an API key.
+    pub(crate) async fn login(&self, api_key: &str) -> Answer {
+        let grant = claviger_wire::iam::GRANT_APIKEY;
+        self.grant(&[("grant_type", grant), ("apikey", api_key)]).await
+    }
+
+    /// What the token endpoint says to a form.
+    pub(crate) async fn grant(&self, fields: &[(&str, &str)]) -> Answer {
+        let encode = |text: &str| {
+            text.bytes().map(|byte| format!("%{byte:02X}")).collect::<Vec<_>>().concat()
+        };
+        let form: Vec<_> =
+            fields.iter().map(|(name, value)| format!("{name}={}", encode(value))).collect();
+        let request = Request::post("/identity/token").body(Body::from(form.join("&"))).unwrap();
+        self.raw(request).await
     }
 
     pub(crate) fn token(&self, principal: &Principal) -> String {
         self.app.tokens.issue(&Issue {
             principal,
+            credential: &Credential::Node,
             account: &self.app.account.id,
             issuer: "t",
             grant_type: "t",
@@ -209,7 +228,10 @@ impl World {
         };
         self.app
             .store
-            .tx("t", |tx| Ok::<_, StoreError>(clusters::insert(tx, &row, None)?))
+            .tx("t", |tx| {
+                clusters::insert(tx, &row, None)?;
+                crate::clusters::authorise_all(tx, "t", START)
+            })
             .unwrap();
         let service = Principal {
             iam_id: format!("crn-{crn}"),
@@ -229,6 +251,7 @@ impl World {
             status: parts.status.as_u16(),
             media_type: media_type.map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default(),
             body: serde_json::from_slice(&bytes).unwrap_or(Value::Null),
+            bytes,
             headers: parts.headers,
         }
     }

@@ -16,3 +16,9 @@ pub fn put(tx: &Tx<'_>, name: &str, value: &[u8]) -> Result<(), StoreError> {
     tx.prepare_cached(sql)?.execute(params![name, value])?;
     Ok(())
 }
+
+/// Forgets `name`.
+pub fn remove(tx: &Tx<'_>, name: &str) -> Result<(), StoreError> {
+    tx.prepare_cached("DELETE FROM meta WHERE name = ?1")?.execute([name])?;
+    Ok(())
+}

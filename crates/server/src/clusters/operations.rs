@@ -1,13 +1,18 @@
 //! Enable encryption, or move a cluster to another root key: what the operator asks for.
 
+use super::api_key;
+use super::authorizations::authorise;
 use super::fault::Fault;
 use super::state::Whole;
 use super::{commits, give_up, roots, view};
+use crate::http::auth::Caller;
+use claviger_domain::access::{KeyOperation, On};
 use claviger_domain::cluster::commit::Commit;
 use claviger_domain::cluster::{OperationKind, TakeUp, write_root};
 use claviger_domain::features;
 use claviger_domain::id::{InstanceId, KeyId, OperationId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
+use claviger_store::keys::Key;
 use claviger_store::{StoreError, Tx, iam, keys};
 use claviger_wire::ks::Opened;
 
@@ -39,14 +44,11 @@ pub fn open(
     tx: &Tx<'_>,
     whole: Whole,
     wanted: &Wanted,
-    by: &str,
+    caller: &Caller,
     now: UnixMs,
 ) -> Result<Outcome, Fault> {
-    let target = wanted.target;
-    if !iam::has_instance(tx, target.instance)? {
-        return Err(Fault::NoInstance(target.instance));
-    }
-    let key = keys::get(tx, &target)?.ok_or(Fault::NoKey(target))?;
+    let (target, by) = (wanted.target, &caller.iam_id);
+    let key = usable(tx, caller, target)?;
     if key.extractable {
         return Err(Fault::NotRoot(target));
     }
@@ -98,8 +100,32 @@ pub fn open(
                 .into(),
         );
     }
+    authorise(tx, &cluster.id, &target, by, now)?;
     commits::store(tx, whole.row, &commit, now)?;
     Ok(Outcome { opened: Opened { operation: Some(id), warnings }, changed: true })
+}
+
+/// The key that a cluster is to use, if whoever lends it to the cluster could unwrap with it
+/// himself: the caller, or the owner of the API key. Who may not even list keys there does not
+/// learn whether it exists.
+fn usable(tx: &Tx<'_>, caller: &Caller, target: RootKey) -> Result<Key, Fault> {
+    let RootKey { instance, .. } = target;
+    let cannot = || Fault::CannotLend { who: caller.iam_id.clone(), root: target };
+    let Some(key) = keys::get(tx, &target)? else {
+        if !caller.permits(KeyOperation::List, instance, On::Instance) {
+            return Err(cannot());
+        }
+        return match iam::has_instance(tx, instance)? {
+            true => Err(Fault::NoKey(target)),
+            false => Err(Fault::NoInstance(instance)),
+        };
+    };
+    let could =
+        |who: &Caller| who.permits(KeyOperation::Unwrap, instance, On::Key(target.key, &key.ring));
+    if could(caller) || api_key::lender(tx)?.is_some_and(|owner| could(&owner)) {
+        return Ok(key);
+    }
+    Err(cannot())
 }
 
 fn warnings(

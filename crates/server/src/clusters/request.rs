@@ -10,6 +10,9 @@ use axum::extract::Request;
 use claviger_domain::access::PlatformRole;
 use claviger_domain::audit::{Credential, Record};
 use claviger_domain::id::UnixMs;
+use claviger_domain::policy::Site;
+use claviger_store::Tx;
+use claviger_store::clusters::{self, ClusterRow};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 
@@ -27,18 +30,39 @@ pub async fn json<T: DeserializeOwned>(request: Request, max: usize) -> Result<T
     objects::read(&bytes).map_err(|e| Fault::Bad(format!("the body cannot be read: {e}")))
 }
 
-/// Checks that the caller holds at least `least`.
-pub fn allowed(caller: &Caller, least: PlatformRole) -> Result<(), Fault> {
-    if caller.platform(least) {
-        return Ok(());
+/// Checks that the caller holds at least `least` on `site`.
+pub fn allowed(caller: &Caller, least: PlatformRole, site: Site<'_>) -> Result<(), Fault> {
+    if caller.platform(least, site) { Ok(()) } else { Err(forbidden(caller, least)) }
+}
+
+/// The cluster that the caller names, if he holds at least `least` on it. Only who holds it on
+/// all clusters learns that there is no such one.
+pub fn cluster(
+    tx: &Tx<'_>,
+    caller: &Caller,
+    least: PlatformRole,
+    id_or_name: &str,
+) -> Result<ClusterRow, Fault> {
+    match clusters::find(tx, id_or_name)? {
+        Some(row) => {
+            allowed(caller, least, Site::Cluster(&row.cluster.id))?;
+            Ok(row)
+        }
+        None => {
+            allowed(caller, least, Site::Clusters)?;
+            Err(Fault::NoCluster(id_or_name.chars().take(64).collect()))
+        }
     }
+}
+
+fn forbidden(caller: &Caller, least: PlatformRole) -> Fault {
     let needs = match least {
         PlatformRole::Viewer => "Viewer",
         PlatformRole::Operator => "Operator",
         PlatformRole::Editor => "Editor",
         PlatformRole::Administrator => "Administrator",
     };
-    Err(Fault::Forbidden { who: caller.iam_id.clone(), needs })
+    Fault::Forbidden { who: caller.iam_id.clone(), needs }
 }
 
 /// An act that an operator is about to do.

@@ -11,7 +11,8 @@ use axum::response::{IntoResponse, Response};
 use claviger_domain::access::PlatformRole;
 use claviger_domain::audit::Record;
 use claviger_domain::id::UnixMs;
-use claviger_store::{StoreError, Tx, audit};
+use claviger_domain::policy::Site;
+use claviger_store::{StoreError, Tx, access, audit};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -43,6 +44,13 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// 409: something else is in the way.
+    pub(crate) fn conflict(code: &'static str, what: impl Into<String>) -> Refusal {
+        Refusal::new(StatusCode::CONFLICT, code, what)
+    }
+}
+
 impl From<StoreError> for Refusal {
     fn from(e: StoreError) -> Refusal {
         tracing::error!(error = %e, "database");
@@ -57,9 +65,19 @@ impl IntoResponse for Refusal {
             Form::Resource => {
                 error::resource(self.status, self.code, &self.what, &self.correlation)
             }
+            Form::Access => error::access(self.status, self.code, &self.what, &self.correlation),
+            Form::Identity => {
+                error::identity(self.status, self.code, &self.what, &self.correlation)
+            }
             form => form.answer(self.status, self.code, &self.what, None),
         }
     }
+}
+
+fn last_administrator() -> Refusal {
+    let what = "Nobody could administer access any longer: the last administrator with an API key \
+                must stay; let another one in first";
+    Refusal::new(StatusCode::CONFLICT, "LAST_ADMINISTRATOR_ERR", what)
 }
 
 /// One act of an operator.
@@ -71,8 +89,20 @@ pub(crate) struct Doing {
     pub(crate) action: &'static str,
     /// What it is done to.
     pub(crate) target: String,
-    /// The platform role that it needs.
-    pub(crate) least: PlatformRole,
+    /// Who may do it.
+    pub(crate) needs: Needs,
+}
+
+/// Who may do something.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Needs {
+    /// Whoever has at least this platform role there.
+    Role(PlatformRole, Site<'static>),
+    /// Administrators of access: who may do what is as it is afterwards, and somebody can still
+    /// administer it.
+    Administrator,
+    /// Whoever has a token; the work looks further.
+    Token,
 }
 
 impl Doing {
@@ -87,7 +117,13 @@ impl Doing {
             .blocking(move |app| {
                 let done = app.store.tx(self.action, |tx| {
                     self.allowed()?;
+                    // Whoever changes access may not leave nobody to administer it.
+                    let on_access = !matches!(self.needs, Needs::Role(..));
+                    let before = on_access && access::has_administrator(tx)?;
                     let value = work(app, tx, &self, now)?;
+                    if before && tx.changed_access() && !access::has_administrator(tx)? {
+                        return Err(last_administrator());
+                    }
                     audit::add(tx, &self.record(now, 200, ""))?;
                     Ok::<_, Refusal>(value)
                 });
@@ -106,16 +142,25 @@ impl Doing {
     }
 
     fn allowed(&self) -> Result<(), Refusal> {
-        if self.caller.platform(self.least) {
+        let (least, site) = match self.needs {
+            Needs::Role(least, site) => (least, site),
+            Needs::Administrator => (PlatformRole::Administrator, Site::Access),
+            Needs::Token => return Ok(()),
+        };
+        if self.caller.platform(least, site) {
             return Ok(());
         }
+        Err(self.forbidden(least))
+    }
+
+    /// Why it is refused to whoever has not this platform role.
+    pub(crate) fn forbidden(&self, least: PlatformRole) -> Refusal {
         // 401 as everywhere here: on 403 some clients ask again for a minute and a half.
         let code = if self.form == Form::Resource { "RC-IamErrorResponse" } else { "E0001" };
         let what = format!(
-            "Unauthorized: this needs the platform role {:?}; ask an administrator for it",
-            self.least
+            "Unauthorized: this needs the platform role {least:?}; ask an administrator for it"
         );
-        Err(Refusal::new(StatusCode::UNAUTHORIZED, code, what))
+        Refusal::new(StatusCode::UNAUTHORIZED, code, what)
     }
 
     fn record(&self, at: UnixMs, status: u16, reason: &'static str) -> Record {

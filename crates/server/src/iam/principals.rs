@@ -1,7 +1,7 @@
 //! `POST /v3/principals`: lets a person or a service in, with roles and one API key.
 
 use crate::app::App;
-use crate::http::admin::{Doing, Refusal, parse};
+use crate::http::admin::{Doing, Needs, Refusal, parse};
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::Form;
@@ -9,16 +9,16 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use claviger_domain::access::{PlatformRole, Scope};
+use claviger_domain::access::Scope;
 use claviger_domain::key::RootKey;
-use claviger_store::iam::{self, Grant, Principal};
+use claviger_store::iam::{self, ApiKey, Grant, Principal};
 use claviger_store::{Tx, keys, rings};
 use claviger_wire::iam::{MadePrincipal, NewPrincipal, RoleOn};
 use std::sync::Arc;
 use uuid::Uuid;
 
 /// Principals of one server; a bound on the database, generous for people and services.
-const PRINCIPALS_MAX: u64 = 10_000;
+pub(super) const PRINCIPALS_MAX: u64 = 10_000;
 /// Roles of one principal; each request looks at all of them.
 const ROLES_MAX: usize = 100;
 const TEXT_MAX: usize = 180;
@@ -39,7 +39,7 @@ pub(super) async fn create(
         ("iam-identity.user-apikey.create", format!("IBMid-{}", &text[..10]))
     };
     let (form, target) = (Form::Service, iam_id.clone());
-    let doing = Doing { caller, form, action, target, least: PlatformRole::Administrator };
+    let doing = Doing { caller, form, action, target, needs: Needs::Administrator };
     let made = doing.run(&app, move |app, tx, doing, now| {
         let new = new.as_ref().map_err(Clone::clone)?;
         let grants = check(tx, new)?;
@@ -59,10 +59,11 @@ pub(super) async fn create(
             iam::set_owner(tx, &iam_id, owner)?;
         }
         for grant in &grants {
-            iam::add_grant(tx, &iam_id, grant)?;
+            iam::add_grant(tx, &iam_id, grant, &doing.caller.iam_id, now)?;
         }
         let apikey = app.tokens.new_api_key();
-        iam::add_api_key(tx, &iam_id, &new.name, &app.tokens.api_key_mac(&apikey), now)?;
+        let key = ApiKey::new(&iam_id, &new.name, &doing.caller.iam_id, now);
+        iam::add_api_key(tx, &key, &app.tokens.api_key_mac(&apikey))?;
         Ok(MadePrincipal { iam_id: iam_id.clone(), name: new.name.clone(), apikey })
     });
     let mut answer = (StatusCode::CREATED, Json(made.await?)).into_response();

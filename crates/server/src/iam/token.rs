@@ -1,22 +1,25 @@
-//! Access tokens and API keys.
+//! Access tokens, refresh tokens and API keys.
 //!
-//! A token is a JWT (RFC 7519) signed with HMAC-SHA-256 by a key that the custodian seals: only
-//! this server reads it, so a public key would have no reader. An API key is 256 random bits; the
+//! An access token is a JWT (RFC 7519) signed by one of [`SigningKeys`]. A refresh token is a
+//! claim under HMAC-SHA-256 that only this server reads. Both say by which credential they were
+//! got, and count only as long as that credential does. An API key is 256 random bits; the
 //! database keeps its HMAC-SHA-256 under a sealed pepper.
 
+use super::signing::{SigningKey, SigningKeys, base64url};
 use claviger_crypto::SecretBytes;
-use claviger_crypto::digest::MacKey;
+use claviger_crypto::digest::{self, MacKey};
 use claviger_domain::id::UnixMs;
 use claviger_store::iam::Principal;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use jsonwebtoken::{Algorithm, Header, Validation};
 use serde::{Deserialize, Serialize};
+use std::sync::{PoisonError, RwLock};
 use uuid::Uuid;
 
 /// Signs and reads tokens, makes and hashes API keys.
 pub(crate) struct Tokens {
-    sign: EncodingKey,
-    verify: DecodingKey,
+    keys: RwLock<SigningKeys>,
     pepper: MacKey,
+    refresh: MacKey,
 }
 
 /// Why a token is not accepted.
@@ -31,7 +34,42 @@ pub enum BadToken {
 }
 
 /// Clocks of callers may be off; the server's own is not, so this is short.
-const LEEWAY_S: i64 = 5;
+pub(crate) const LEEWAY_S: i64 = 5;
+/// What a refresh token begins with, so that people and secret scanners know one.
+const REFRESH_PREFIX: &str = "clr_";
+
+/// What a token was got with. The token counts as long as this does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Credential {
+    /// The API key of this id.
+    ApiKey(Uuid),
+    /// The certificate of a node; looked at when the token is asked for.
+    Node,
+    /// A token of a trusted issuer.
+    Trust {
+        /// Its issuer.
+        issuer: String,
+        /// Its subject.
+        subject: String,
+    },
+}
+
+/// Whom an access token is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bearer {
+    pub(crate) iam_id: String,
+    pub(crate) credential: Credential,
+    /// Seconds since the Unix epoch.
+    pub(crate) expires_s: i64,
+}
+
+impl Bearer {
+    /// Whether its time is over.
+    pub(crate) fn expired(&self, now: UnixMs) -> bool {
+        self.expires_s + LEEWAY_S < now.0.div_euclid(1000)
+    }
+}
 
 #[derive(Serialize, Deserialize)]
 struct Claims {
@@ -53,6 +91,7 @@ struct Claims {
     acr: i64,
     amr: Vec<String>,
     jti: String,
+    credential: Credential,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -61,9 +100,17 @@ struct AccountClaim {
     bss: String,
 }
 
+#[derive(Serialize, Deserialize)]
+struct RefreshClaims {
+    iam_id: String,
+    credential: Credential,
+    exp: i64,
+}
+
 /// What goes into a token.
 pub(crate) struct Issue<'a> {
     pub(crate) principal: &'a Principal,
+    pub(crate) credential: &'a Credential,
     pub(crate) account: &'a str,
     pub(crate) issuer: &'a str,
     pub(crate) grant_type: &'a str,
@@ -72,20 +119,26 @@ pub(crate) struct Issue<'a> {
 }
 
 impl Tokens {
-    pub(crate) fn new(key: &SecretBytes, pepper: &SecretBytes) -> Tokens {
-        Tokens {
-            sign: EncodingKey::from_secret(key.expose()),
-            verify: DecodingKey::from_secret(key.expose()),
-            pepper: MacKey::new(pepper.expose()),
-        }
+    pub(crate) fn new(keys: SigningKeys, pepper: &SecretBytes) -> Tokens {
+        let pepper = MacKey::new(pepper.expose());
+        let refresh = MacKey::new(&pepper.tag(b"claviger refresh tokens 1"));
+        Tokens { keys: RwLock::new(keys), pepper, refresh }
+    }
+
+    /// Takes other keys up, after a rotation.
+    pub(crate) fn take_up(&self, keys: SigningKeys) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+
+    /// Looks at the keys that are in use.
+    pub(crate) fn with_keys<T>(&self, look: impl FnOnce(&[SigningKey]) -> T) -> T {
+        look(self.keys.read().unwrap_or_else(PoisonError::into_inner).all())
     }
 
     /// A new API key.
     pub(crate) fn new_api_key(&self) -> String {
-        use base64::Engine as _;
         let bytes = SecretBytes::random(32);
-        let text = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes.expose());
-        format!("clv_{text}")
+        format!("clv_{}", base64url(bytes.expose()))
     }
 
     /// What the database keeps of an API key.
@@ -116,37 +169,107 @@ impl Tokens {
             acr: 1,
             amr: vec!["pwd".to_owned()],
             jti: Uuid::new_v4().to_string(),
+            credential: what.credential.clone(),
         };
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.sign)
-            .expect("claims are valid JSON and HMAC signs anything")
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let key = keys.current();
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = Some(key.listed.kid.clone());
+        jsonwebtoken::encode(&header, &claims, &key.sign)
+            .expect("claims are valid JSON, and the key was read as one of P-256")
     }
 
-    /// The IAM id of a token that this server issued and whose time is not over.
-    pub(crate) fn read(&self, token: &str, now: UnixMs) -> Result<String, BadToken> {
-        let mut validation = Validation::new(Algorithm::HS256);
+    /// Whom a token of this server is for, if its time is not over.
+    pub(crate) fn read(&self, token: &str, now: UnixMs) -> Result<Bearer, BadToken> {
+        let header = jsonwebtoken::decode_header(token).map_err(|_| BadToken::Malformed)?;
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        // The key says how it is used, not the token.
+        let key = header.kid.as_deref().and_then(|kid| keys.named(kid)).ok_or(BadToken::Foreign)?;
+        let mut validation = Validation::new(Algorithm::ES256);
         // Checked below by the server's own clock.
         validation.validate_exp = false;
         validation.validate_aud = false;
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.verify, &validation)
+        let claims = jsonwebtoken::decode::<Claims>(token, &key.verify, &validation)
             .map_err(|e| match e.kind() {
                 jsonwebtoken::errors::ErrorKind::InvalidSignature
                 | jsonwebtoken::errors::ErrorKind::InvalidAlgorithm => BadToken::Foreign,
                 _ => BadToken::Malformed,
             })?
             .claims;
-        if claims.exp + LEEWAY_S < now.0.div_euclid(1000) {
-            return Err(BadToken::Expired);
+        let Claims { iam_id, credential, exp, .. } = claims;
+        let bearer = Bearer { iam_id, credential, expires_s: exp };
+        if bearer.expired(now) { Err(BadToken::Expired) } else { Ok(bearer) }
+    }
+
+    /// A refresh token for the same caller, good until `expires_s`.
+    pub(crate) fn refresh_token(&self, bearer: &Bearer) -> String {
+        let claims = RefreshClaims {
+            iam_id: bearer.iam_id.clone(),
+            credential: bearer.credential.clone(),
+            exp: bearer.expires_s,
+        };
+        let text = serde_json::to_vec(&claims).expect("claims are valid JSON");
+        let tag = self.refresh.tag(&text);
+        format!("{REFRESH_PREFIX}{}.{}", base64url(&text), base64url(&tag))
+    }
+
+    /// Whom a refresh token of this server is for, if its time is not over.
+    pub(crate) fn read_refresh(&self, token: &str, now: UnixMs) -> Result<Bearer, BadToken> {
+        use base64::Engine as _;
+        let decode = |text: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text);
+        let (text, tag) = token
+            .strip_prefix(REFRESH_PREFIX)
+            .and_then(|token| token.split_once('.'))
+            .ok_or(BadToken::Malformed)?;
+        let (Ok(text), Ok(tag)) = (decode(text), decode(tag)) else {
+            return Err(BadToken::Malformed);
+        };
+        if !digest::equal(&self.refresh.tag(&text), &tag) {
+            return Err(BadToken::Foreign);
         }
-        Ok(claims.iam_id)
+        let claims: RefreshClaims =
+            serde_json::from_slice(&text).map_err(|_| BadToken::Malformed)?;
+        let RefreshClaims { iam_id, credential, exp } = claims;
+        let bearer = Bearer { iam_id, credential, expires_s: exp };
+        if bearer.expired(now) { Err(BadToken::Expired) } else { Ok(bearer) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::signing;
     use super::*;
+    use claviger_crypto::Key32;
+    use claviger_custody::software::Software;
+    use claviger_store::Store;
+    use std::time::Duration;
 
-    fn tokens() -> Tokens {
-        Tokens::new(&SecretBytes::random(32), &SecretBytes::random(32))
+    const NOW: UnixMs = UnixMs(1_700_000_000_000);
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    struct Lab {
+        store: Store,
+        custodian: Software,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Lab {
+        fn new() -> Lab {
+            let dir = tempfile::tempdir().expect("a directory");
+            let store = Store::open(&dir.path().join("claviger.db")).expect("opens");
+            Lab { store, custodian: Software::new(&Key32::generate()), _dir: dir }
+        }
+
+        fn rotate(&self, now: UnixMs) -> SigningKeys {
+            let made = self.store.tx("t", |tx| signing::rotate(tx, &self.custodian, now, HOUR));
+            made.expect("rotates");
+            let keys = self.store.read("t", |tx| SigningKeys::load(tx, &self.custodian));
+            keys.expect("loads")
+        }
+
+        fn tokens(&self) -> Tokens {
+            Tokens::new(self.rotate(NOW), &SecretBytes::random(32))
+        }
     }
 
     fn issue(tokens: &Tokens, now: UnixMs) -> String {
@@ -158,6 +281,7 @@ mod tests {
         };
         let issue = Issue {
             principal: &principal,
+            credential: &Credential::Node,
             account: "a",
             issuer: "https://x/identity",
             grant_type: "g",
@@ -169,24 +293,74 @@ mod tests {
 
     #[test]
     fn tokens_of_this_server_are_read_until_their_time_is_over() {
-        let (ours, theirs) = (tokens(), tokens());
-        let now = UnixMs(1_700_000_000_000);
-        let token = issue(&ours, now);
-        assert_eq!(ours.read(&token, now).as_deref(), Ok("IBMid-1"));
-        assert_eq!(theirs.read(&token, now), Err(BadToken::Foreign));
-        let later = UnixMs(now.0 + 3_610_000);
+        let (ours, theirs) = (Lab::new().tokens(), Lab::new().tokens());
+        let token = issue(&ours, NOW);
+        assert_eq!(ours.read(&token, NOW).map(|b| b.iam_id).as_deref(), Ok("IBMid-1"));
+        assert_eq!(theirs.read(&token, NOW), Err(BadToken::Foreign));
+        let later = UnixMs(NOW.0 + 3_610_000);
         assert_eq!(ours.read(&token, later), Err(BadToken::Expired));
-        assert_eq!(ours.read("rubbish", now), Err(BadToken::Malformed));
+        assert_eq!(ours.read("rubbish", NOW), Err(BadToken::Malformed));
     }
 
     #[test]
-    fn unsigned_tokens_are_refused() {
-        use base64::Engine as _;
-        let ours = tokens();
-        let token = issue(&ours, UnixMs(0));
+    fn a_rotated_key_verifies_as_long_as_its_tokens_live() {
+        let lab = Lab::new();
+        let tokens = lab.tokens();
+        let old = issue(&tokens, NOW);
+        tokens.take_up(lab.rotate(NOW));
+        let new = issue(&tokens, NOW);
+        assert!(tokens.read(&old, NOW).is_ok() && tokens.read(&new, NOW).is_ok());
+        assert_eq!(tokens.with_keys(<[SigningKey]>::len), 2);
+        // The first one's last token died an hour after the second took over.
+        tokens.take_up(lab.rotate(UnixMs(NOW.0 + 3_600_001)));
+        assert_eq!(tokens.read(&old, NOW), Err(BadToken::Foreign));
+        assert!(tokens.read(&new, NOW).is_ok());
+        for _ in 0..9 {
+            tokens.take_up(lab.rotate(NOW));
+        }
+        assert_eq!(tokens.with_keys(<[SigningKey]>::len), 4, "bounded");
+    }
+
+    #[test]
+    fn nothing_in_a_token_chooses_how_it_is_verified() {
+        use jsonwebtoken::EncodingKey;
+        let ours = Lab::new().tokens();
+        let token = issue(&ours, NOW);
         let body = token.split('.').nth(1).expect("three parts").to_owned();
-        let header = base64::engine::general_purpose::URL_SAFE_NO_PAD
-            .encode(br#"{"alg":"none","typ":"JWT"}"#);
-        assert!(ours.read(&format!("{header}.{body}."), UnixMs(0)).is_err());
+        let (kid, x) = ours.with_keys(|keys| (keys[0].listed.kid.clone(), keys[0].point.0.clone()));
+        let unsigned =
+            base64url(format!(r#"{{"alg":"none","typ":"JWT","kid":"{kid}"}}"#).as_bytes());
+        assert!(ours.read(&format!("{unsigned}.{body}."), NOW).is_err());
+        // HMAC under what everyone knows: the public key.
+        let claims: serde_json::Value = {
+            use base64::Engine as _;
+            let text = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(&body);
+            serde_json::from_slice(&text.expect("base64")).expect("JSON")
+        };
+        for kid in [Some(kid), None] {
+            let header = Header { kid, ..Header::new(Algorithm::HS256) };
+            let key = EncodingKey::from_secret(x.as_bytes());
+            let forged = jsonwebtoken::encode(&header, &claims, &key).expect("signs");
+            assert_eq!(ours.read(&forged, NOW), Err(BadToken::Foreign));
+        }
+    }
+
+    #[test]
+    fn refresh_tokens_are_read_by_their_server_alone_until_their_time_is_over() {
+        let (ours, theirs) = (Lab::new().tokens(), Lab::new().tokens());
+        let credential = Credential::ApiKey(Uuid::new_v4());
+        let expires_s = NOW.0 / 1000 + 60;
+        let bearer = Bearer { iam_id: "IBMid-1".to_owned(), credential, expires_s };
+        let token = ours.refresh_token(&bearer);
+        assert_eq!(ours.read_refresh(&token, NOW), Ok(bearer));
+        assert_eq!(theirs.read_refresh(&token, NOW), Err(BadToken::Foreign));
+        let later = UnixMs(NOW.0 + 66_000);
+        assert_eq!(ours.read_refresh(&token, later), Err(BadToken::Expired));
+        for bad in ["", "clr_", "clr_a.b", "x", &token[..token.len() - 2]] {
+            assert!(ours.read_refresh(bad, NOW).is_err(), "{bad}");
+        }
+        // No access token, and no refresh token of one.
+        assert!(ours.read(&token, NOW).is_err());
+        assert!(ours.read_refresh(&issue(&ours, NOW), NOW).is_err());
     }
 }

@@ -255,7 +255,8 @@ impl Doing {
     }
 
     fn record(&self, app: &App, status: u16, reason: &'static str) -> Record {
-        let data = self.noted.borrow().clone();
+        let mut data = self.noted.borrow().clone();
+        data.policy = self.caller.decided.policy();
         let target = match (&data.key, self.key.strip_prefix(RING)) {
             (Some(key), _) => {
                 app.account.key_crn(&RootKey { instance: self.instance, key: key.id })

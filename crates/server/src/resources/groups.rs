@@ -2,20 +2,22 @@
 
 use super::view;
 use crate::app::App;
-use crate::http::admin::{Doing, Refusal};
+use crate::http::admin::{Doing, Needs, Refusal};
 use crate::http::auth::Caller;
 use crate::http::error::Form;
 use crate::keys::query::Query;
 use axum::Json;
 use axum::extract::{Path, State};
 use claviger_domain::access::PlatformRole;
+use claviger_domain::policy::Site;
 use claviger_store::instances as store;
 use claviger_wire::rc::{ResourceGroup, ResourceGroups};
 use std::sync::Arc;
 
 fn doing(app: &App, caller: Caller, action: &'static str) -> Doing {
     let target = format!("a/{}", app.account.id);
-    Doing { caller, form: Form::Resource, action, target, least: PlatformRole::Viewer }
+    let needs = Needs::Role(PlatformRole::Viewer, Site::SomeInstance);
+    Doing { caller, form: Form::Resource, action, target, needs }
 }
 
 /// All groups, or those with this `name`, or the one that is the `default`.
