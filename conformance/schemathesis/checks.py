@@ -36,6 +36,11 @@ def before_call(context, case, kwargs):
             if name in known and (number >> 8) % 10:
                 values = known[name]
                 container[name] = values[(number >> 12) % len(values)]
+    # Of random bodies hardly any names somebody who is there.
+    bodies = KNOWN["bodies"].get(case.operation.definition.raw.get("operationId"))
+    wrong = case.meta is not None and case.meta.is_negative_at(ParameterLocation.BODY)
+    if bodies and not wrong and (number >> 9) % 2:
+        case.body = bodies[(number >> 12) % len(bodies)]
     # Policies of an instance can lock out whoever asks.
     if case.path == "/api/v2/instance/policies" and case.method.upper() == "PUT":
         if (case.headers or {}).get("Bluemix-Instance") in known["Bluemix-Instance"]:
