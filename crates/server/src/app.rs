@@ -315,6 +315,11 @@ impl App {
         self.hub.key_changed(event);
     }
 
+    /// What tokens of this server say in `iss`.
+    pub(crate) fn issuer(&self) -> String {
+        format!("{}/identity", self.settings.url)
+    }
+
     /// Base URL of the public listener or of the private one, which stands for both where there
     /// is no public one.
     pub fn url(&self, public: bool) -> &str {

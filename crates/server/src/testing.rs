@@ -11,10 +11,10 @@ use claviger_custody::software::Software;
 use claviger_domain::access::{Scope, ServiceRole};
 use claviger_domain::audit::Record;
 use claviger_domain::cluster::{Cluster, Operation, OperationKind, TakeUp};
-use claviger_domain::id::{ClusterId, InstanceId, OperationId, UnixMs};
+use claviger_domain::id::{AgentName, ClusterId, InstanceId, OperationId, UnixMs};
 use claviger_domain::key::RootKey;
 use claviger_store::events::EventKind;
-use claviger_store::iam::{Grant, Principal};
+use claviger_store::iam::{ApiKey, Grant, Principal};
 use claviger_store::{Store, StoreError, clusters, events, iam};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -78,7 +78,13 @@ impl World {
         World::with(Settings::default())
     }
 
+    /// A server whose tokens live for years: the clock of a test moves by weeks.
     pub(crate) fn with(settings: Settings) -> World {
+        World::exactly(Settings { token_life: Duration::from_secs(1 << 30), ..settings })
+    }
+
+    /// A server with exactly these settings.
+    pub(crate) fn exactly(settings: Settings) -> World {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("claviger.db")).unwrap();
         let clock = Arc::new(ManualClock::new(START));
@@ -118,6 +124,11 @@ impl World {
 
     /// A person who may do this; its token.
     pub(crate) fn person_with(&self, name: &str, grants: &[Grant]) -> String {
+        self.token(&self.add_person(name, grants))
+    }
+
+    /// A person who may do this, without an API key.
+    pub(crate) fn add_person(&self, name: &str, grants: &[Grant]) -> Principal {
         let principal = Principal {
             iam_id: format!("IBMid-{name}"),
             service: false,
@@ -131,7 +142,7 @@ impl World {
             })
         });
         added.unwrap();
-        self.token(&principal)
+        principal
     }
 
     /// A service ID of this owner; its token.
@@ -175,16 +186,24 @@ impl World {
         self.raw(request).await
     }
 
+    /// A token got with an API key that is made for it.
     pub(crate) fn token(&self, principal: &Principal) -> String {
+        let key = ApiKey::new(&principal.iam_id, "t", "t", START);
+        let mac = self.app.tokens.api_key_mac(&self.app.tokens.new_api_key());
+        self.app.store.tx("t", |tx| iam::add_api_key(tx, &key, &mac)).unwrap();
+        self.issue(principal, &Credential::ApiKey(key.id))
+    }
+
+    /// A token got with this.
+    pub(crate) fn issue(&self, principal: &Principal, credential: &Credential) -> String {
         self.app.tokens.issue(&Issue {
             principal,
-            credential: &Credential::Node,
+            credential,
             account: &self.app.account.id,
-            issuer: "t",
+            issuer: &self.app.issuer(),
             grant_type: "t",
             now: self.app.clock.now(),
-            // The clock of a test moves by weeks.
-            life_s: 1 << 30,
+            life_s: self.app.settings.token_life.as_secs() as i64,
         })
     }
 
@@ -192,6 +211,8 @@ impl World {
     pub(crate) fn cluster(&self, key: &str) -> (ClusterId, String, String) {
         let root = RootKey { instance: self.one, key: key.parse().unwrap() };
         let id = ClusterId::random();
+        let agent: AgentName = "n1".parse().unwrap();
+        let not_after = UnixMs(START.0 + (1 << 40));
         let crn = self.app.account.cluster_crn(&id);
         let operation = Operation {
             id: OperationId::random(),
@@ -230,6 +251,7 @@ impl World {
             .store
             .tx("t", |tx| {
                 clusters::insert(tx, &row, None)?;
+                clusters::agent_joined(tx, &id, &agent, "t", not_after, START)?;
                 crate::clusters::authorise_all(tx, "t", START)
             })
             .unwrap();
@@ -239,7 +261,9 @@ impl World {
             name: String::new(),
             email: String::new(),
         };
-        (id, crn, self.token(&service))
+        let credential = Credential::Node { agent, fingerprint: "t".to_owned(), not_after };
+        let token = self.issue(&service, &credential);
+        (id, crn, token)
     }
 
     pub(crate) async fn raw(&self, request: Request<Body>) -> Answer {

@@ -3,7 +3,7 @@
 //! talks to the key service is always the cluster itself, so nobody's leaving locks it out.
 
 use super::fault::Fault;
-use super::request::{Doing, allowed, cluster, recorded};
+use super::request::{Doing, allowed, cluster, recorded, renew};
 use crate::app::App;
 use crate::http::auth::{self, Caller};
 use axum::Json;
@@ -33,14 +33,14 @@ pub(super) fn lender(tx: &Tx<'_>) -> Result<Option<Caller>, StoreError> {
 /// none.
 pub async fn owner(
     State(app): State<Arc<App>>,
-    caller: Caller,
+    mut caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Json<KeyOwner>, Fault> {
     let action = "containers-kubernetes.cluster-apikey-owner.get";
     let doing = Doing::by(&caller, action, &*name);
     let owner = recorded(&app, doing, move |app, doing, now| {
         app.store.tx("key owner", |tx| {
-            let row = cluster(tx, &caller, Viewer, &name)?;
+            let row = cluster(app, tx, &mut caller, Viewer, &name)?;
             let target = row.crn.clone();
             audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
             let principal = match lender(tx)? {
@@ -63,18 +63,19 @@ pub async fn owner(
 /// `POST /v1/keys`: the caller is the owner from now on, for all clusters of the region.
 pub async fn reset(
     State(app): State<Arc<App>>,
-    caller: Caller,
+    mut caller: Caller,
     headers: HeaderMap,
 ) -> Result<StatusCode, Fault> {
     let region = headers.get(REGION).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
     let action = "containers-kubernetes.account-api-key.reset";
     let doing = Doing::by(&caller, action, &*app.account.id);
     let reset = recorded(&app, doing, move |app, doing, now| {
-        allowed(&caller, Administrator, Site::Clusters)?;
         if !region.is_empty() && region != app.account.region {
             return Err(Fault::Bad(format!("the region here is {}", app.account.region)));
         }
         app.store.tx("reset API key", |tx| {
+            renew(app, tx, &mut caller)?;
+            allowed(&caller, Administrator, Site::Clusters)?;
             meta::put(tx, OWNER, caller.iam_id.as_bytes())?;
             Ok::<_, Fault>(audit::add(tx, &doing.done(now))?)
         })

@@ -47,6 +47,9 @@ pub enum Fault {
         /// Name of the role.
         needs: &'static str,
     },
+    /// The caller's token counts no longer.
+    #[error("the token counts no longer; log in again")]
+    Revoked,
     /// Whoever chose the key could not use it himself.
     #[error(
         "{who} cannot let a cluster use key {} of instance {}: it needs the service role Reader on the key itself", .root.key, .root.instance
@@ -174,6 +177,7 @@ impl Fault {
             Fault::Replaced(_)
             | Fault::JoinToken(_)
             | Fault::Forbidden { .. }
+            | Fault::Revoked
             | Fault::CannotLend { .. } => S::UNAUTHORIZED,
             Fault::NoCluster(_)
             | Fault::NoInstance(_)
@@ -208,7 +212,7 @@ impl Fault {
             Fault::Replaced(_) => agent::code::CERTIFICATE_REPLACED,
             Fault::JoinToken(_) => code::JOIN_TOKEN,
             Fault::Reissue(_) => code::REISSUE,
-            Fault::Forbidden { .. } | Fault::CannotLend { .. } => code::FORBIDDEN,
+            Fault::Forbidden { .. } | Fault::Revoked | Fault::CannotLend { .. } => code::FORBIDDEN,
             Fault::NoCluster(_) => code::NO_CLUSTER,
             Fault::NoInstance(_) => code::NO_INSTANCE,
             Fault::NoKey(_) => code::NO_KEY,

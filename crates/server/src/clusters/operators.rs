@@ -3,7 +3,7 @@
 use super::fault::Fault;
 use super::limits::{BODY_MAX, CLUSTERS_MAX};
 use super::operations::{self, Outcome, Wanted, instance_of, key_of};
-use super::request::{Doing, allowed, cluster, json, recorded};
+use super::request::{Doing, allowed, cluster, json, recorded, renew};
 use super::state::Whole;
 use super::{give_up, jobs, joining, nodes, register, view};
 use crate::app::App;
@@ -46,8 +46,14 @@ async fn read<T: Send + 'static>(
 }
 
 /// A cluster that the caller may look at, with everything about it.
-fn viewed(tx: &Tx<'_>, caller: &Caller, id_or_name: &str, now: UnixMs) -> Result<Whole, Fault> {
-    Ok(Whole::of(tx, cluster(tx, caller, Viewer, id_or_name)?, now)?)
+fn viewed(
+    app: &App,
+    tx: &Tx<'_>,
+    caller: &mut Caller,
+    id_or_name: &str,
+    now: UnixMs,
+) -> Result<Whole, Fault> {
+    Ok(Whole::of(tx, cluster(app, tx, caller, Viewer, id_or_name)?, now)?)
 }
 
 /// Keeps since when each of these clusters shows what it shows now, where that changed with
@@ -85,13 +91,13 @@ struct Shown {
 /// `GET /v2/getCluster?cluster=`
 pub async fn get_cluster(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Query(params): Params,
 ) -> Result<Json<ClusterView>, Fault> {
     let name = params.get("cluster").cloned().filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| Fault::Bad("the query parameter `cluster` is missing".into()))?;
     let one =
-        read(&app, move |app, tx, now| Ok(shown(app, &viewed(tx, &caller, &name, now)?, now)));
+        read(&app, move |app, tx, now| Ok(shown(app, &viewed(app, tx, &mut caller, &name, now)?, now)));
     let one = one.await?;
     keep_shown(&app, one.changed.into_iter().collect()).await;
     Ok(Json(one.view))
@@ -118,11 +124,11 @@ pub async fn get_clusters(
 /// `GET /v3/clusters/{c}/kms`
 pub async fn status(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Json<KmsStatus>, Fault> {
     let status = read(&app, move |app, tx, now| {
-        let whole = viewed(tx, &caller, &name, now)?;
+        let whole = viewed(app, tx, &mut caller, &name, now)?;
         Ok(view::status(app, tx, &whole, now)?)
     });
     Ok(Json(status.await?))
@@ -131,13 +137,14 @@ pub async fn status(
 /// `GET /v2/getKMSInstances`
 pub async fn instances(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
 ) -> Result<Json<Vec<KmsInstance>>, Fault> {
-    allowed(&caller, Viewer, Site::SomeCluster)?;
     let action = "containers-kubernetes.account-key-management-service-instance.list";
     let doing = Doing::by(&caller, action, &*app.account.id);
     let all = recorded(&app, doing, move |app, doing, now| {
         app.store.tx("list instances", |tx| -> Result<_, Fault> {
+            renew(app, tx, &mut caller)?;
+            allowed(&caller, Viewer, Site::SomeCluster)?;
             audit::add(tx, &doing.done(now))?;
             let mut all = iam::instances(tx)?;
             all.retain(|i| {
@@ -159,16 +166,17 @@ pub async fn instances(
 /// `GET /v2/getCRKs?kms_instance=`
 pub async fn crks(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Query(params): Params,
 ) -> Result<Json<Vec<Crk>>, Fault> {
-    allowed(&caller, Viewer, Site::SomeCluster)?;
     let missing = || Fault::Bad("the query parameter `kms_instance` is missing".into());
     let instance = instance_of(params.get("kms_instance").ok_or_else(missing)?)?;
     let action = "containers-kubernetes.account-customer-root-key.list";
     let doing = Doing::by(&caller, action, app.account.instance_crn(instance));
     let all = recorded(&app, doing, move |app, doing, now| {
         app.store.tx("list root keys", |tx| -> Result<_, Fault> {
+            renew(app, tx, &mut caller)?;
+            allowed(&caller, Viewer, Site::SomeCluster)?;
             audit::add(tx, &doing.done(now))?;
             root_keys(tx, &caller, instance, now)
         })
@@ -225,7 +233,7 @@ fn root_keys(
 /// `POST /v3/clusters`
 pub async fn register(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     request: Request,
 ) -> Result<(StatusCode, Json<Registered>), Fault> {
     let mut asked: RegisterCluster = json(request, BODY_MAX).await?;
@@ -233,10 +241,11 @@ pub async fn register(
     let name = asked.name.chars().take(64).collect::<String>();
     let doing = Doing::by(&caller, "containers-kubernetes.cluster.create", name);
     let registered = recorded(&app, doing, move |app, doing, now| {
-        allowed(&caller, Administrator, Site::Clusters)?;
         let admin = admin.as_deref().map(String::as_str);
-        register::checked(&asked, admin)?;
         app.store.tx("register", |tx| {
+            renew(app, tx, &mut caller)?;
+            allowed(&caller, Administrator, Site::Clusters)?;
+            register::checked(&asked, admin)?;
             let registered = register::register(app, tx, &asked, admin, &caller.iam_id, now)?;
             let target = app.account.cluster_crn(&registered.id);
             audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
@@ -249,13 +258,13 @@ pub async fn register(
 /// `POST /v3/clusters/{c}/join-tokens`
 pub async fn join_token(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Path(name): Path<String>,
 ) -> Result<(StatusCode, Json<Registered>), Fault> {
     let doing = Doing::by(&caller, "containers-kubernetes.cluster-join-token.create", &*name);
     let made = recorded(&app, doing, move |app, doing, now| {
         app.store.tx("join token", |tx| {
-            let row = cluster(tx, &caller, Administrator, &name)?;
+            let row = cluster(app, tx, &mut caller, Administrator, &name)?;
             let target = row.crn.clone();
             audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
             register::token(tx, &row, &caller.iam_id, now)
@@ -270,7 +279,7 @@ const NO_PUBLIC: &str = "the key server has no public listener, so agents reach 
 
 async fn open(
     app: &Arc<App>,
-    caller: Caller,
+    mut caller: Caller,
     name: String,
     wanted: Result<Wanted, Fault>,
 ) -> Result<Outcome, Fault> {
@@ -278,7 +287,7 @@ async fn open(
     let opened = recorded(app, doing, move |app, doing, now| {
         let wanted = wanted?;
         app.store.tx("open operation", |tx| {
-            let whole = Whole::of(tx, cluster(tx, &caller, Administrator, &name)?, now)?;
+            let whole = Whole::of(tx, cluster(app, tx, &mut caller, Administrator, &name)?, now)?;
             let (id, target) = (whole.row.cluster.id.clone(), whole.row.crn.clone());
             let mut outcome = operations::open(tx, whole, &wanted, &caller, now)?;
             if wanted.public_endpoint && app.settings.public_url.is_none() {
@@ -342,7 +351,7 @@ pub async fn operation(
 /// `POST /v3/clusters/{c}/kms/operations/cancel`
 pub async fn cancel(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Path(name): Path<String>,
     request: Request,
 ) -> Result<Json<GivenUp>, Fault> {
@@ -350,7 +359,7 @@ pub async fn cancel(
     let doing = Doing::by(&caller, "containers-kubernetes.cluster-kms.cancel", &*name);
     let given_up = recorded(&app, doing, move |app, doing, now| {
         app.store.tx("cancel", |tx| {
-            let whole = Whole::of(tx, cluster(tx, &caller, Administrator, &name)?, now)?;
+            let whole = Whole::of(tx, cluster(app, tx, &mut caller, Administrator, &name)?, now)?;
             let (id, target) = (whole.row.cluster.id.clone(), whole.row.crn.clone());
             let without = asked.without_root_key;
             let given_up = give_up::give_up(tx, whole, without, &caller.iam_id, now)?;
@@ -366,7 +375,7 @@ pub async fn cancel(
 /// `DELETE /v3/clusters/{c}/nodes/{node}?force=true`
 pub async fn remove_node(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Path((name, node)): Path<(String, String)>,
     Query(params): Params,
 ) -> Result<Json<NodeRemoved>, Fault> {
@@ -380,7 +389,7 @@ pub async fn remove_node(
             Some(_) => return Err(Fault::Bad("force is true or false".into())),
         };
         app.store.tx("remove node", |tx| {
-            let whole = Whole::of(tx, cluster(tx, &caller, Administrator, &name)?, now)?;
+            let whole = Whole::of(tx, cluster(app, tx, &mut caller, Administrator, &name)?, now)?;
             let (id, target) = (whole.row.cluster.id.clone(), whole.row.crn.clone());
             let removed = nodes::remove(tx, whole, &agent, force, now)?;
             audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
@@ -395,7 +404,7 @@ pub async fn remove_node(
 /// `POST /v3/clusters/{c}/node-certificates`
 pub async fn reissue(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Path(name): Path<String>,
     request: Request,
 ) -> Result<(StatusCode, Json<Certificate>), Fault> {
@@ -404,7 +413,7 @@ pub async fn reissue(
     let doing = Doing::by(&caller, action, &*name);
     let issued = recorded(&app, doing, move |app, doing, now| {
         app.store.tx("reissue", |tx| {
-            let row = cluster(tx, &caller, Administrator, &name)?;
+            let row = cluster(app, tx, &mut caller, Administrator, &name)?;
             let issued = joining::reissue(app, tx, &row.cluster.id, &asked, now)?;
             audit::add(tx, &Doing { target: row.crn, ..doing.clone() }.done(now))?;
             Ok::<_, Fault>(issued)
@@ -416,7 +425,7 @@ pub async fn reissue(
 /// `POST /v3/clusters/{c}/jobs`
 pub async fn new_job(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Path(name): Path<String>,
     request: Request,
 ) -> Result<(StatusCode, Json<JobView>), Fault> {
@@ -424,7 +433,7 @@ pub async fn new_job(
     let doing = Doing::by(&caller, "containers-kubernetes.cluster-job.create", &*name);
     let made = recorded(&app, doing, move |app, doing, now| {
         app.store.tx("new job", |tx| {
-            let row = cluster(tx, &caller, Operator, &name)?;
+            let row = cluster(app, tx, &mut caller, Operator, &name)?;
             if asked.kind == JobKind::Scrub && row.cluster.ring.write().is_none() {
                 // It would stop API servers for nothing: the plaintext would be written again.
                 return Err(Fault::NotEncrypted);
@@ -443,12 +452,12 @@ pub async fn new_job(
 /// `GET /v3/clusters/{c}/jobs/{id}`
 pub async fn job(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Path((name, id)): Path<(String, String)>,
 ) -> Result<Json<JobView>, Fault> {
     let id: JobId = id.parse().map_err(|e| Fault::Bad(format!("{e}")))?;
-    let view = read(&app, move |_, tx, now| {
-        jobs::view(tx, &cluster(tx, &caller, Viewer, &name)?.cluster.id, id, now)
+    let view = read(&app, move |app, tx, now| {
+        jobs::view(tx, &cluster(app, tx, &mut caller, Viewer, &name)?.cluster.id, id, now)
     });
     Ok(Json(view.await?))
 }
@@ -456,14 +465,14 @@ pub async fn job(
 /// `GET /v3/clusters/{c}/kubeconfig`
 pub async fn kubeconfig(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Response, Fault> {
     let doing = Doing::by(&caller, "containers-kubernetes.cluster.config", &*name);
     let text = recorded(&app, doing, move |app, doing, now| {
         // With stored credentials this hands out the whole cluster.
         app.store.tx("kubeconfig", |tx| {
-            let whole = Whole::of(tx, cluster(tx, &caller, Administrator, &name)?, now)?;
+            let whole = Whole::of(tx, cluster(app, tx, &mut caller, Administrator, &name)?, now)?;
             let target = whole.row.crn.clone();
             audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
             register::kubeconfig(app, tx, &whole)

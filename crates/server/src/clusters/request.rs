@@ -30,19 +30,26 @@ pub async fn json<T: DeserializeOwned>(request: Request, max: usize) -> Result<T
     objects::read(&bytes).map_err(|e| Fault::Bad(format!("the body cannot be read: {e}")))
 }
 
+/// Looks again who the caller is and what he may do: every transaction that goes by it begins so.
+pub fn renew(app: &App, tx: &Tx<'_>, caller: &mut Caller) -> Result<(), Fault> {
+    if caller.renew(app, tx)? { Ok(()) } else { Err(Fault::Revoked) }
+}
+
 /// Checks that the caller holds at least `least` on `site`.
 pub fn allowed(caller: &Caller, least: PlatformRole, site: Site<'_>) -> Result<(), Fault> {
     if caller.platform(least, site) { Ok(()) } else { Err(forbidden(caller, least)) }
 }
 
-/// The cluster that the caller names, if he holds at least `least` on it. Only who holds it on
-/// all clusters learns that there is no such one.
+/// The cluster that the caller names, if he holds at least `least` on it as of this view. Only
+/// who holds it on all clusters learns that there is no such one.
 pub fn cluster(
+    app: &App,
     tx: &Tx<'_>,
-    caller: &Caller,
+    caller: &mut Caller,
     least: PlatformRole,
     id_or_name: &str,
 ) -> Result<ClusterRow, Fault> {
+    renew(app, tx, caller)?;
     match clusters::find(tx, id_or_name)? {
         Some(row) => {
             allowed(caller, least, Site::Cluster(&row.cluster.id))?;

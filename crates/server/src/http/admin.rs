@@ -108,7 +108,7 @@ pub(crate) enum Needs {
 impl Doing {
     /// Does it: role, work and record in one transaction.
     pub(crate) async fn run<T: Send + 'static>(
-        self,
+        mut self,
         app: &Arc<App>,
         mut work: impl FnMut(&App, &Tx<'_>, &Doing, UnixMs) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
@@ -116,7 +116,7 @@ impl Doing {
         let (doing, done) = app
             .blocking(move |app| {
                 let done = app.store.tx(self.action, |tx| {
-                    self.allowed()?;
+                    self.admit(app, tx)?;
                     // Whoever changes access may not leave nobody to administer it.
                     let on_access = !matches!(self.needs, Needs::Role(..));
                     let before = on_access && access::has_administrator(tx)?;
@@ -141,7 +141,12 @@ impl Doing {
         Err(Refusal { form: doing.form, correlation: doing.caller.trace.correlation, ..refusal })
     }
 
-    fn allowed(&self) -> Result<(), Refusal> {
+    /// Whether the caller may ask for this, as of this view.
+    fn admit(&mut self, app: &App, tx: &Tx<'_>) -> Result<(), Refusal> {
+        if !self.caller.renew(app, tx)? {
+            let what = "Unauthorized: the token counts no longer; log in again";
+            return Err(Refusal::new(StatusCode::UNAUTHORIZED, self.unauthorized(), what));
+        }
         let (least, site) = match self.needs {
             Needs::Role(least, site) => (least, site),
             Needs::Administrator => (PlatformRole::Administrator, Site::Access),
@@ -155,12 +160,16 @@ impl Doing {
 
     /// Why it is refused to whoever has not this platform role.
     pub(crate) fn forbidden(&self, least: PlatformRole) -> Refusal {
-        // 401 as everywhere here: on 403 some clients ask again for a minute and a half.
-        let code = if self.form == Form::Resource { "RC-IamErrorResponse" } else { "E0001" };
         let what = format!(
             "Unauthorized: this needs the platform role {least:?}; ask an administrator for it"
         );
-        Refusal::new(StatusCode::UNAUTHORIZED, code, what)
+        Refusal::new(StatusCode::UNAUTHORIZED, self.unauthorized(), what)
+    }
+
+    /// The code of a 401. That status as everywhere here: on 403 some clients ask again for a
+    /// minute and a half.
+    fn unauthorized(&self) -> &'static str {
+        if self.form == Form::Resource { "RC-IamErrorResponse" } else { "E0001" }
     }
 
     fn record(&self, at: UnixMs, status: u16, reason: &'static str) -> Record {

@@ -31,8 +31,7 @@ pub struct Caller {
     pub crn: Option<String>,
     /// The cluster, if it is one.
     pub cluster: Option<ClusterId>,
-    /// What it may do. Compiled under the epoch of access that counts now, so a change counts
-    /// with the next request.
+    /// What it may do, as of the request's headers or of the last [`renew`](Self::renew).
     pub access: Arc<Access>,
     /// Of a cluster: the root keys that its truth names and no authorization lets it use.
     pub missing: Arc<[RootKey]>,
@@ -42,6 +41,10 @@ pub struct Caller {
     pub trace: Trace,
     /// The policy that the last decision rests on, for the audit record.
     pub decided: Decided,
+    /// What it came in with; none where no request stands behind it.
+    bearer: Option<Arc<Bearer>>,
+    /// The epoch of access that `access` was compiled under; none if it rests on more than that.
+    epoch: Option<u64>,
 }
 
 /// Which policy allowed what was asked last; none if none did.
@@ -79,6 +82,24 @@ impl fmt::Display for Said<'_> {
 }
 
 impl Caller {
+    /// Looks again who the caller is and what it may do, if that may have changed: its request's
+    /// body took seconds, or another writer did. False if it counts no longer. What a caller asks
+    /// for begins with this, in its own transaction, so nothing is done by a right that was taken
+    /// away before.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub(crate) fn renew(&mut self, app: &App, tx: &Tx<'_>) -> Result<bool, StoreError> {
+        let Some(bearer) = &self.bearer else { return Ok(true) };
+        if self.epoch == Some(app.store.access_epoch()) {
+            return Ok(true);
+        }
+        let Some(found) = find_bearer(tx, bearer, app.clock.now())? else { return Ok(false) };
+        let Found { epoch, service, access, missing } = found;
+        (self.epoch, self.service, self.access, self.missing) = (epoch, service, access, missing);
+        Ok(true)
+    }
+
     /// Whether the caller may do `operation` on this of the instance.
     pub fn permits(&self, operation: KeyOperation, instance: InstanceId, on: On<'_>) -> bool {
         self.access.allows(operation, instance, on).is_some()
@@ -184,7 +205,9 @@ impl FromRequestParts<Arc<App>> for Caller {
         };
         let ring = parts.headers.get(RING_HEADER).map(|v| String::from_utf8_lossy(v.as_bytes()));
         let ring = ring.map(|ring| ring.trim().to_owned()).filter(|ring| !ring.is_empty());
-        Ok(Caller { ring, trace, ..caller(&entry.bearer.iam_id, entry.found) })
+        let Entry { bearer, found } = entry;
+        let found = caller(&bearer.iam_id, found);
+        Ok(Caller { ring, trace, bearer: Some(bearer), ..found })
     }
 }
 
@@ -209,7 +232,8 @@ async fn identify(app: &Arc<App>, token: &str) -> Result<Entry, Unknown> {
         None => Arc::new(app.tokens.read(token, now).map_err(Unknown::Token)?),
     };
     let asked = bearer.clone();
-    let found = app.blocking(move |app| app.store.read("caller", |tx| find_bearer(tx, &asked)));
+    let found =
+        app.blocking(move |app| app.store.read("caller", |tx| find_bearer(tx, &asked, now)));
     let found = found.await.map_err(Unknown::Store)?.ok_or(Unknown::Nobody)?;
     let entry = Entry { bearer, found };
     app.known.put(digest, entry.clone());
@@ -217,8 +241,12 @@ async fn identify(app: &Arc<App>, token: &str) -> Result<Entry, Unknown> {
 }
 
 /// Who a bearer is, if his credential counts still.
-fn find_bearer(tx: &Tx<'_>, bearer: &Bearer) -> Result<Option<Found>, StoreError> {
-    if !alive(tx, &bearer.iam_id, &bearer.credential)? {
+fn find_bearer(
+    tx: &Tx<'_>,
+    bearer: &Bearer,
+    now: UnixMs,
+) -> Result<Option<Found>, StoreError> {
+    if !alive(tx, &bearer.iam_id, &bearer.credential, now)? {
         return Ok(None);
     }
     found(tx, &bearer.iam_id)
@@ -229,10 +257,16 @@ pub(crate) fn alive(
     tx: &Tx<'_>,
     iam_id: &str,
     credential: &Credential,
+    now: UnixMs,
 ) -> Result<bool, StoreError> {
     match credential {
         Credential::ApiKey(key) => Ok(iam::api_key(tx, *key)?.is_some_and(|k| k.iam_id == iam_id)),
-        Credential::Node => Ok(true),
+        Credential::Node { agent, fingerprint, not_after } => {
+            let Some(cluster) = cluster_of(iam_id) else { return Ok(false) };
+            let (agent, fingerprint) = (agent.clone(), fingerprint.clone());
+            let node = Node { cluster, agent, fingerprint, not_after: *not_after };
+            crate::clusters::admits(tx, &node, now)
+        }
         Credential::Trust { issuer, subject } => {
             Ok(trust::of_subject(tx, issuer, subject)?.iter().any(|own| own == iam_id))
         }
@@ -270,6 +304,8 @@ fn caller(iam_id: &str, found: Found) -> Caller {
         ring: None,
         trace: Trace::default(),
         decided: Decided::default(),
+        bearer: None,
+        epoch: found.epoch,
     }
 }
 

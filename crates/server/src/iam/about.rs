@@ -108,7 +108,7 @@ async fn user_info(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<U
                 name,
                 email,
                 account: UserInfoAccount { bss: app.account.id.clone() },
-                iss: format!("{}/identity", app.settings.url),
+                iss: app.issuer(),
                 iam_id,
             })
         })

@@ -99,7 +99,7 @@ fn issue(app: &App, login: &Login, grant: &str, now: UnixMs) -> Token {
         principal: &login.principal,
         credential: &login.credential,
         account: &app.account.id,
-        issuer: &format!("{}/identity", app.settings.url),
+        issuer: &app.issuer(),
         grant_type: grant,
         now,
         life_s,
@@ -154,7 +154,7 @@ async fn by_refresh_token(app: &Arc<App>, token: String, now: UnixMs) -> Result<
     let asked = credential.clone();
     let found = app.blocking(move |app| {
         app.store.read("refresh token", |tx| {
-            if alive(tx, &iam_id, &asked)? { iam::principal(tx, &iam_id) } else { Ok(None) }
+            if alive(tx, &iam_id, &asked, now)? { iam::principal(tx, &iam_id) } else { Ok(None) }
         })
     });
     let principal = found.await.map_err(storage)?.ok_or_else(over)?;
@@ -169,6 +169,8 @@ async fn by_certificate(app: &Arc<App>, node: Option<Node>) -> Result<Login, Ref
     };
     let node = node.ok_or_else(refused)?;
     let crn = app.account.cluster_crn(&node.cluster);
+    let (agent, fingerprint) = (node.agent.clone(), node.fingerprint.clone());
+    let credential = Credential::Node { agent, fingerprint, not_after: node.not_after };
     let known = app
         .blocking(move |app| {
             app.store.read("node", |tx| crate::clusters::admits(tx, &node, app.clock.now()))
@@ -180,7 +182,7 @@ async fn by_certificate(app: &Arc<App>, node: Option<Node>) -> Result<Login, Ref
     }
     let iam_id = format!("crn-{crn}");
     let principal = Principal { name: crn, service: true, email: String::new(), iam_id };
-    Ok(Login { principal, credential: Credential::Node, refresh_until_s: None })
+    Ok(Login { principal, credential, refresh_until_s: None })
 }
 
 pub(super) fn storage(e: claviger_store::StoreError) -> Refused {

@@ -79,7 +79,8 @@ mod tests {
     use super::*;
 
     fn entry() -> Entry {
-        let bearer = Bearer { iam_id: "x".to_owned(), credential: Credential::Node, expires_s: 0 };
+        let credential = Credential::ApiKey(uuid::Uuid::nil());
+        let bearer = Bearer { iam_id: "x".to_owned(), credential, expires_s: 0 };
         let found = Found {
             epoch: Some(1),
             service: false,

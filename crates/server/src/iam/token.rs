@@ -8,7 +8,7 @@
 use super::signing::{SigningKey, SigningKeys, base64url};
 use claviger_crypto::SecretBytes;
 use claviger_crypto::digest::{self, MacKey};
-use claviger_domain::id::UnixMs;
+use claviger_domain::id::{AgentName, UnixMs};
 use claviger_store::iam::Principal;
 use jsonwebtoken::{Algorithm, Header, Validation};
 use serde::{Deserialize, Serialize};
@@ -44,8 +44,15 @@ const REFRESH_PREFIX: &str = "clr_";
 pub(crate) enum Credential {
     /// The API key of this id.
     ApiKey(Uuid),
-    /// The certificate of a node; looked at when the token is asked for.
-    Node,
+    /// The certificate of a node.
+    Node {
+        /// Its agent; the IAM id names the cluster.
+        agent: AgentName,
+        /// SHA-256 of the certificate's DER, lower-case hexadecimal.
+        fingerprint: String,
+        /// When it ends.
+        not_after: UnixMs,
+    },
     /// A token of a trusted issuer.
     Trust {
         /// Its issuer.
@@ -281,7 +288,7 @@ mod tests {
         };
         let issue = Issue {
             principal: &principal,
-            credential: &Credential::Node,
+            credential: &Credential::ApiKey(Uuid::nil()),
             account: "a",
             issuer: "https://x/identity",
             grant_type: "g",

@@ -103,13 +103,13 @@ impl Act {
         + Send
         + 'static,
     ) -> Result<T, KpError> {
-        let doing = self.begin(app.clock.now());
+        let mut doing = self.begin(app.clock.now());
         let (doing, done) = app
             .blocking(move |app| {
                 let done = app.store.tx(doing.action, |tx| {
                     // The transaction may be done over.
                     doing.noted.replace(doing.act.asked());
-                    doing.admit(tx)?;
+                    doing.act.admit(app, tx)?;
                     let changed = work(app, tx, &doing, doing.now)?;
                     audit::add(tx, &doing.record(app, 200, ""))?;
                     Ok::<_, KpError>(changed)
@@ -137,11 +137,11 @@ impl Act {
         app: &Arc<App>,
         work: impl FnOnce(&App, &Tx<'_>, &Doing, UnixMs) -> Result<T, KpError> + Send + 'static,
     ) -> Result<T, KpError> {
-        let doing = self.begin(app.clock.now());
+        let mut doing = self.begin(app.clock.now());
         let (doing, done) = app
             .blocking(move |app| {
                 let done = app.store.read(doing.action, |tx| {
-                    doing.admit(tx)?;
+                    doing.act.admit(app, tx)?;
                     work(app, tx, &doing, doing.now)
                 });
                 (doing, done)
@@ -173,8 +173,11 @@ impl Act {
         }
     }
 
-    /// Whether the instance takes calls from where the caller is.
-    fn admit(&self, tx: &Tx<'_>) -> Result<(), KpError> {
+    /// Whether the caller counts still, and the instance takes calls from where it is.
+    fn admit(&mut self, app: &App, tx: &Tx<'_>) -> Result<(), KpError> {
+        if !self.caller.renew(app, tx)? {
+            return Err(KpError::unauthorized());
+        }
         // Who is barred by his address asks this to learn where he could come from.
         let any_address = self.action == ALLOWED_IP_PORT;
         network::admit(tx, self.instance, &self.caller, any_address)

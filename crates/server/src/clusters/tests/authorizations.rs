@@ -1,6 +1,7 @@
 //! What lets a cluster use a root key: made by enabling, seen as a policy, gone when revoked.
 
 use super::world::{By, World};
+use crate::http::auth::Node;
 use axum::http::{StatusCode, header};
 use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
 use claviger_domain::id::ClusterId;
@@ -8,7 +9,7 @@ use claviger_domain::key::RootKey;
 use claviger_store::iam::{self, Grant};
 use claviger_store::meta;
 use claviger_wire::iam::GRANT_NODE;
-use claviger_wire::ks::{FeatureRow, KeyOwner, KmsStatus};
+use claviger_wire::ks::{FeatureRow, KeyOwner, KmsStatus, Registered};
 use serde_json::{Value, json};
 
 impl World {
@@ -48,6 +49,13 @@ impl World {
             .header("bluemix-instance", root.instance.to_string());
         let body = json!({"aad": ["claviger kek 1", cluster, "1"]}).to_string();
         self.answer(request.body(axum::body::Body::from(body)).unwrap()).await
+    }
+
+    async fn node_token(&self, node: &Node) -> String {
+        let form = format!("grant_type={GRANT_NODE}").into_bytes();
+        let given = self.send(By::Node(node), "POST /identity/token", form).await;
+        let given = self.read(given).await.1;
+        given["access_token"].as_str().unwrap().to_owned()
     }
 
     async fn missing(&self) -> usize {
@@ -136,6 +144,35 @@ async fn a_revoked_authorization_stops_the_cluster_with_the_reason() {
     // The whole instance is let, and the cluster's truth names one key of it.
     assert_eq!(world.wrap(node, &id, other).await.0, StatusCode::UNAUTHORIZED);
     assert_eq!(made["subjects"][0]["attributes"][2]["value"], json!(id));
+}
+
+#[tokio::test]
+async fn a_token_of_a_node_counts_as_long_as_its_certificate() {
+    let world = World::new();
+    let root = world.key("root", true);
+    let (id, nodes) = world.cluster("prod", &["n1", "n2"]).await;
+    assert_eq!(world.open("prod", root).await.0, StatusCode::ACCEPTED);
+    let (one, two) = (world.node_token(&nodes[0]).await, world.node_token(&nodes[1]).await);
+    for token in [&one, &two] {
+        assert_eq!(world.wrap(token, &id, root).await.0, StatusCode::OK);
+    }
+    // Another machine takes the name.
+    let line = "POST /v3/clusters/prod/join-tokens";
+    world.advance(2_000);
+    let again: Registered = world.admin(line, &Value::Null).await;
+    let taken = world.join(&again.join_token, "n1").await.unwrap();
+    assert_eq!(world.wrap(&one, &id, root).await.0, StatusCode::UNAUTHORIZED);
+    let taken = world.node_token(&taken).await;
+    for token in [&two, &taken] {
+        assert_eq!(world.wrap(token, &id, root).await.0, StatusCode::OK);
+    }
+    // An operator removes one.
+    world.advance(120_000);
+    let line = "DELETE /v3/clusters/prod/nodes/n2?force=true";
+    let (status, answer) = world.call(By::Token(&world.admin), line, &Value::Null).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    assert_eq!(world.wrap(&two, &id, root).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(world.wrap(&taken, &id, root).await.0, StatusCode::OK);
 }
 
 #[tokio::test]

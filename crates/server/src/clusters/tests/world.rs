@@ -12,7 +12,7 @@ use claviger_domain::id::{AgentName, ClusterId, InstanceId, KeyId, KeyVersionId,
 use claviger_domain::key::{KeyState, RootKey, RootVersion};
 use claviger_domain::life::Life;
 use claviger_store::events::EventKind;
-use claviger_store::iam::{Grant, Principal};
+use claviger_store::iam::{ApiKey, Grant, Principal};
 use claviger_store::keys::Key;
 use claviger_store::registrations::Registration;
 use claviger_store::{Store, StoreError, events, iam, keys, registrations};
@@ -82,11 +82,14 @@ impl World {
             Ok(())
         });
         added.unwrap();
+        let key = ApiKey::new(&principal.iam_id, "t", "t", START);
+        let mac = self.app.tokens.api_key_mac(&self.app.tokens.new_api_key());
+        self.app.store.tx("t", |tx| iam::add_api_key(tx, &key, &mac)).unwrap();
         self.app.tokens.issue(&crate::iam::token::Issue {
             principal: &principal,
-            credential: &crate::iam::token::Credential::Node,
+            credential: &crate::iam::token::Credential::ApiKey(key.id),
             account: &self.app.account.id,
-            issuer: "t",
+            issuer: &self.app.issuer(),
             grant_type: "t",
             now: self.app.clock.now(),
             life_s: 3600,

@@ -3,6 +3,7 @@
 mod identities;
 mod matrix;
 mod policies;
+mod revoked;
 mod strangers;
 mod tokens;
 
@@ -24,7 +25,7 @@ fn on(role: ServiceRole, scope: Scope) -> Grant {
 
 /// A world with an administrator, who is Manager everywhere as well; his token.
 async fn world() -> (World, String) {
-    let w = World::with(Settings::default().without_waits());
+    let w = World::exactly(Settings::default().without_waits());
     let admin = w.api_key("admin", &[ADMINISTRATOR, on(ServiceRole::Manager, Scope::Everywhere)]);
     let token = w.log_in(&admin).await;
     (w, token)
@@ -33,7 +34,7 @@ async fn world() -> (World, String) {
 impl World {
     /// The API key of a person who may do this.
     fn api_key(&self, name: &str, grants: &[Grant]) -> String {
-        self.person_with(name, grants);
+        self.add_person(name, grants);
         let secret = self.app.tokens.new_api_key();
         let key = ApiKey::new(&format!("IBMid-{name}"), "t", "t", START);
         let mac = self.app.tokens.api_key_mac(&secret);
