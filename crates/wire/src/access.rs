@@ -9,9 +9,9 @@ pub const TYPE_ACCESS: &str = "access";
 /// `type` of a policy that lets one service use another.
 pub const TYPE_AUTHORIZATION: &str = "authorization";
 
-/// A policy.
+/// A policy. A field that is not here would narrow it (tags, times), so none is ignored.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 #[schemars(rename = "AccessPolicy")]
 #[allow(missing_docs)] // The names are the contract.
 pub struct Policy {
@@ -41,6 +41,7 @@ pub struct Policy {
 
 /// Names and values that must all hold.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
 #[schemars(rename = "PolicyAttributes")]
 #[allow(missing_docs)]
 pub struct Attributes {
@@ -50,6 +51,7 @@ pub struct Attributes {
 
 /// One of them.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
 #[schemars(rename = "PolicyAttribute")]
 #[allow(missing_docs)]
 pub struct Attribute {
@@ -83,7 +85,7 @@ pub struct Policies<P = Policy> {
 
 /// A policy in the older form.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 #[schemars(rename = "OldAccessPolicy")]
 #[allow(missing_docs)]
 pub struct OldPolicy {

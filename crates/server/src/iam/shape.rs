@@ -61,8 +61,7 @@ pub(super) fn wanted_old(
     about: Option<Subject>,
 ) -> Result<Wanted, Refusal> {
     let flat = |set: &OldAttributes| {
-        let given = set.iter().filter(|(_, value)| !value.is_empty());
-        given.map(|(name, value)| (name.clone(), value.clone())).collect::<Pairs>()
+        set.iter().map(|(name, value)| (name.clone(), value.clone())).collect::<Pairs>()
     };
     let resource = one("resource", &policy.resources)?;
     let roles = policy.roles.iter().map(|role| role_of(&role.id)).collect::<Result<_, _>>()?;

@@ -117,6 +117,41 @@ async fn what_is_not_understood_is_refused_since_it_would_be_wider() {
 }
 
 #[tokio::test]
+async fn nothing_that_narrows_a_policy_is_passed_over() {
+    let (w, admin) = world().await;
+    w.api_key("p", &[]);
+    let account = w.app.account.id.clone();
+    let old = format!("/acms/v2/accounts/{account}/policies");
+    let whole = policy(("iam_id", "IBMid-p"), &["Reader"], json!({"serviceName": "kms"}), &account);
+    let mut tags = whole.clone();
+    tags["resources"][0]["tags"] = json!([{"name": "env", "value": "test", "operator": "stringEquals"}]);
+    let mut attribute = whole.clone();
+    attribute["resources"][0]["attributes"][0]["not"] = json!(true);
+    let mut times = whole.clone();
+    times["pattern"] = json!("time-based-conditions:weekly:all-day");
+    let in_old = |on: Value| {
+        let role = json!({"id": whole["roles"][0]["role_id"]});
+        json!({"roles": [role], "subjects": [{"iam_id": "IBMid-p"}], "resources": [on]})
+    };
+    let kms = json!({"serviceName": "kms"});
+    let mut control = in_old(kms.clone());
+    control["control"] = json!({});
+    for (path, body) in [
+        ("/v1/policies", tags),
+        ("/v1/policies", attribute),
+        ("/v1/policies", times),
+        (&*old, control),
+        (&*old, in_old(json!({"serviceName": "kms", "serviceInstance": ""}))),
+        (&*old, in_old(json!({"serviceName": "", "serviceInstance": "", "accountId": account}))),
+        (&*old, in_old(json!({"serviceName": "kms", "resourceType": "", "resource": ""}))),
+    ] {
+        let status = w.ask(&admin, "POST", path, body.clone()).await.status;
+        assert_eq!(status, 400, "{path} {body}");
+    }
+    w.ask(&admin, "POST", &old, in_old(kms)).await.is(201);
+}
+
+#[tokio::test]
 async fn groups_give_their_roles_to_whoever_is_in_them() {
     let (w, admin) = world().await;
     let person = w.log_in(&w.api_key("p", &[])).await;
