@@ -63,6 +63,8 @@ impl Role {
 pub enum Target {
     /// Everywhere: both services, and access itself.
     Account,
+    /// Both services, and not access itself.
+    Services,
     /// The key service, or a part of it.
     Keys(Scope),
     /// One cluster, or all of them.
@@ -158,7 +160,7 @@ impl Policy {
     /// Where on keys it counts, if it has a service role.
     fn scope(&self) -> Option<Scope> {
         match &self.target {
-            Target::Account => Some(Scope::Everywhere),
+            Target::Account | Target::Services => Some(Scope::Everywhere),
             Target::Keys(scope) => Some(scope.clone()),
             Target::Clusters(_) => None,
         }
@@ -297,6 +299,7 @@ impl Access {
 fn holds(target: &Target, site: Site<'_>) -> bool {
     match (target, site) {
         (Target::Account, _) => true,
+        (Target::Services, site) => site != Site::Access,
         (Target::Keys(Scope::Everywhere | Scope::Instance(_)), Site::SomeInstance) => true,
         (Target::Keys(Scope::Everywhere), Site::Instances | Site::Instance(_)) => true,
         (Target::Keys(Scope::Instance(own)), Site::Instance(asked)) => *own == asked,
@@ -381,6 +384,7 @@ mod tests {
         ];
         for (target, cells) in [
             (Target::Account, "yyyyyyyyy"),
+            (Target::Services, "nyyyyyyyy"),
             (Target::Keys(Scope::Everywhere), "nyyyynnnn"),
             (Target::Keys(Scope::Instance(one)), "nnynynnnn"),
             (Target::Clusters(None), "nnnnnyyyy"),

@@ -2,13 +2,13 @@
 
 -- Who has which roles where. `subject` is an IAM id, an access group's id, or for an
 -- authorization the id of a cluster, empty for all of them. Without `service` a policy counts for
--- the whole account; without `instance`, `ring`, `key` or `cluster` for all of those.
+-- the whole account, with 'services' for all of it but access; without `instance`, `ring`, `key` or `cluster` for all of those.
 CREATE TABLE access_policies (
     id           TEXT NOT NULL PRIMARY KEY,
     subject_kind TEXT NOT NULL CHECK (subject_kind IN ('principal', 'group', 'clusters')),
     subject      TEXT NOT NULL,
     roles        TEXT NOT NULL,             -- names, parted by blanks
-    service      TEXT CHECK (service IN ('kms', 'containers-kubernetes')),
+    service      TEXT CHECK (service IN ('kms', 'containers-kubernetes', 'services')),
     instance     TEXT REFERENCES instances (id),
     ring         TEXT,
     key          TEXT,

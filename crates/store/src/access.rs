@@ -106,6 +106,7 @@ fn write(tx: &Tx<'_>, sql: &str, Stored { policy, stamp }: &Stored) -> Result<()
     let (mut instance, mut ring, mut key, mut cluster) = (None, None, None, None);
     let service = match policy.target() {
         Target::Account => None,
+        Target::Services => Some("services"),
         Target::Keys(scope) => {
             match scope {
                 Scope::Everywhere => {}
@@ -243,6 +244,7 @@ fn read(row: &Row<'_>) -> Result<Stored, StoreError> {
     let roles: Option<Vec<Role>> = roles.split(' ').map(Role::named).collect();
     let target = match (text(4)?.as_deref(), text(5)?, text(6)?, text(7)?) {
         (None, None, None, None) => Target::Account,
+        (Some("services"), None, None, None) => Target::Services,
         (Some("kms"), None, None, None) => Target::Keys(Scope::Everywhere),
         (Some("kms"), Some(instance), None, None) => Target::Keys(Scope::Instance(id(&instance)?)),
         (Some("kms"), Some(instance), Some(ring), None) => {
@@ -466,6 +468,7 @@ mod tests {
         let on = |scope| Target::Keys(scope);
         let rows = [
             (principal.clone(), vec![READER, VIEWER], Target::Account),
+            (principal.clone(), vec![READER, VIEWER], Target::Services),
             (principal.clone(), vec![VIEWER], Target::Clusters(None)),
             (principal.clone(), vec![VIEWER], Target::Clusters(Some(cluster.clone()))),
             (principal.clone(), vec![READER], on(Scope::Everywhere)),
@@ -488,7 +491,7 @@ mod tests {
         let read = |tx: &Tx<'_>| Ok::<_, StoreError>((super::all(tx)?, of_cluster(tx, &cluster)?));
         let (found, of_cluster) = store.read("t", read).expect("reads");
         assert_eq!(found, all);
-        assert_eq!(of_cluster, [all[9].clone(), all[8].clone()]);
+        assert_eq!(of_cluster, [all[10].clone(), all[9].clone()]);
         // What would be half a target is none.
         for wrong in ["NULL, 'r', NULL, NULL", "?1, 'r', 'k', NULL", "?1, NULL, NULL, 'c'"] {
             let sql = format!(

@@ -32,7 +32,7 @@ pub fn access_of(tx: &Tx<'_>, cluster: &ClusterId) -> Result<ClusterAccess, Stor
         let on = On::Key(root.key, &ring);
         let lets = all.iter().find(|stored| match stored.policy.target() {
             Target::Keys(scope) => scope.covers(root.instance, on),
-            Target::Account | Target::Clusters(_) => false,
+            Target::Account | Target::Services | Target::Clusters(_) => false,
         });
         match lets {
             Some(stored) => policies.push(of_one(stored.policy.id(), cluster, root)),

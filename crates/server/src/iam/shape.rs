@@ -112,13 +112,13 @@ impl Left {
         Some(self.0.swap_remove(at).1)
     }
 
-    /// The account is always ours.
-    fn account(&mut self, app: &App) -> Result<(), Refusal> {
+    /// The account is always ours; whether it is named.
+    fn account(&mut self, app: &App) -> Result<bool, Refusal> {
         match self.take("accountId") {
             Some(id) if id != app.account.id => {
                 Err(Refusal::bad("accountId is not the account of this server"))
             }
-            _ => Ok(()),
+            named => Ok(named.is_some()),
         }
     }
 
@@ -185,12 +185,17 @@ fn group(tx: &Tx<'_>, id: &str) -> Result<Subject, Refusal> {
 
 fn target(app: &App, tx: &Tx<'_>, pairs: Pairs) -> Result<Target, Refusal> {
     let mut left = Left::new(pairs)?;
-    left.account(app)?;
-    if let Some(kind) = left.take("serviceType").filter(|kind| kind != "service") {
-        return Err(Refusal::bad(format!(
-            "serviceType {kind:?} is not supported; a policy on the whole account covers access, too"
-        )));
-    }
+    let account = left.account(app)?;
+    let services = match left.take("serviceType").as_deref() {
+        None => false,
+        Some("service") => true,
+        Some(kind) => {
+            return Err(Refusal::bad(format!(
+                "serviceType {kind:?} is not supported; service is, and a policy with accountId \
+                 alone covers access, too"
+            )));
+        }
+    };
     let service = left.take("serviceName");
     let instance = left.take("serviceInstance");
     let resource = (left.take("resourceType"), left.take("resource"));
@@ -201,7 +206,13 @@ fn target(app: &App, tx: &Tx<'_>, pairs: Pairs) -> Result<Target, Refusal> {
     };
     left.done()?;
     match service.as_deref() {
-        None if instance.is_none() && resource.is_none() => Ok(Target::Account),
+        None if instance.is_none() && resource.is_none() => match (services, account) {
+            (true, _) => Ok(Target::Services),
+            (false, true) => Ok(Target::Account),
+            (false, false) => {
+                Err(Refusal::bad("the whole account must be named: by accountId, and nothing else"))
+            }
+        },
         None => Err(Refusal::bad("a serviceInstance or a resource needs its serviceName")),
         Some(KMS) => Ok(Target::Keys(scope(tx, instance, resource)?)),
         Some(CLUSTERS) => {
@@ -331,6 +342,7 @@ fn target_pairs(app: &App, target: &Target) -> Pairs {
     let mut add = |name: &str, value: &dyn Display| out.push((name.to_owned(), value.to_string()));
     match target {
         Target::Account => {}
+        Target::Services => add("serviceType", &"service"),
         Target::Keys(scope) => {
             add("serviceName", &KMS);
             match scope {

@@ -132,13 +132,15 @@ pub async fn run(verb: Verb, look: Look, link: &Link) -> Done {
                 (None, None, Some(_)) => Some(CLUSTERS.to_owned()),
                 (None, None, None) => None,
             };
+            let service_given = service.is_some();
             on.extend(service.map(|service| ("serviceName", service)));
             match (new.instance_id, &new.cluster) {
                 (Some(instance), _) => on.extend(part(instance, new.part, link).await?),
                 (None, Some(cluster)) => {
                     on.push(("serviceInstance", cluster_id(cluster, link).await?))
                 }
-                (None, None) => {}
+                (None, None) if service_given => {}
+                (None, None) => on.push(("accountId", link.access.me().await?.account.bss)),
             }
             let roles = new.roles.iter().map(|name| role(name)).collect::<Result<_, _>>()?;
             create(TYPE_ACCESS, subject, roles, on, look, link).await
@@ -270,7 +272,12 @@ fn rows(list: &[Policy]) -> Vec<String> {
     let row = |policy: &Policy| {
         let about = ["iam_id", "access_group_id", "serviceInstance", "serviceName"];
         let roles: Vec<_> = policy.roles.iter().map(|r| r.display_name.clone()).collect();
-        let service = value(&policy.resources, &["serviceName"]);
+        let services = value(&policy.resources, &["serviceType"]);
+        let service = match value(&policy.resources, &["serviceName"]) {
+            service if !service.is_empty() => service,
+            _ if !services.is_empty() => "all services".to_owned(),
+            _ => "everything".to_owned(),
+        };
         vec![
             policy.id.clone(),
             // The narrowest that is said of it.
@@ -280,7 +287,7 @@ fn rows(list: &[Policy]) -> Vec<String> {
                 .find(|text| !text.is_empty())
                 .unwrap_or_default(),
             roles.join(", "),
-            if service.is_empty() { "everything".to_owned() } else { service },
+            service,
             value(&policy.resources, &["serviceInstance"]),
             value(&policy.resources, &["resource"]),
         ]

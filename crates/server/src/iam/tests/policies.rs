@@ -117,6 +117,36 @@ async fn what_is_not_understood_is_refused_since_it_would_be_wider() {
 }
 
 #[tokio::test]
+async fn all_services_are_not_access_itself() {
+    let (w, admin) = world().await;
+    let account = w.app.account.id.clone();
+    let person = w.log_in(&w.api_key("p", &[])).await;
+    let p = ("iam_id", "IBMid-p");
+    let services = json!({"serviceType": "service"});
+    let body = policy(p, &["Administrator", "Manager"], services, &account);
+    let made = w.ask(&admin, "POST", "/v1/policies", body).await.is(201);
+    let shown = made["resources"][0]["attributes"].as_array().unwrap();
+    assert!(shown.iter().any(|a| a["name"] == "serviceType" && a["value"] == "service"));
+    assert_eq!(w.lists_keys(&person).await, 200);
+    w.ask(&person, "GET", "/v2/resource_instances", Value::Null).await.is(200);
+    w.ask(&person, "GET", "/v1/clusters", Value::Null).await.is(200);
+    for line in ["GET /v1/policies", "GET /v2/groups", "GET /v3/audit", "GET /serviceids"] {
+        let (method, path) = line.split_once(' ').unwrap();
+        assert_eq!(w.ask(&person, method, path, Value::Null).await.status, 401, "{line}");
+    }
+    let other = json!({"name": "k", "boundTo": "IBMid-admin"});
+    w.ask(&person, "POST", "/apikeys", other).await.is(401);
+    // The whole account is never what is meant by nothing.
+    let mut nothing = policy(p, &["Administrator"], json!({}), &account);
+    w.ask(&admin, "POST", "/v1/policies", nothing.clone()).await.is(201);
+    nothing["resources"] = json!([{"attributes": []}]);
+    w.ask(&admin, "POST", "/v1/policies", nothing.clone()).await.is(400);
+    let role = json!({"id": nothing["roles"][0]["role_id"]});
+    let old = json!({"roles": [role], "subjects": [{"iam_id": "IBMid-p"}], "resources": [{}]});
+    w.ask(&admin, "POST", &format!("/acms/v2/accounts/{account}/policies"), old).await.is(400);
+}
+
+#[tokio::test]
 async fn nothing_that_narrows_a_policy_is_passed_over() {
     let (w, admin) = world().await;
     w.api_key("p", &[]);
