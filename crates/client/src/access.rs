@@ -220,8 +220,10 @@ impl Access {
         self.delete(format!("/v3/trusted-issuers/{}", segment(issuer))).await
     }
 
-    /// Lets another key sign access tokens from now on.
-    pub async fn rotate_signing_key(&self) -> Result<RotatedSigningKey, Error> {
-        self.session.send(Call::post("/v3/signing-keys/rotate".to_owned())).await?.json()
+    /// Lets another key sign access tokens from now on. Those that others have signed end by
+    /// themselves, or `now`.
+    pub async fn rotate_signing_key(&self, now: bool) -> Result<RotatedSigningKey, Error> {
+        let path = format!("/v3/signing-keys/rotate?now={now}");
+        self.session.send(Call::post(path)).await?.json()
     }
 }

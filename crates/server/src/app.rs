@@ -315,6 +315,11 @@ impl App {
         self.hub.key_changed(event);
     }
 
+    /// How long an access token lives, in seconds.
+    pub(crate) fn token_life_s(&self) -> i64 {
+        self.settings.token_life.as_secs() as i64
+    }
+
     /// What tokens of this server say in `iss`.
     pub(crate) fn issuer(&self) -> String {
         format!("{}/identity", self.settings.url)

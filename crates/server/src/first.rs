@@ -14,7 +14,6 @@ use claviger_domain::id::{InstanceId, UnixMs};
 use claviger_store::iam::{self, ApiKey, Grant, Instance, Principal};
 use claviger_store::{Store, StoreError, Tx, meta};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
 use thiserror::Error;
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -106,7 +105,7 @@ fn writer(tx: &Tx<'_>, seed: &SecretBytes) -> Result<Writer, StartError> {
 /// What databases of before have not: a key that signs tokens, and an authorization for each
 /// root key that a cluster uses already.
 fn begin_iam(tx: &Tx<'_>, custodian: &dyn Custodian, now: UnixMs) -> Result<(), StartError> {
-    signing::rotate(tx, custodian, now, Duration::ZERO)?;
+    signing::rotate(tx, custodian, now, None)?;
     meta::remove(tx, OLD_TOKEN_KEY)?;
     Ok(crate::clusters::authorise_all(tx, SYSTEM, now)?)
 }

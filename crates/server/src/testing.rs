@@ -203,7 +203,7 @@ impl World {
             issuer: &self.app.issuer(),
             grant_type: "t",
             now: self.app.clock.now(),
-            life_s: self.app.settings.token_life.as_secs() as i64,
+            life_s: self.app.token_life_s(),
         })
     }
 

@@ -108,9 +108,19 @@ pub(crate) enum Needs {
 impl Doing {
     /// Does it: role, work and record in one transaction.
     pub(crate) async fn run<T: Send + 'static>(
+        self,
+        app: &Arc<App>,
+        work: impl FnMut(&App, &Tx<'_>, &Doing, UnixMs) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        self.run_then(app, work, |_| Ok(())).await
+    }
+
+    /// Like [`run`](Self::run), and once it is durable does `then`, which nobody can interrupt.
+    pub(crate) async fn run_then<T: Send + 'static>(
         mut self,
         app: &Arc<App>,
         mut work: impl FnMut(&App, &Tx<'_>, &Doing, UnixMs) -> Result<T, Refusal> + Send + 'static,
+        then: impl FnOnce(&App) -> Result<(), Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
         let now = app.clock.now();
         let (doing, done) = app
@@ -127,6 +137,7 @@ impl Doing {
                     audit::add(tx, &self.record(now, 200, ""))?;
                     Ok::<_, Refusal>(value)
                 });
+                let done = done.and_then(|value| then(app).map(|()| value));
                 (self, done)
             })
             .await;

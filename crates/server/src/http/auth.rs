@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::http::Trace;
 use crate::http::error::{Form, KpError};
 use crate::iam::known::{Entry, Found};
-use crate::iam::token::{BadToken, Bearer, Credential};
+use crate::iam::token::{BadToken, Bearer, Credential, Expected};
 use axum::extract::FromRequestParts;
 use axum::http::{StatusCode, header, request::Parts};
 use axum::response::{IntoResponse, Response};
@@ -205,7 +205,7 @@ impl FromRequestParts<Arc<App>> for Caller {
         };
         let ring = parts.headers.get(RING_HEADER).map(|v| String::from_utf8_lossy(v.as_bytes()));
         let ring = ring.map(|ring| ring.trim().to_owned()).filter(|ring| !ring.is_empty());
-        let Entry { bearer, found } = entry;
+        let Entry { bearer, found, .. } = entry;
         let found = caller(&bearer.iam_id, found);
         Ok(Caller { ring, trace, bearer: Some(bearer), ..found })
     }
@@ -222,20 +222,26 @@ enum Unknown {
 async fn identify(app: &Arc<App>, token: &str) -> Result<Entry, Unknown> {
     let digest = sha256(token.as_bytes());
     let now = app.clock.now();
-    let known = app.known.get(&digest);
+    // Before the signature is looked at: it may be verified by a key that ends meanwhile.
+    let generation = app.tokens.generation();
+    let known = app.known.get(&digest).filter(|entry| entry.generation == generation);
     let bearer = match known {
         Some(entry) if entry.bearer.expired(now) => {
             return Err(Unknown::Token(BadToken::Expired));
         }
         Some(entry) if entry.found.epoch == Some(app.store.access_epoch()) => return Ok(entry),
         Some(entry) => entry.bearer,
-        None => Arc::new(app.tokens.read(token, now).map_err(Unknown::Token)?),
+        None => {
+            let (issuer, account, life_s) = (&*app.issuer(), &*app.account.id, app.token_life_s());
+            let expected = Expected { issuer, account, life_s };
+            Arc::new(app.tokens.read(token, now, &expected).map_err(Unknown::Token)?)
+        }
     };
     let asked = bearer.clone();
     let found =
         app.blocking(move |app| app.store.read("caller", |tx| find_bearer(tx, &asked, now)));
     let found = found.await.map_err(Unknown::Store)?.ok_or(Unknown::Nobody)?;
-    let entry = Entry { bearer, found };
+    let entry = Entry { bearer, generation, found };
     app.known.put(digest, entry.clone());
     Ok(entry)
 }

@@ -7,12 +7,11 @@ use super::signing;
 use crate::app::App;
 use crate::http::admin::{Doing, Needs, Refusal};
 use crate::http::api::content::json;
-use crate::http::api::parameters::{OLD_ROLES, ROLES};
+use crate::http::api::parameters::{NOW, OLD_ROLES, ROLES};
 use crate::http::api::{Api, Kind, get, post, says};
 use crate::http::auth::Caller;
 use crate::http::error::Form;
 use crate::iam::signing::SigningKeys;
-use crate::iam::token::LEEWAY_S;
 use crate::keys::query::Query;
 use axum::Json;
 use axum::extract::State;
@@ -21,7 +20,6 @@ use claviger_store::{Tx, iam};
 use claviger_wire::access::{OldPlatformRoles, OldRoles, OldSystemRole, Role as WireRole, Roles};
 use claviger_wire::iam::{EcJwk, JwkSet, RotatedSigningKey, UserInfo, UserInfoAccount};
 use std::sync::Arc;
-use std::time::Duration;
 
 pub(super) fn api() -> Api {
     let keys_ = says("getTokenKeys", "Public keys, to verify access tokens with")
@@ -32,7 +30,9 @@ pub(super) fn api() -> Api {
         .query(&OLD_ROLES)
         .answers(200, json::<OldRoles>());
     let rotated = says("rotateSigningKey", "Another key signs tokens from now on")
-        .answers(200, json::<RotatedSigningKey>());
+        .query(&[NOW])
+        .answers(200, json::<RotatedSigningKey>())
+        .refuses(&[400, 409]);
     Api::new(TAG, Kind::Open)
         .at("/identity/keys", [get(keys, keys_)])
         .merge(Api::new(TAG, Kind::Identity).at("/identity/userinfo", [get(user_info, info)]))
@@ -46,44 +46,53 @@ pub(super) fn api() -> Api {
 
 /// `GET /identity/keys`: public keys, for whoever verifies tokens. Needs no token.
 async fn keys(State(app): State<Arc<App>>) -> Json<JwkSet> {
-    let keys = app.tokens.with_keys(|keys| {
-        let jwk = |key: &signing::SigningKey| EcJwk {
-            kty: "EC".to_owned(),
-            crv: "P-256".to_owned(),
-            usage: "sig".to_owned(),
-            alg: "ES256".to_owned(),
-            kid: key.listed.kid.clone(),
-            x: key.point.0.clone(),
-            y: key.point.1.clone(),
-        };
-        keys.iter().map(jwk).collect()
-    });
-    Json(JwkSet { keys })
+    let jwk = |key: &signing::SigningKey| EcJwk {
+        kty: "EC".to_owned(),
+        crv: "P-256".to_owned(),
+        usage: "sig".to_owned(),
+        alg: "ES256".to_owned(),
+        kid: key.listed.kid.clone(),
+        x: key.point.0.clone(),
+        y: key.point.1.clone(),
+    };
+    let (now, life_s) = (app.clock.now(), app.token_life_s());
+    Json(JwkSet { keys: app.tokens.with_keys(now, life_s, |keys| keys.map(jwk).collect()) })
 }
 
-/// `POST /v3/signing-keys/rotate`: another key signs from now on; the one before verifies as long
-/// as its tokens live.
+/// `POST /v3/signing-keys/rotate`: another key signs from now on. The ones before verify as long
+/// as their tokens live, or with `now=true` no longer.
 async fn rotate(
     State(app): State<Arc<App>>,
     caller: Caller,
+    query: Query,
 ) -> Result<Json<RotatedSigningKey>, Refusal> {
     let (form, action) = (Form::Service, "iam-identity.signing-key.rotate");
     let (target, needs) = ("signing-keys".to_owned(), Needs::Administrator);
     let doing = Doing { caller, form, action, target, needs };
-    let rotated = doing.run(&app, |app, tx, _, now| {
-        let life = app.settings.token_life + Duration::from_secs(LEEWAY_S as u64);
-        let made = signing::rotate(tx, &*app.custodian, now, life).map_err(failed)?;
-        let keys = SigningKeys::load(tx, &*app.custodian).map_err(failed)?;
-        Ok((made.kid, Arc::new(std::sync::Mutex::new(Some(keys)))))
-    });
-    let (kid, keys) = rotated.await?;
-    // Only once it is durable: a token must not name a key that nobody knows after a crash.
-    let keys = keys.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-    if let Some(keys) = keys {
-        app.tokens.take_up(keys);
-        app.known.clear();
-    }
-    Ok(Json(RotatedSigningKey { kid }))
+    let rotated = doing.run_then(
+        &app,
+        move |app, tx, _, now| {
+            let life_s = match query.get("now") {
+                None | Some("false") => Some(app.token_life_s()),
+                Some("true") => None,
+                Some(_) => return Err(Refusal::bad("now must be true or false")),
+            };
+            let made = signing::rotate(tx, &*app.custodian, now, life_s).map_err(failed)?;
+            let many = || {
+                let what = "There are as many signing keys as there may be whose tokens live; \
+                            wait for some to end, or end all of them with now=true";
+                Refusal::conflict("SIGNING_KEY_QUOTA_ERR", what)
+            };
+            Ok(made.ok_or_else(many)?.kid)
+        },
+        // Only once it is durable, and whether or not the client waits for its answer: a token
+        // must not name a key that nobody knows after a crash, nor be signed by one that ended.
+        |app| {
+            let keys = || app.store.read("signing keys", |tx| SigningKeys::load(tx, &*app.custodian));
+            app.tokens.reload(keys).map_err(failed)
+        },
+    );
+    Ok(Json(RotatedSigningKey { kid: rotated.await? }))
 }
 
 fn failed(e: crate::first::StartError) -> Refusal {

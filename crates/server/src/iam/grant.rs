@@ -94,7 +94,7 @@ pub(crate) async fn token(
 }
 
 fn issue(app: &App, login: &Login, grant: &str, now: UnixMs) -> Token {
-    let life_s = app.settings.token_life.as_secs() as i64;
+    let life_s = app.token_life_s();
     let access_token = app.tokens.issue(&Issue {
         principal: &login.principal,
         credential: &login.credential,

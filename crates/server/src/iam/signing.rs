@@ -4,6 +4,7 @@
 //! A token names its key by `kid`, and a key is for ES256 alone: nothing in a token chooses how
 //! it is verified.
 
+use super::token::LEEWAY_S;
 use crate::first::StartError;
 use claviger_crypto::SecretBytes;
 use claviger_crypto::digest::{hex, sha256};
@@ -13,11 +14,10 @@ use claviger_store::{StoreError, Tx, meta};
 use jsonwebtoken::{DecodingKey, EncodingKey};
 use rcgen::KeyPair;
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
 
 /// Names the keys that there are, newest first.
 const LIST: &str = "signing-keys";
-/// Keys at a time: more rotations within a token's life forget the oldest.
+/// Keys at a time whose tokens may live.
 const KEYS_MAX: usize = 4;
 /// Octets of a coordinate on P-256.
 const COORDINATE: usize = 32;
@@ -72,6 +72,19 @@ impl SigningKeys {
     pub(crate) fn all(&self) -> &[SigningKey] {
         &self.0
     }
+
+    /// When the key of this name was taken over from; none of the current one.
+    pub(crate) fn retired(&self, kid: &str) -> Option<UnixMs> {
+        let at = self.0.iter().position(|key| key.listed.kid == kid)?;
+        self.0.get(at.checked_sub(1)?).map(|next| UnixMs(next.listed.from))
+    }
+}
+
+/// Whether a key that was taken over from at `retired` verifies still: its last token lived for
+/// `life_s` seconds after that.
+pub(crate) fn verifies(retired: Option<UnixMs>, life_s: i64, now: UnixMs) -> bool {
+    let life_ms = life_s.saturating_add(LEEWAY_S).saturating_mul(1000);
+    retired.is_none_or(|retired| now.0 <= retired.0.saturating_add(life_ms))
 }
 
 fn list(tx: &Tx<'_>) -> Result<Vec<Listed>, StoreError> {
@@ -80,13 +93,14 @@ fn list(tx: &Tx<'_>) -> Result<Vec<Listed>, StoreError> {
 }
 
 /// Makes a key that signs from now on. The ones before it verify until no token of theirs can
-/// live: `life` after the next one took over.
+/// live, `life_s` seconds after the next one took over; without `life_s` they end at once. None
+/// if there are as many as may be whose tokens live.
 pub(crate) fn rotate(
     tx: &Tx<'_>,
     custodian: &dyn Custodian,
     now: UnixMs,
-    life: Duration,
-) -> Result<Listed, StartError> {
+    life_s: Option<i64>,
+) -> Result<Option<Listed>, StartError> {
     let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let kid = hex(&sha256(pair.public_key_raw())[..8]);
     let der = SecretBytes::new(pair.serialize_der());
@@ -94,17 +108,22 @@ pub(crate) fn rotate(
     meta::put(tx, &name, &custodian.seal_column(&["meta", &name], der.expose()))?;
     let made = Listed { kid, from: now.0 };
     let mut keys = vec![made.clone()];
+    let mut retired = now;
     for old in list(tx)? {
-        let until = keys.last().map_or(now.0, |next| next.from) + life.as_millis() as i64;
-        if until > now.0 && keys.len() < KEYS_MAX {
+        let next = UnixMs(old.from);
+        if life_s.is_some_and(|life_s| verifies(Some(retired), life_s, now)) {
             keys.push(old);
         } else {
             meta::remove(tx, &place(&old.kid))?;
         }
+        retired = next;
+    }
+    if keys.len() > KEYS_MAX {
+        return Ok(None);
     }
     let text = serde_json::to_vec(&keys).expect("names and numbers are valid JSON");
     meta::put(tx, LIST, &text)?;
-    Ok(made)
+    Ok(Some(made))
 }
 
 /// Whether there is a key; databases of before have none.

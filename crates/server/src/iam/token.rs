@@ -5,21 +5,30 @@
 //! got, and count only as long as that credential does. An API key is 256 random bits; the
 //! database keeps its HMAC-SHA-256 under a sealed pepper.
 
-use super::signing::{SigningKey, SigningKeys, base64url};
+use super::signing::{self, SigningKey, SigningKeys, base64url};
 use claviger_crypto::SecretBytes;
 use claviger_crypto::digest::{self, MacKey};
 use claviger_domain::id::{AgentName, UnixMs};
 use claviger_store::iam::Principal;
 use jsonwebtoken::{Algorithm, Header, Validation};
 use serde::{Deserialize, Serialize};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use uuid::Uuid;
 
 /// Signs and reads tokens, makes and hashes API keys.
 pub(crate) struct Tokens {
-    keys: RwLock<SigningKeys>,
+    keys: RwLock<Held>,
+    /// Held while keys are loaded and taken up: what is loaded last is taken up last.
+    loading: Mutex<()>,
     pepper: MacKey,
     refresh: MacKey,
+}
+
+/// The keys that are in use.
+struct Held {
+    keys: SigningKeys,
+    /// Rises whenever others are taken up.
+    generation: u64,
 }
 
 /// Why a token is not accepted.
@@ -74,7 +83,7 @@ pub(crate) struct Bearer {
 impl Bearer {
     /// Whether its time is over.
     pub(crate) fn expired(&self, now: UnixMs) -> bool {
-        self.expires_s + LEEWAY_S < now.0.div_euclid(1000)
+        self.expires_s.saturating_add(LEEWAY_S) < now.0.div_euclid(1000)
     }
 }
 
@@ -125,21 +134,52 @@ pub(crate) struct Issue<'a> {
     pub(crate) life_s: i64,
 }
 
+/// What tokens of a server have in common.
+pub(crate) struct Expected<'a> {
+    pub(crate) issuer: &'a str,
+    pub(crate) account: &'a str,
+    /// How long one lives at most, in seconds.
+    pub(crate) life_s: i64,
+}
+
 impl Tokens {
     pub(crate) fn new(keys: SigningKeys, pepper: &SecretBytes) -> Tokens {
         let pepper = MacKey::new(pepper.expose());
         let refresh = MacKey::new(&pepper.tag(b"claviger refresh tokens 1"));
-        Tokens { keys: RwLock::new(keys), pepper, refresh }
+        let keys = RwLock::new(Held { keys, generation: 0 });
+        Tokens { keys, loading: Mutex::new(()), pepper, refresh }
     }
 
-    /// Takes other keys up, after a rotation.
-    pub(crate) fn take_up(&self, keys: SigningKeys) {
-        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    fn held(&self) -> RwLockReadGuard<'_, Held> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks at the keys that are in use.
-    pub(crate) fn with_keys<T>(&self, look: impl FnOnce(&[SigningKey]) -> T) -> T {
-        look(self.keys.read().unwrap_or_else(PoisonError::into_inner).all())
+    /// Takes the keys up that `load` reads, after a rotation is durable.
+    pub(crate) fn reload<E>(&self, load: impl FnOnce() -> Result<SigningKeys, E>) -> Result<(), E> {
+        let _one = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = load()?;
+        let mut held = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        *held = Held { keys, generation: held.generation + 1 };
+        Ok(())
+    }
+
+    /// Which keys are in use: what was verified under another generation is verified again.
+    pub(crate) fn generation(&self) -> u64 {
+        self.held().generation
+    }
+
+    /// Looks at the keys that verify tokens of `life_s` seconds, the one that signs first.
+    pub(crate) fn with_keys<T>(
+        &self,
+        now: UnixMs,
+        life_s: i64,
+        look: impl FnOnce(&mut dyn Iterator<Item = &SigningKey>) -> T,
+    ) -> T {
+        let keys = &self.held().keys;
+        let verifies = |key: &&SigningKey| {
+            signing::verifies(keys.retired(&key.listed.kid), life_s, now)
+        };
+        look(&mut keys.all().iter().filter(verifies))
     }
 
     /// A new API key.
@@ -178,20 +218,32 @@ impl Tokens {
             jti: Uuid::new_v4().to_string(),
             credential: what.credential.clone(),
         };
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        let key = keys.current();
+        let held = self.held();
+        let key = held.keys.current();
         let mut header = Header::new(Algorithm::ES256);
         header.kid = Some(key.listed.kid.clone());
         jsonwebtoken::encode(&header, &claims, &key.sign)
             .expect("claims are valid JSON, and the key was read as one of P-256")
     }
 
-    /// Whom a token of this server is for, if its time is not over.
-    pub(crate) fn read(&self, token: &str, now: UnixMs) -> Result<Bearer, BadToken> {
+    /// Whom a token of this server is for, if its time is not over. A key that signs no longer
+    /// verifies what it signed while it did, and none of its tokens lives longer than those that
+    /// the server makes.
+    pub(crate) fn read(
+        &self,
+        token: &str,
+        now: UnixMs,
+        expected: &Expected<'_>,
+    ) -> Result<Bearer, BadToken> {
         let header = jsonwebtoken::decode_header(token).map_err(|_| BadToken::Malformed)?;
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let held = self.held();
         // The key says how it is used, not the token.
-        let key = header.kid.as_deref().and_then(|kid| keys.named(kid)).ok_or(BadToken::Foreign)?;
+        let key = header.kid.as_deref().and_then(|kid| held.keys.named(kid));
+        let key = key.ok_or(BadToken::Foreign)?;
+        let retired = held.keys.retired(&key.listed.kid);
+        if !signing::verifies(retired, expected.life_s, now) {
+            return Err(BadToken::Foreign);
+        }
         let mut validation = Validation::new(Algorithm::ES256);
         // Checked below by the server's own clock.
         validation.validate_exp = false;
@@ -203,7 +255,15 @@ impl Tokens {
                 _ => BadToken::Malformed,
             })?
             .claims;
-        let Claims { iam_id, credential, exp, .. } = claims;
+        let Claims { iam_id, credential, iat, exp, iss, account, .. } = claims;
+        let begun = |retired: UnixMs| iat <= retired.0.div_euclid(1000);
+        let ours = iss == expected.issuer
+            && account.bss == expected.account
+            && exp.saturating_sub(iat) <= expected.life_s
+            && retired.is_none_or(begun);
+        if !ours {
+            return Err(BadToken::Foreign);
+        }
         let bearer = Bearer { iam_id, credential, expires_s: exp };
         if bearer.expired(now) { Err(BadToken::Expired) } else { Ok(bearer) }
     }
@@ -244,15 +304,16 @@ impl Tokens {
 
 #[cfg(test)]
 mod tests {
-    use super::super::signing;
     use super::*;
+    use crate::first::StartError;
     use claviger_crypto::Key32;
     use claviger_custody::software::Software;
     use claviger_store::Store;
-    use std::time::Duration;
 
     const NOW: UnixMs = UnixMs(1_700_000_000_000);
-    const HOUR: Duration = Duration::from_secs(3600);
+    const HOUR_S: i64 = 3600;
+    const OURS: Expected<'_> =
+        Expected { issuer: "https://x/identity", account: "a", life_s: HOUR_S };
 
     struct Lab {
         store: Store,
@@ -267,19 +328,36 @@ mod tests {
             Lab { store, custodian: Software::new(&Key32::generate()), _dir: dir }
         }
 
-        fn rotate(&self, now: UnixMs) -> SigningKeys {
-            let made = self.store.tx("t", |tx| signing::rotate(tx, &self.custodian, now, HOUR));
-            made.expect("rotates");
+        /// Whether another key signs from now on.
+        fn rotate(&self, now: UnixMs, life_s: Option<i64>) -> bool {
+            let made = self.store.tx("t", |tx| signing::rotate(tx, &self.custodian, now, life_s));
+            made.expect("rotates").is_some()
+        }
+
+        fn load(&self) -> SigningKeys {
             let keys = self.store.read("t", |tx| SigningKeys::load(tx, &self.custodian));
             keys.expect("loads")
         }
 
+        fn take_up(&self, tokens: &Tokens) {
+            tokens.reload(|| Ok::<_, StartError>(self.load())).expect("loads");
+        }
+
         fn tokens(&self) -> Tokens {
-            Tokens::new(self.rotate(NOW), &SecretBytes::random(32))
+            assert!(self.rotate(NOW, None));
+            Tokens::new(self.load(), &SecretBytes::random(32))
         }
     }
 
+    fn later(seconds: i64) -> UnixMs {
+        UnixMs(NOW.0 + 1000 * seconds)
+    }
+
     fn issue(tokens: &Tokens, now: UnixMs) -> String {
+        issue_as(tokens, now, &OURS)
+    }
+
+    fn issue_as(tokens: &Tokens, now: UnixMs, as_if: &Expected<'_>) -> String {
         let principal = Principal {
             iam_id: "IBMid-1".to_owned(),
             service: false,
@@ -289,11 +367,11 @@ mod tests {
         let issue = Issue {
             principal: &principal,
             credential: &Credential::ApiKey(Uuid::nil()),
-            account: "a",
-            issuer: "https://x/identity",
+            account: as_if.account,
+            issuer: as_if.issuer,
             grant_type: "g",
             now,
-            life_s: 3600,
+            life_s: as_if.life_s,
         };
         tokens.issue(&issue)
     }
@@ -302,30 +380,67 @@ mod tests {
     fn tokens_of_this_server_are_read_until_their_time_is_over() {
         let (ours, theirs) = (Lab::new().tokens(), Lab::new().tokens());
         let token = issue(&ours, NOW);
-        assert_eq!(ours.read(&token, NOW).map(|b| b.iam_id).as_deref(), Ok("IBMid-1"));
-        assert_eq!(theirs.read(&token, NOW), Err(BadToken::Foreign));
-        let later = UnixMs(NOW.0 + 3_610_000);
-        assert_eq!(ours.read(&token, later), Err(BadToken::Expired));
-        assert_eq!(ours.read("rubbish", NOW), Err(BadToken::Malformed));
+        assert_eq!(ours.read(&token, NOW, &OURS).map(|b| b.iam_id).as_deref(), Ok("IBMid-1"));
+        assert_eq!(theirs.read(&token, NOW, &OURS), Err(BadToken::Foreign));
+        assert_eq!(ours.read(&token, later(3610), &OURS), Err(BadToken::Expired));
+        assert_eq!(ours.read("rubbish", NOW, &OURS), Err(BadToken::Malformed));
+        // The key alone does not make a token one of this server.
+        for as_if in [
+            Expected { issuer: "https://y/identity", ..OURS },
+            Expected { account: "b", ..OURS },
+            Expected { life_s: HOUR_S + 1, ..OURS },
+            Expected { life_s: i64::MAX - later(0).0, ..OURS },
+        ] {
+            let token = issue_as(&ours, NOW, &as_if);
+            assert_eq!(ours.read(&token, NOW, &OURS), Err(BadToken::Foreign));
+        }
+    }
+
+    fn listed(tokens: &Tokens, now: UnixMs) -> usize {
+        tokens.with_keys(now, HOUR_S, |keys| keys.count())
     }
 
     #[test]
-    fn a_rotated_key_verifies_as_long_as_its_tokens_live() {
+    fn a_key_that_signs_no_longer_verifies_what_it_signed_while_that_lives() {
+        let lab = Lab::new();
+        // Of before: as whoever stole the key has it.
+        let (tokens, stolen) = (lab.tokens(), Tokens::new(lab.load(), &SecretBytes::random(32)));
+        let old = issue(&tokens, NOW);
+        assert!(lab.rotate(later(60), Some(HOUR_S)));
+        lab.take_up(&tokens);
+        let new = issue(&tokens, later(60));
+        assert_eq!(listed(&tokens, later(60)), 2);
+        for token in [&old, &new] {
+            assert!(tokens.read(token, later(60), &OURS).is_ok());
+        }
+        // It signs nothing that counts any longer, and ends by itself.
+        let forged = issue(&stolen, later(120));
+        assert_eq!(tokens.read(&forged, later(120), &OURS), Err(BadToken::Foreign));
+        let backdated = issue(&stolen, later(60));
+        assert!(tokens.read(&backdated, later(120), &OURS).is_ok());
+        for token in [&backdated, &old] {
+            let over = tokens.read(token, later(60 + HOUR_S + LEEWAY_S + 1), &OURS);
+            assert_eq!(over, Err(BadToken::Foreign));
+        }
+        assert_eq!(listed(&tokens, later(60 + HOUR_S + LEEWAY_S + 1)), 1);
+    }
+
+    #[test]
+    fn keys_are_bounded_and_all_that_are_old_can_be_ended_at_once() {
         let lab = Lab::new();
         let tokens = lab.tokens();
         let old = issue(&tokens, NOW);
-        tokens.take_up(lab.rotate(NOW));
-        let new = issue(&tokens, NOW);
-        assert!(tokens.read(&old, NOW).is_ok() && tokens.read(&new, NOW).is_ok());
-        assert_eq!(tokens.with_keys(<[SigningKey]>::len), 2);
-        // The first one's last token died an hour after the second took over.
-        tokens.take_up(lab.rotate(UnixMs(NOW.0 + 3_600_001)));
-        assert_eq!(tokens.read(&old, NOW), Err(BadToken::Foreign));
-        assert!(tokens.read(&new, NOW).is_ok());
-        for _ in 0..9 {
-            tokens.take_up(lab.rotate(NOW));
-        }
-        assert_eq!(tokens.with_keys(<[SigningKey]>::len), 4, "bounded");
+        let made = (0..9).filter(|_| lab.rotate(NOW, Some(HOUR_S))).count();
+        lab.take_up(&tokens);
+        assert_eq!((made, listed(&tokens, NOW)), (3, 4));
+        assert!(tokens.read(&old, NOW, &OURS).is_ok(), "none of them is forgotten for another");
+        let before = tokens.generation();
+        assert!(lab.rotate(NOW, None));
+        lab.take_up(&tokens);
+        assert_eq!(listed(&tokens, NOW), 1);
+        assert_eq!(tokens.read(&old, NOW, &OURS), Err(BadToken::Foreign));
+        assert_ne!(tokens.generation(), before);
+        assert!(lab.rotate(later(2 * HOUR_S), Some(HOUR_S)), "there is room again");
     }
 
     #[test]
@@ -334,10 +449,13 @@ mod tests {
         let ours = Lab::new().tokens();
         let token = issue(&ours, NOW);
         let body = token.split('.').nth(1).expect("three parts").to_owned();
-        let (kid, x) = ours.with_keys(|keys| (keys[0].listed.kid.clone(), keys[0].point.0.clone()));
+        let (kid, x) = ours.with_keys(NOW, HOUR_S, |keys| {
+            let key = keys.next().expect("there is one");
+            (key.listed.kid.clone(), key.point.0.clone())
+        });
         let unsigned =
             base64url(format!(r#"{{"alg":"none","typ":"JWT","kid":"{kid}"}}"#).as_bytes());
-        assert!(ours.read(&format!("{unsigned}.{body}."), NOW).is_err());
+        assert!(ours.read(&format!("{unsigned}.{body}."), NOW, &OURS).is_err());
         // HMAC under what everyone knows: the public key.
         let claims: serde_json::Value = {
             use base64::Engine as _;
@@ -348,7 +466,7 @@ mod tests {
             let header = Header { kid, ..Header::new(Algorithm::HS256) };
             let key = EncodingKey::from_secret(x.as_bytes());
             let forged = jsonwebtoken::encode(&header, &claims, &key).expect("signs");
-            assert_eq!(ours.read(&forged, NOW), Err(BadToken::Foreign));
+            assert_eq!(ours.read(&forged, NOW, &OURS), Err(BadToken::Foreign));
         }
     }
 
@@ -367,7 +485,7 @@ mod tests {
             assert!(ours.read_refresh(bad, NOW).is_err(), "{bad}");
         }
         // No access token, and no refresh token of one.
-        assert!(ours.read(&token, NOW).is_err());
+        assert!(ours.read(&token, NOW, &OURS).is_err());
         assert!(ours.read_refresh(&issue(&ours, NOW), NOW).is_err());
     }
 }

@@ -53,8 +53,12 @@ enum Noun {
 
 #[derive(Subcommand)]
 enum SigningKey {
-    /// Let another key sign from now on; tokens of the one before are good to their end
-    Rotate,
+    /// Let another key sign from now on; tokens of the ones before are good to their end
+    Rotate {
+        /// End them at once: everybody must log in again
+        #[arg(long)]
+        now: bool,
+    },
 }
 
 /// Runs it.
@@ -68,9 +72,9 @@ pub fn run(args: Args) -> Done {
         Noun::Policy(verb) => policies::run(verb, look, link).await,
         Noun::Authorization(verb) => policies::authorization(verb, look, link).await,
         Noun::Issuer(verb) => issuers::run(verb, look, link).await,
-        Noun::SigningKey(SigningKey::Rotate) => {
+        Noun::SigningKey(SigningKey::Rotate { now }) => {
             look.doing("Rotating the signing key");
-            let made = link.access.rotate_signing_key().await?;
+            let made = link.access.rotate_signing_key(now).await?;
             look.ok();
             look.answer(&made, || vec![format!("Key {} signs from now on.", made.kid)]);
             Ok(())

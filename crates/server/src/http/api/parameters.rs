@@ -229,6 +229,12 @@ pub(crate) const OLD_ROLES: [Query; 2] = [
     query("policyType", "`authorization` for roles that one can give.", string),
 ];
 
+pub(crate) const NOW: Query = query(
+    "now",
+    "End all keys before it at once, with all access tokens that there are.",
+    || json!({ "enum": ["true", "false"] }),
+);
+
 /// `If-Match`: nobody changes what he has not seen.
 pub(crate) const IF_MATCH: Header = Header {
     name: "If-Match",

@@ -84,6 +84,40 @@ async fn public_keys_verify_tokens_also_after_another_key_signs() {
         assert_eq!(w.lists_keys(token).await, 200);
     }
     assert_eq!(w.audited("iam-identity.signing-key.rotate"), 2, "one was refused");
+    w.ask(&admin, "POST", "/v3/signing-keys/rotate?now=perhaps", Value::Null).await.is(400);
+    w.ask(&admin, "POST", "/v3/signing-keys/rotate?now=true", Value::Null).await.is(200);
+    for token in [&old, &new, &admin] {
+        assert!(!verified(&w, token).await);
+        assert_eq!(w.lists_keys(token).await, 401, "known, and verified by a key that ended");
+    }
+    let again = w.log_in(&person).await;
+    assert!(verified(&w, &again).await);
+}
+
+#[tokio::test]
+async fn a_rotation_is_taken_up_though_nobody_waits_for_its_answer() {
+    let (w, admin) = world().await;
+    let request = Request::post("/v3/signing-keys/rotate?now=true")
+        .header("authorization", format!("Bearer {admin}"))
+        .body(Body::empty())
+        .unwrap();
+    let before = w.app.tokens.generation();
+    {
+        // As when a client goes away: the handler is dropped where it waits.
+        let mut asked = std::pin::pin!(w.raw(request));
+        while w.audited("iam-identity.signing-key.rotate") == 0 {
+            let _ = futures_util::poll!(&mut asked);
+            tokio::task::yield_now().await;
+        }
+    }
+    for _ in 0..1000 {
+        if w.app.tokens.generation() != before {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_ne!(w.app.tokens.generation(), before);
+    assert_eq!(w.lists_keys(&admin).await, 401);
 }
 
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
