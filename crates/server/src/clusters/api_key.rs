@@ -13,20 +13,29 @@ use claviger_domain::access::PlatformRole::{Administrator, Viewer};
 use claviger_domain::policy::Site;
 use claviger_store::{StoreError, Tx, audit, iam, meta};
 use claviger_wire::ks::KeyOwner;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use uuid::Uuid;
 
-/// Names the setting that holds the owner's IAM id.
+/// Names the setting that holds the [`Owner`].
 const OWNER: &str = "clusters-api-key-owner";
+
+/// Whose rights count, as long as his API key is there.
+#[derive(Serialize, Deserialize)]
+struct Owner {
+    iam_id: String,
+    api_key: Uuid,
+}
 /// By this header a client says which region it means.
 const REGION: &str = "X-Region";
 
-/// The owner, if there is one who is here still.
+/// The owner, if there is one whose API key is here still.
 pub(super) fn lender(tx: &Tx<'_>) -> Result<Option<Caller>, StoreError> {
-    let iam_id = meta::get(tx, OWNER)?.and_then(|bytes| String::from_utf8(bytes).ok());
-    match iam_id {
-        Some(iam_id) => auth::find(tx, &iam_id),
-        None => Ok(None),
-    }
+    let Some(bytes) = meta::get(tx, OWNER)? else { return Ok(None) };
+    let damaged = |_| StoreError::Damaged("the owner of the API key".to_owned());
+    let Owner { iam_id, api_key } = serde_json::from_slice(&bytes).map_err(damaged)?;
+    let there = iam::api_key(tx, api_key)?.is_some_and(|key| key.iam_id == iam_id);
+    if there { auth::find(tx, &iam_id) } else { Ok(None) }
 }
 
 /// `GET /v1/logging/{cluster}/clusterkeyowner`: the owner, or the cluster itself where there is
@@ -60,7 +69,8 @@ pub async fn owner(
     Ok(Json(owner.await?))
 }
 
-/// `POST /v1/keys`: the caller is the owner from now on, for all clusters of the region.
+/// `POST /v1/keys`: the caller is the owner from now on, for all clusters of the region, by the API
+/// key that he logged in with.
 pub async fn reset(
     State(app): State<Arc<App>>,
     mut caller: Caller,
@@ -76,7 +86,11 @@ pub async fn reset(
         app.store.tx("reset API key", |tx| {
             renew(app, tx, &mut caller)?;
             allowed(&caller, Administrator, Site::Clusters)?;
-            meta::put(tx, OWNER, caller.iam_id.as_bytes())?;
+            let without = || Fault::Bad("only who logged in with an API key can lend keys".into());
+            let api_key = caller.api_key().ok_or_else(without)?;
+            let owner = Owner { iam_id: caller.iam_id.clone(), api_key };
+            let owner = serde_json::to_vec(&owner).expect("texts are valid JSON");
+            meta::put(tx, OWNER, &owner)?;
             Ok::<_, Fault>(audit::add(tx, &doing.done(now))?)
         })
     });

@@ -6,12 +6,13 @@ use super::fault::Fault;
 use super::state::Whole;
 use super::{commits, give_up, roots, view};
 use crate::http::auth::Caller;
-use claviger_domain::access::{KeyOperation, On};
+use claviger_domain::access::{KeyOperation, On, PlatformRole};
 use claviger_domain::cluster::commit::Commit;
 use claviger_domain::cluster::{OperationKind, TakeUp, write_root};
 use claviger_domain::features;
 use claviger_domain::id::{InstanceId, KeyId, OperationId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
+use claviger_domain::policy::Site;
 use claviger_store::keys::Key;
 use claviger_store::{StoreError, Tx, iam, keys};
 use claviger_wire::ks::Opened;
@@ -106,13 +107,17 @@ pub fn open(
 }
 
 /// The key that a cluster is to use, if whoever lends it to the cluster could unwrap with it
-/// himself: the caller, or the owner of the API key. Who may not even list keys there does not
-/// learn whether it exists.
+/// himself: the caller, or the owner of the API key. The owner lends it only to who answers for all
+/// clusters: a role on one cluster is none on the keys of others. Who is lent none and may not even
+/// list keys there does not learn whether it exists.
 fn usable(tx: &Tx<'_>, caller: &Caller, target: RootKey) -> Result<Key, Fault> {
     let RootKey { instance, .. } = target;
     let cannot = || Fault::CannotLend { who: caller.iam_id.clone(), root: target };
+    let of_all = caller.access.platform(PlatformRole::Administrator, Site::Clusters).is_some();
+    let owner = api_key::lender(tx)?;
     let Some(key) = keys::get(tx, &target)? else {
-        if !caller.permits(KeyOperation::List, instance, On::Instance) {
+        let lists = |who: &Caller| who.permits(KeyOperation::List, instance, On::Instance);
+        if !lists(caller) && !owner.is_some_and(|owner| of_all && lists(&owner)) {
             return Err(cannot());
         }
         return match iam::has_instance(tx, instance)? {
@@ -120,9 +125,9 @@ fn usable(tx: &Tx<'_>, caller: &Caller, target: RootKey) -> Result<Key, Fault> {
             false => Err(Fault::NoInstance(instance)),
         };
     };
-    let could =
-        |who: &Caller| who.permits(KeyOperation::Unwrap, instance, On::Key(target.key, &key.ring));
-    if could(caller) || api_key::lender(tx)?.is_some_and(|owner| could(&owner)) {
+    let on = On::Key(target.key, &key.ring);
+    let could = |who: &Caller| who.permits(KeyOperation::Unwrap, instance, on);
+    if could(caller) || owner.is_some_and(|owner| of_all && could(&owner)) {
         return Ok(key);
     }
     Err(cannot())

@@ -19,6 +19,7 @@ use claviger_wire::kp::rings::RING_HEADER;
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use uuid::Uuid;
 
 /// Whoever holds a token.
 #[derive(Debug, Clone)]
@@ -98,6 +99,14 @@ impl Caller {
         let Found { epoch, service, access, missing } = found;
         (self.epoch, self.service, self.access, self.missing) = (epoch, service, access, missing);
         Ok(true)
+    }
+
+    /// The API key that its token was got with.
+    pub(crate) fn api_key(&self) -> Option<Uuid> {
+        match self.bearer.as_ref()?.credential {
+            Credential::ApiKey(key) => Some(key),
+            Credential::Node { .. } | Credential::Trust { .. } => None,
+        }
     }
 
     /// Whether the caller may do `operation` on this of the instance.

@@ -4,9 +4,11 @@ use super::world::{By, World};
 use crate::http::auth::Node;
 use axum::http::{StatusCode, header};
 use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
-use claviger_domain::id::ClusterId;
+use claviger_domain::id::{ClusterId, PolicyId};
 use claviger_domain::key::RootKey;
+use claviger_domain::policy::{Policy, Role, Subject, Target};
 use claviger_store::iam::{self, Grant};
+use claviger_store::access::{self, Stamp, Stored};
 use claviger_store::meta;
 use claviger_wire::iam::GRANT_NODE;
 use claviger_wire::ks::{FeatureRow, KeyOwner, KmsStatus, Registered};
@@ -195,6 +197,47 @@ async fn the_owner_of_the_api_key_lends_what_he_could_use_himself() {
     assert_eq!((&*owner.id, &*owner.name), ("IBMid-admin", "admin"));
     assert_eq!(world.enable(&operator, root).await.0, StatusCode::CREATED);
     assert_eq!(world.authorizations().await[0]["created_by_id"], "IBMid-operator");
+}
+
+#[tokio::test]
+async fn the_owner_lends_nothing_to_who_administers_one_cluster_and_sees_no_key() {
+    let world = World::new();
+    let (root, standard) = (world.key("root", true), world.key("standard", false));
+    let (id, _) = world.cluster("prod", &["n1"]).await;
+    world.cluster("other", &["n1"]).await;
+    let one = world.person("one", None);
+    let give = |role: Role, target: Target| {
+        let subject = Subject::Principal("IBMid-one".to_owned());
+        let policy = Policy::new(PolicyId::random(), subject, vec![role], target).unwrap();
+        let stored = Stored { policy, stamp: Stamp::new("t", world.now()) };
+        world.app.store.tx("t", |tx| access::add(tx, &stored)).unwrap();
+    };
+    give(Role::Platform(PlatformRole::Administrator), Target::Clusters(Some(id)));
+    let (status, _) = world.call(By::Token(&world.admin), "POST /v1/keys", &Value::Null).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+
+    // There, of another kind, or not there: it is all one.
+    let gone = RootKey { key: claviger_domain::id::KeyId::random(), ..root };
+    let told = async |key: RootKey| {
+        let (status, answer) = world.enable(&one, key).await;
+        let text = answer["description"].as_str().unwrap().replace(&key.key.to_string(), "KEY");
+        (status, text)
+    };
+    let unknown = told(gone).await;
+    assert_eq!(unknown.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(told(root).await, unknown);
+    assert_eq!(told(standard).await, unknown);
+    assert_eq!(world.authorizations().await, [Value::Null; 0]);
+
+    // To who administers all of them he lends, while his API key is there.
+    let all = world.operator("all", &[]);
+    let keys = world.app.store.read("t", |tx| iam::api_keys(tx, "IBMid-admin")).unwrap();
+    let another = world.person("admin", None);
+    world.app.store.tx("t", |tx| iam::remove_api_key(tx, keys[0].id)).unwrap();
+    assert_eq!(world.enable(&all, root).await.0, StatusCode::UNAUTHORIZED);
+    let (status, _) = world.call(By::Token(&another), "POST /v1/keys", &Value::Null).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    assert_eq!(world.enable(&all, root).await.0, StatusCode::CREATED);
 }
 
 #[tokio::test]
