@@ -8,6 +8,7 @@ use crate::id::{KeyId, KeyVersionId, PolicyId, UnixMs};
 use crate::key::KeyState;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// How whoever did it proved who he is.
@@ -258,7 +259,12 @@ pub enum Change {
     Deletion { from: Option<Authorisation>, to: Option<Authorisation> },
     /// Policies of a key or an instance: those that were named, as they were and as they are.
     Policies { from: Vec<Policy>, to: Vec<Policy> },
+    /// Who may come in or do what: an access policy, a group, an identity, a credential.
+    Access { from: Facts, to: Facts },
 }
+
+/// What something says, by names. Texts are cut as all that are kept are.
+pub type Facts = BTreeMap<String, String>;
 
 /// The word of the first of two who delete a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

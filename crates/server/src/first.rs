@@ -2,6 +2,7 @@
 
 use crate::app::{Account, App};
 use crate::authority::Authority;
+use crate::iam::said::said;
 use crate::iam::signing::{self, SigningKeys};
 use crate::iam::token::Tokens;
 use crate::record::Writer;
@@ -10,9 +11,10 @@ use claviger_crypto::sign::SigningKey;
 use claviger_crypto::{Key32, SecretBytes};
 use claviger_custody::Custodian;
 use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
+use claviger_domain::audit::{Change, Facts, Record};
 use claviger_domain::id::{InstanceId, UnixMs};
 use claviger_store::iam::{self, ApiKey, Grant, Instance, Principal};
-use claviger_store::{Store, StoreError, Tx, meta};
+use claviger_store::{Store, StoreError, Tx, access, audit, meta};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
@@ -107,7 +109,7 @@ fn writer(tx: &Tx<'_>, seed: &SecretBytes) -> Result<Writer, StartError> {
 fn begin_iam(tx: &Tx<'_>, custodian: &dyn Custodian, now: UnixMs) -> Result<(), StartError> {
     signing::rotate(tx, custodian, now, None)?;
     meta::remove(tx, OLD_TOKEN_KEY)?;
-    Ok(crate::clusters::authorise_all(tx, SYSTEM, now)?)
+    Ok(crate::clusters::authorise_all(tx, now)?)
 }
 
 /// Whoever acts where nobody asked.
@@ -231,7 +233,13 @@ pub fn bootstrap(app: &App) -> Result<Option<Bootstrap>, StartError> {
             let scope = Scope::Everywhere;
             let manager = Grant::Service { role: ServiceRole::Manager, scope };
             for grant in [manager, Grant::Platform(PlatformRole::Administrator)] {
-                iam::add_grant(tx, &iam_id, &grant, SYSTEM, now)?;
+                let id = iam::add_grant(tx, &iam_id, &grant, SYSTEM, now)?;
+                let policy = access::get(tx, id)?;
+                let to = policy.map(|stored| said(&stored.policy)).unwrap_or_default();
+                let target = format!("policy:{id}");
+                let mut record = Record::of_system(now, "iam-am.policy.create", target);
+                record.data.change = Some(Change::Access { from: Facts::new(), to });
+                audit::add(tx, &record)?;
             }
         }
         iam::add_api_key(tx, &ApiKey::new(&iam_id, "bootstrap", SYSTEM, now), &mac)?;

@@ -252,7 +252,7 @@ impl World {
             .tx("t", |tx| {
                 clusters::insert(tx, &row, None)?;
                 clusters::agent_joined(tx, &id, &agent, "t", not_after, START)?;
-                crate::clusters::authorise_all(tx, "t", START)
+                crate::clusters::authorise_all(tx, START)
             })
             .unwrap();
         let service = Principal {

@@ -7,12 +7,14 @@
 
 use super::limits::CLUSTERS_MAX;
 use super::roots::scope_of;
+use crate::iam::said::said;
 use claviger_domain::access::{On, Scope, ServiceRole};
+use claviger_domain::audit::{Change, Facts, Record};
 use claviger_domain::id::{ClusterId, PolicyId, UnixMs};
 use claviger_domain::key::RootKey;
 use claviger_domain::policy::{Access, Policy, Role, Subject, Target};
 use claviger_store::access::{self, Stamp, Stored};
-use claviger_store::{StoreError, Tx, clusters, keys};
+use claviger_store::{StoreError, Tx, audit, clusters, keys};
 
 /// What a cluster may do with keys, and which of its root keys no authorization lets it use.
 #[derive(Default)]
@@ -49,29 +51,36 @@ fn of_one(id: PolicyId, cluster: &ClusterId, root: RootKey) -> Policy {
         .expect("clusters may be Reader of a key")
 }
 
-/// Lets a cluster use a root key, if it may not yet.
+/// How an authorization is called on record.
+pub const CREATED: &str = "iam-am.policy.create";
+
+/// Lets a cluster use a root key, if it may not yet. `record` is that of whoever lets it, and
+/// is put on record with what was made.
 pub fn authorise(
     tx: &Tx<'_>,
     cluster: &ClusterId,
     root: &RootKey,
-    by: &str,
-    now: UnixMs,
-) -> Result<PolicyId, StoreError> {
-    if let Some(there) = access::authorization(tx, cluster, root)? {
-        return Ok(there);
+    record: Record,
+) -> Result<(), StoreError> {
+    if access::authorization(tx, cluster, root)?.is_some() {
+        return Ok(());
     }
     let policy = of_one(PolicyId::random(), cluster, *root);
-    let id = policy.id();
-    access::add(tx, &Stored { policy, stamp: Stamp::new(by, now) })?;
-    Ok(id)
+    let change = Change::Access { from: Facts::new(), to: said(&policy) };
+    let mut record = Record { target: format!("policy:{}", policy.id()), ..record };
+    record.data.change = Some(change);
+    let stamp = Stamp::new(&record.who, record.at);
+    access::add(tx, &Stored { policy, stamp })?;
+    audit::add(tx, &record)
 }
 
 /// Lets every cluster use the root keys that its truth names: what they could before there were
 /// authorizations.
-pub fn authorise_all(tx: &Tx<'_>, by: &str, now: UnixMs) -> Result<(), StoreError> {
+pub fn authorise_all(tx: &Tx<'_>, now: UnixMs) -> Result<(), StoreError> {
     for row in clusters::list(tx, CLUSTERS_MAX)? {
         for root in super::roots::roots_of(&row.cluster) {
-            authorise(tx, &row.cluster.id, &root, by, now)?;
+            let record = Record::of_system(now, CREATED, String::new());
+            authorise(tx, &row.cluster.id, &root, record)?;
         }
     }
     Ok(())

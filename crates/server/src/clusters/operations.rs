@@ -1,7 +1,7 @@
 //! Enable encryption, or move a cluster to another root key: what the operator asks for.
 
 use super::api_key;
-use super::authorizations::authorise;
+use super::authorizations::{CREATED, authorise};
 use super::fault::Fault;
 use super::state::Whole;
 use super::{commits, give_up, roots, view};
@@ -101,7 +101,7 @@ pub fn open(
                 .into(),
         );
     }
-    authorise(tx, &cluster.id, &target, by, now)?;
+    authorise(tx, &cluster.id, &target, caller.did(now, CREATED, ""))?;
     commits::store(tx, whole.row, &commit, now)?;
     Ok(Outcome { opened: Opened { operation: Some(id), warnings }, changed: true })
 }

@@ -96,8 +96,9 @@ pub async fn get_cluster(
 ) -> Result<Json<ClusterView>, Fault> {
     let name = params.get("cluster").cloned().filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| Fault::Bad("the query parameter `cluster` is missing".into()))?;
-    let one =
-        read(&app, move |app, tx, now| Ok(shown(app, &viewed(app, tx, &mut caller, &name, now)?, now)));
+    let one = read(&app, move |app, tx, now| {
+        Ok(shown(app, &viewed(app, tx, &mut caller, &name, now)?, now))
+    });
     let one = one.await?;
     keep_shown(&app, one.changed.into_iter().collect()).await;
     Ok(Json(one.view))

@@ -9,11 +9,12 @@ use crate::http::objects;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::PlatformRole;
-use claviger_domain::audit::Record;
+use claviger_domain::audit::{Change, Facts, Record};
 use claviger_domain::id::UnixMs;
 use claviger_domain::policy::Site;
 use claviger_store::{StoreError, Tx, access, audit};
 use serde::de::DeserializeOwned;
+use std::cell::RefCell;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -91,6 +92,21 @@ pub(crate) struct Doing {
     pub(crate) target: String,
     /// Who may do it.
     pub(crate) needs: Needs,
+    /// What the work says of itself for the record.
+    noted: RefCell<Noted>,
+}
+
+#[derive(Default)]
+struct Noted {
+    target: Option<String>,
+    change: Option<Change>,
+    status: Option<u16>,
+}
+
+/// Facts for the record, as they are kept.
+pub(crate) fn facts<const N: usize>(facts: [(&str, String); N]) -> Facts {
+    let kept = facts.map(|(name, text)| (name.to_owned(), Record::kept(&text).to_owned()));
+    kept.into_iter().collect()
 }
 
 /// Who may do something.
@@ -106,6 +122,31 @@ pub(crate) enum Needs {
 }
 
 impl Doing {
+    pub(crate) fn new(
+        caller: Caller,
+        form: Form,
+        action: &'static str,
+        target: String,
+        needs: Needs,
+    ) -> Doing {
+        Doing { caller, form, action, target, needs, noted: RefCell::default() }
+    }
+
+    /// Notes what it was done to, where that is known only now.
+    pub(crate) fn about(&self, target: String) {
+        self.noted.borrow_mut().target = Some(target);
+    }
+
+    /// Notes what something said before and says now; nothing where it was not or is no more.
+    pub(crate) fn changed(&self, from: Facts, to: Facts) {
+        self.noted.borrow_mut().change = Some(Change::Access { from, to });
+    }
+
+    /// Notes how it ended, where the answer tells of several that ended otherwise.
+    pub(crate) fn ended(&self, status: u16) {
+        self.noted.borrow_mut().status = Some(status);
+    }
+
     /// Does it: role, work and record in one transaction.
     pub(crate) async fn run<T: Send + 'static>(
         self,
@@ -126,6 +167,8 @@ impl Doing {
         let (doing, done) = app
             .blocking(move |app| {
                 let done = app.store.tx(self.action, |tx| {
+                    // The transaction may be done over.
+                    self.noted.take();
                     self.admit(app, tx)?;
                     // Whoever changes access may not leave nobody to administer it.
                     let on_access = !matches!(self.needs, Needs::Role(..));
@@ -134,7 +177,7 @@ impl Doing {
                     if before && tx.changed_access() && !access::has_administrator(tx)? {
                         return Err(last_administrator());
                     }
-                    audit::add(tx, &self.record(now, 200, ""))?;
+                    audit::add(tx, &self.done(now))?;
                     Ok::<_, Refusal>(value)
                 });
                 let done = done.and_then(|value| then(app).map(|()| value));
@@ -145,7 +188,7 @@ impl Doing {
             Ok(value) => return Ok(value),
             Err(refusal) => refusal,
         };
-        let record = doing.record(now, refusal.status.as_u16(), refusal.code);
+        let record = doing.refused(now, &refusal);
         if app.recorder.record(record).await.is_err() {
             tracing::warn!(action = doing.action, "a refusal could not be put on record");
         }
@@ -183,9 +226,18 @@ impl Doing {
         if self.form == Form::Resource { "RC-IamErrorResponse" } else { "E0001" }
     }
 
-    fn record(&self, at: UnixMs, status: u16, reason: &'static str) -> Record {
-        let done = self.caller.did(at, self.action, &*self.target);
-        Record { status, reason: reason.into(), ..done }
+    fn done(&self, at: UnixMs) -> Record {
+        let Noted { target, change, status } = self.noted.take();
+        let mut record =
+            self.caller.did(at, self.action, target.unwrap_or_else(|| self.target.clone()));
+        record.data.change = change;
+        record.status = status.unwrap_or(record.status);
+        record
+    }
+
+    fn refused(&self, at: UnixMs, refusal: &Refusal) -> Record {
+        let record = self.caller.did(at, self.action, &*self.target);
+        Record { status: refusal.status.as_u16(), reason: refusal.code.into(), ..record }
     }
 }
 

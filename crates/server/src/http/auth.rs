@@ -256,11 +256,7 @@ async fn identify(app: &Arc<App>, token: &str) -> Result<Entry, Unknown> {
 }
 
 /// Who a bearer is, if his credential counts still.
-fn find_bearer(
-    tx: &Tx<'_>,
-    bearer: &Bearer,
-    now: UnixMs,
-) -> Result<Option<Found>, StoreError> {
+fn find_bearer(tx: &Tx<'_>, bearer: &Bearer, now: UnixMs) -> Result<Option<Found>, StoreError> {
     if !alive(tx, &bearer.iam_id, &bearer.credential, now)? {
         return Ok(None);
     }

@@ -5,7 +5,7 @@ use super::TAG;
 use super::shape::{KMS, old_role, role_crn, role_text};
 use super::signing;
 use crate::app::App;
-use crate::http::admin::{Doing, Needs, Refusal};
+use crate::http::admin::{Doing, Needs, Refusal, facts};
 use crate::http::api::content::json;
 use crate::http::api::parameters::{NOW, OLD_ROLES, ROLES};
 use crate::http::api::{Api, Kind, get, post, says};
@@ -15,6 +15,7 @@ use crate::iam::signing::SigningKeys;
 use crate::keys::query::Query;
 use axum::Json;
 use axum::extract::State;
+use claviger_domain::audit::Facts;
 use claviger_domain::policy::Role;
 use claviger_store::{Tx, iam};
 use claviger_wire::access::{OldPlatformRoles, OldRoles, OldSystemRole, Role as WireRole, Roles};
@@ -68,10 +69,10 @@ async fn rotate(
 ) -> Result<Json<RotatedSigningKey>, Refusal> {
     let (form, action) = (Form::Service, "iam-identity.signing-key.rotate");
     let (target, needs) = ("signing-keys".to_owned(), Needs::Administrator);
-    let doing = Doing { caller, form, action, target, needs };
+    let doing = Doing::new(caller, form, action, target, needs);
     let rotated = doing.run_then(
         &app,
-        move |app, tx, _, now| {
+        move |app, tx, doing, now| {
             let life_s = match query.get("now") {
                 None | Some("false") => Some(app.token_life_s()),
                 Some("true") => None,
@@ -83,12 +84,16 @@ async fn rotate(
                             wait for some to end, or end all of them with now=true";
                 Refusal::conflict("SIGNING_KEY_QUOTA_ERR", what)
             };
-            Ok(made.ok_or_else(many)?.kid)
+            let kid = made.ok_or_else(many)?.kid;
+            let ended = if life_s.is_none() { "all before it" } else { "" };
+            doing.changed(Facts::new(), facts([("kid", kid.clone()), ("ended", ended.to_owned())]));
+            Ok(kid)
         },
         // Only once it is durable, and whether or not the client waits for its answer: a token
         // must not name a key that nobody knows after a crash, nor be signed by one that ended.
         |app| {
-            let keys = || app.store.read("signing keys", |tx| SigningKeys::load(tx, &*app.custodian));
+            let keys =
+                || app.store.read("signing keys", |tx| SigningKeys::load(tx, &*app.custodian));
             app.tokens.reload(keys).map_err(failed)
         },
     );

@@ -1,10 +1,11 @@
 //! `/v2/groups` and the older `/v1/groups`: access groups and who is in them, for administrators.
 
 use super::TAG;
+use super::said::said_of_all;
 use super::shape::{etag, if_match, if_match_header, tagged};
 use super::text::{described, named};
 use crate::app::App;
-use crate::http::admin::{Doing, Needs, Refusal, parse};
+use crate::http::admin::{Doing, Needs, Refusal, facts, parse};
 use crate::http::api::content::json;
 use crate::http::api::parameters::{ACCESS_GROUPS, ETAG, FORCE_GROUP, IF_MATCH, OFFSETS};
 use crate::http::api::{Api, Kind, delete, get, patch, post, put, says};
@@ -17,7 +18,9 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
+use claviger_domain::audit::Facts;
 use claviger_domain::id::{GroupId, UnixMs};
+use claviger_domain::policy::Subject;
 use claviger_store::access::{self as store, Group, Stamp};
 use claviger_store::{StoreError, Tx, iam};
 use claviger_wire::access::{
@@ -127,7 +130,7 @@ fn doing(app: &App, caller: Caller, action: &'static str, id: Option<&str>) -> D
         Some(id) => format!("group:{}", id.chars().take(64).collect::<String>()),
         None => format!("a/{}", app.account.id),
     };
-    Doing { caller, form: Form::Access, action, target, needs: Needs::Administrator }
+    Doing::new(caller, Form::Access, action, target, Needs::Administrator)
 }
 
 fn found(tx: &Tx<'_>, id: &str) -> Result<Group, Refusal> {
@@ -141,6 +144,10 @@ fn taken(e: StoreError) -> Refusal {
         return Refusal::conflict("group_name_not_unique", "Another access group has this name");
     }
     e.into()
+}
+
+fn said(group: &Group) -> Facts {
+    facts([("name", group.name.clone()), ("description", group.description.clone())])
 }
 
 fn version(group: &Group) -> String {
@@ -218,6 +225,8 @@ async fn create(
             stamp: Stamp::new(&doing.caller.iam_id, now),
         };
         store::add_group(tx, &group).map_err(taken)?;
+        doing.about(format!("group:{}", group.id));
+        doing.changed(Facts::new(), said(&group));
         Ok((version(&group), shown(app, &group)))
     });
     let (tag, group) = made.await?;
@@ -251,6 +260,7 @@ async fn change(
     let doing = doing(&app, caller, "iam-groups.group.update", Some(&id));
     let changed = doing.run(&app, move |app, tx, doing, now| {
         let mut group = found(tx, &id)?;
+        let before = said(&group);
         let change = body.as_ref().map_err(Clone::clone)?;
         if_match(tag.as_deref(), &version(&group), StatusCode::CONFLICT)?;
         if let Some(name) = &change.name {
@@ -261,6 +271,7 @@ async fn change(
         }
         group.stamp = group.stamp.next(&doing.caller.iam_id, now);
         store::update_group(tx, &group).map_err(taken)?;
+        doing.changed(before, said(&group));
         Ok((version(&group), shown(app, &group)))
     });
     let (tag, group) = changed.await?;
@@ -276,14 +287,15 @@ async fn remove(
 ) -> Result<StatusCode, Refusal> {
     let doing = doing(&app, caller, "iam-groups.group.delete", Some(&id));
     doing
-        .run(&app, move |_, tx, _, _| {
+        .run(&app, move |_, tx, doing, _| {
             let group = found(tx, &id)?;
             let force = match query.get("force") {
                 None | Some("false") => false,
                 Some("true") => true,
                 Some(_) => return Err(Refusal::bad("force must be true or false")),
             };
-            let members = store::members(tx, group.id)?.len();
+            let inside = store::members(tx, group.id)?;
+            let members = inside.len();
             if members > 0 && !force {
                 let what = format!(
                     "the access group has {members} members, who would lose its roles; remove \
@@ -291,6 +303,14 @@ async fn remove(
                 );
                 return Err(Refusal::conflict("GROUP_NOT_EMPTY_ERR", what));
             }
+            let inside: Vec<String> = inside.into_iter().map(|member| member.iam_id).collect();
+            let policies = store::about(tx, &Subject::Group(group.id))?;
+            let mut before = said(&group);
+            before.append(&mut facts([
+                ("members", inside.join(" ")),
+                ("policies", said_of_all(&policies)),
+            ]));
+            doing.changed(before, Facts::new());
             store::remove_group(tx, group.id)?;
             Ok(())
         })
@@ -344,7 +364,15 @@ async fn add_members(
             return Err(Refusal::bad(format!("members must be 1 to {ADDED_MAX}")));
         }
         let members = asked.iter().map(|member| add(tx, doing, group.id, member, now));
-        Ok(AddedMembers { members: members.collect::<Result<_, _>>()? })
+        let members: Vec<AddedMember> = members.collect::<Result<_, _>>()?;
+        let added = |ok: bool| {
+            let those = members.iter().filter(|member| member.ok == ok);
+            those.map(|member| member.iam_id.as_str()).collect::<Vec<_>>().join(" ")
+        };
+        doing.changed(Facts::new(), facts([("members", added(true)), ("refused", added(false))]));
+        let status = |ok: bool| members.iter().find(|m| m.ok == ok).map(|m| m.status_code);
+        doing.ended(status(true).or(status(false)).unwrap_or(200));
+        Ok(AddedMembers { members })
     });
     Ok((StatusCode::MULTI_STATUS, Json(added.await?)))
 }
@@ -395,9 +423,10 @@ async fn remove_member(
 ) -> Result<StatusCode, Refusal> {
     let doing = doing(&app, caller, "iam-groups.member.delete", Some(&id));
     doing
-        .run(&app, move |_, tx, _, _| {
+        .run(&app, move |_, tx, doing, _| {
             let group = found(tx, &id)?;
             if store::remove_member(tx, group.id, &iam_id)? {
+                doing.changed(facts([("members", iam_id.clone())]), Facts::new());
                 return Ok(());
             }
             Err(Refusal::none("It is not in this access group"))

@@ -4,10 +4,11 @@
 
 use super::TAG;
 use super::principals::PRINCIPALS_MAX;
+use super::said::{said_of_all, said_of_key};
 use super::shape::{etag, if_match, if_match_header};
 use super::text::{described, named};
 use crate::app::App;
-use crate::http::admin::{Doing, Needs, Refusal, parse};
+use crate::http::admin::{Doing, Needs, Refusal, facts, parse};
 use crate::http::api::content::json;
 use crate::http::api::parameters::{API_KEYS, IF_MATCH, SERVICE_IDS, USERS};
 use crate::http::api::{Api, Kind, delete, get, post, put, says};
@@ -21,9 +22,10 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::PlatformRole;
-use claviger_domain::policy::Site;
-use claviger_store::Tx;
+use claviger_domain::audit::Facts;
+use claviger_domain::policy::{Site, Subject};
 use claviger_store::iam::{self, ApiKey, Identity, Principal};
+use claviger_store::{Tx, access};
 use claviger_wire::access::{User, Users};
 use claviger_wire::iam::{
     ApiKey as WireApiKey, ApiKeyEntity, IdentityMetadata, Items, NewIdentity, ServiceId,
@@ -131,7 +133,7 @@ fn users() -> Api {
 
 fn doing(caller: Caller, form: Form, action: &'static str, target: &str, needs: Needs) -> Doing {
     let target = target.chars().take(128).collect();
-    Doing { caller, form, action, target, needs }
+    Doing::new(caller, form, action, target, needs)
 }
 
 fn crn(app: &App, kind: &str, id: &str) -> String {
@@ -261,6 +263,7 @@ async fn create_api_key(
         key.description = described(&body.description)?;
         let secret = app.tokens.new_api_key();
         iam::add_api_key(tx, &key, &app.tokens.api_key_mac(&secret))?;
+        doing.changed(Facts::new(), said_of_key(&key));
         Ok(shown(app, &key, secret))
     });
     let mut answer = (StatusCode::CREATED, Json(made.await?)).into_response();
@@ -301,7 +304,9 @@ async fn change_api_key(
         iam::describe_api_key(tx, key.id, &name, &described(&body.description)?, now)?;
         let changed = iam::api_key(tx, key.id)?;
         let gone = || Refusal::none("There is no such API key");
-        Ok(shown(app, &changed.ok_or_else(gone)?, String::new()))
+        let changed = changed.ok_or_else(gone)?;
+        doing.changed(said_of_key(&key), said_of_key(&changed));
+        Ok(shown(app, &changed, String::new()))
     });
     Ok(Json(key.await?))
 }
@@ -316,11 +321,37 @@ async fn remove_api_key(
     let remove = doing(caller, Form::Identity, action, &id, Needs::Token);
     remove
         .run(&app, move |_, tx, doing, _| {
-            iam::remove_api_key(tx, managed(tx, doing, &id)?.id)?;
+            let key = managed(tx, doing, &id)?;
+            doing.changed(said_of_key(&key), Facts::new());
+            iam::remove_api_key(tx, key.id)?;
             Ok(())
         })
         .await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+fn said(identity: &Identity) -> Facts {
+    let Identity { principal, description, owner, .. } = identity;
+    facts([
+        ("name", principal.name.clone()),
+        ("email", principal.email.clone()),
+        ("description", description.clone()),
+        ("owner", owner.clone().unwrap_or_default()),
+    ])
+}
+
+/// Removes a principal with all that hangs on it, and notes what that was.
+fn take_away(tx: &Tx<'_>, doing: &Doing, identity: &Identity) -> Result<(), Refusal> {
+    let iam_id = &identity.principal.iam_id;
+    let keys = iam::api_keys(tx, iam_id)?;
+    let keys: Vec<String> = keys.iter().map(|key| key.id.to_string()).collect();
+    let policies = access::about(tx, &Subject::Principal(iam_id.clone()))?;
+    let mut before = said(identity);
+    let (keys, policies) = (keys.join(" "), said_of_all(&policies));
+    before.append(&mut facts([("api_keys", keys), ("policies", policies)]));
+    doing.changed(before, Facts::new());
+    iam::remove_principal(tx, iam_id)?;
+    Ok(())
 }
 
 fn service_id(app: &App, identity: &Identity) -> ServiceId {
@@ -398,7 +429,9 @@ async fn create_service_id(
         if !doing.caller.service {
             iam::set_owner(tx, &iam_id, &doing.caller.iam_id)?;
         }
-        Ok(service_id(app, &found_service(tx, &iam_id)?))
+        let made = found_service(tx, &iam_id)?;
+        doing.changed(Facts::new(), said(&made));
+        Ok(service_id(app, &made))
     });
     Ok((StatusCode::CREATED, Json(made.await?)))
 }
@@ -426,7 +459,7 @@ async fn change_service_id(
     let (tag, body) = (if_match_header(&headers), parse::<NewIdentity>(&body));
     let action = "iam-identity.account-serviceid.update";
     let change = doing(caller, Form::Identity, action, &id, Needs::Administrator);
-    let changed = change.run(&app, move |app, tx, _, now| {
+    let changed = change.run(&app, move |app, tx, doing, now| {
         let before = found_service(tx, &id)?;
         let body = body.as_ref().map_err(Clone::clone)?;
         let iam_id = &before.principal.iam_id;
@@ -436,7 +469,9 @@ async fn change_service_id(
             false => named(&body.name)?,
         };
         iam::describe(tx, iam_id, &name, &described(&body.description)?, now)?;
-        Ok(service_id(app, &found_service(tx, iam_id)?))
+        let after = found_service(tx, iam_id)?;
+        doing.changed(said(&before), said(&after));
+        Ok(service_id(app, &after))
     });
     Ok(Json(changed.await?))
 }
@@ -449,12 +484,7 @@ async fn remove_service_id(
 ) -> Result<StatusCode, Refusal> {
     let action = "iam-identity.account-serviceid.delete";
     let remove = doing(caller, Form::Identity, action, &id, Needs::Administrator);
-    remove
-        .run(&app, move |_, tx, _, _| {
-            iam::remove_principal(tx, &found_service(tx, &id)?.principal.iam_id)?;
-            Ok(())
-        })
-        .await?;
+    remove.run(&app, move |_, tx, doing, _| take_away(tx, doing, &found_service(tx, &id)?)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -530,7 +560,7 @@ async fn remove_user(
     let action = "user-management.user.delete";
     let remove = doing(caller, Form::Access, action, &iam_id, Needs::Administrator);
     remove
-        .run(&app, move |app, tx, _, _| {
+        .run(&app, move |app, tx, doing, _| {
             let user = found_user(app, tx, &account, &iam_id)?;
             let owned = iam::owned_by(tx, &user.principal.iam_id)?;
             if owned > 0 {
@@ -540,8 +570,7 @@ async fn remove_user(
                 );
                 return Err(Refusal::conflict("USER_OWNS_SERVICES_ERR", what));
             }
-            iam::remove_principal(tx, &user.principal.iam_id)?;
-            Ok(())
+            take_away(tx, doing, &user)
         })
         .await?;
     Ok(StatusCode::NO_CONTENT)

@@ -2,6 +2,7 @@
 //! become. For administrators.
 
 use super::TAG;
+use super::said::said_of_issuer;
 use super::trust::read_keys;
 use crate::app::App;
 use crate::http::admin::{Doing, Needs, Refusal, parse};
@@ -13,6 +14,7 @@ use crate::http::error::Form;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use claviger_domain::audit::Facts;
 use claviger_store::trust::{self, Issuer, Trust};
 use claviger_store::{Tx, iam};
 use claviger_wire::iam::{TrustedIssuer, TrustedIssuers, TrustedSubject};
@@ -43,7 +45,7 @@ pub(super) fn api() -> Api {
 
 fn doing(caller: Caller, action: &'static str, target: &str) -> Doing {
     let target = target.chars().take(TEXT_MAX).collect();
-    Doing { caller, form: Form::Service, action, target, needs: Needs::Administrator }
+    Doing::new(caller, Form::Service, action, target, Needs::Administrator)
 }
 
 fn shown(tx: &Tx<'_>, issuer: Issuer) -> Result<TrustedIssuer, Refusal> {
@@ -94,6 +96,8 @@ async fn give(
         if body.subjects.len() > SUBJECTS_MAX {
             return Err(Refusal::bad(format!("at most {SUBJECTS_MAX} subjects can be given")));
         }
+        let before = trust::issuer(tx, &body.issuer)?;
+        let before = before.map(|issuer| shown(tx, issuer)).transpose()?;
         let (by, issuer) = (&doing.caller.iam_id, body.issuer.clone());
         let audience = body.audience.clone();
         let issuer = Issuer { issuer, audience, jwks, created: now, created_by: by.clone() };
@@ -112,7 +116,12 @@ async fn give(
             let (issuer, subject) = (issuer.issuer.clone(), subject.clone());
             trust::add(tx, &Trust { issuer, subject, iam_id: iam_id.clone() }, by, now)?;
         }
-        shown(tx, issuer)
+        let after = shown(tx, issuer)?;
+        doing.changed(
+            before.as_ref().map(said_of_issuer).unwrap_or_default(),
+            said_of_issuer(&after),
+        );
+        Ok(after)
     });
     Ok(Json(given.await?))
 }
@@ -133,11 +142,12 @@ async fn remove(
 ) -> Result<StatusCode, Refusal> {
     let doing = doing(caller, "iam-identity.trusted-issuer.delete", &issuer);
     doing
-        .run(&app, move |_, tx, _, _| {
-            if trust::remove_issuer(tx, &issuer)? {
-                return Ok(());
-            }
-            Err(Refusal::none("This issuer is not trusted"))
+        .run(&app, move |_, tx, doing, _| {
+            let none = || Refusal::none("This issuer is not trusted");
+            let before = shown(tx, trust::issuer(tx, &issuer)?.ok_or_else(none)?)?;
+            doing.changed(said_of_issuer(&before), Facts::new());
+            trust::remove_issuer(tx, &issuer)?;
+            Ok(())
         })
         .await?;
     Ok(StatusCode::NO_CONTENT)

@@ -9,6 +9,7 @@ mod issuers;
 pub(crate) mod known;
 mod policies;
 mod principals;
+pub(crate) mod said;
 mod shape;
 pub(crate) mod signing;
 mod text;

@@ -1,6 +1,7 @@
 //! `/v1/policies`, and the same policies by the older paths below `/acms`: for administrators.
 
 use super::TAG;
+use super::said::said;
 use super::shape::{
     self, etag, if_match, if_match_header, principal, shown, shown_old, tagged, wanted, wanted_old,
 };
@@ -17,6 +18,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
+use claviger_domain::audit::Facts;
 use claviger_domain::id::{PolicyId, UnixMs};
 use claviger_domain::policy::Subject;
 use claviger_store::Tx;
@@ -151,7 +153,7 @@ fn doing(app: &App, caller: Caller, verb: &'static str, id: Option<&str>) -> Doi
         Some(id) => format!("policy:{}", id.chars().take(64).collect::<String>()),
         None => format!("a/{}", app.account.id),
     };
-    Doing { caller, form: Form::Access, action, target, needs: Needs::Administrator }
+    Doing::new(caller, Form::Access, action, target, Needs::Administrator)
 }
 
 fn found(tx: &Tx<'_>, id: &str) -> Result<Stored, Refusal> {
@@ -185,6 +187,8 @@ fn add(tx: &Tx<'_>, doing: &Doing, wanted: &shape::Wanted, now: UnixMs) -> Resul
     }
     let stored = Stored { policy, stamp: Stamp::new(&doing.caller.iam_id, now) };
     store::add(tx, &stored)?;
+    doing.about(named(stored.policy.id()));
+    doing.changed(Facts::new(), said(&stored.policy));
     Ok(stored)
 }
 
@@ -204,7 +208,19 @@ fn change(
     let policy = wanted.policy(before.policy.id())?;
     let stored = Stored { policy, stamp: before.stamp.next(&doing.caller.iam_id, now) };
     store::replace(tx, &stored)?;
+    doing.changed(said(&before.policy), said(&stored.policy));
     Ok(stored)
+}
+
+fn take_away(tx: &Tx<'_>, doing: &Doing, stored: &Stored) -> Result<(), Refusal> {
+    store::remove(tx, stored.policy.id())?;
+    doing.changed(said(&stored.policy), Facts::new());
+    Ok(())
+}
+
+/// A policy in an audit record.
+fn named(id: PolicyId) -> String {
+    format!("policy:{id}")
 }
 
 /// `GET /v1/policies`.
@@ -297,12 +313,7 @@ async fn remove(
     Path(id): Path<String>,
 ) -> Result<StatusCode, Refusal> {
     let doing = doing(&app, caller, "delete", Some(&id));
-    doing
-        .run(&app, move |_, tx, _, _| {
-            store::remove(tx, found(tx, &id)?.policy.id())?;
-            Ok(())
-        })
-        .await?;
+    doing.run(&app, move |_, tx, doing, _| take_away(tx, doing, &found(tx, &id)?)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -472,10 +483,8 @@ async fn remove_about(
 ) -> Result<StatusCode, Refusal> {
     let doing = doing(&app, caller, "delete", Some(&id));
     doing
-        .run(&app, move |app, tx, _, _| {
-            let stored = found_about(tx, &id, &about(app, tx, &scope, &who)?)?;
-            store::remove(tx, stored.policy.id())?;
-            Ok(())
+        .run(&app, move |app, tx, doing, _| {
+            take_away(tx, doing, &found_about(tx, &id, &about(app, tx, &scope, &who)?)?)
         })
         .await?;
     Ok(StatusCode::NO_CONTENT)

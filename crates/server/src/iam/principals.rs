@@ -1,7 +1,8 @@
 //! `POST /v3/principals`: lets a person or a service in, with roles and one API key.
 
+use super::said::said_of_all;
 use crate::app::App;
-use crate::http::admin::{Doing, Needs, Refusal, parse};
+use crate::http::admin::{Doing, Needs, Refusal, facts, parse};
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::Form;
@@ -10,9 +11,11 @@ use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::Scope;
+use claviger_domain::audit::Facts;
 use claviger_domain::key::RootKey;
+use claviger_domain::policy::Subject;
 use claviger_store::iam::{self, ApiKey, Grant, Principal};
-use claviger_store::{Tx, keys, rings};
+use claviger_store::{Tx, access, keys, rings};
 use claviger_wire::iam::{MadePrincipal, NewPrincipal, RoleOn};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -39,7 +42,7 @@ pub(super) async fn create(
         ("iam-identity.user-apikey.create", format!("IBMid-{}", &text[..10]))
     };
     let (form, target) = (Form::Service, iam_id.clone());
-    let doing = Doing { caller, form, action, target, needs: Needs::Administrator };
+    let doing = Doing::new(caller, form, action, target, Needs::Administrator);
     let made = doing.run(&app, move |app, tx, doing, now| {
         let new = new.as_ref().map_err(Clone::clone)?;
         let grants = check(tx, new)?;
@@ -64,6 +67,16 @@ pub(super) async fn create(
         let apikey = app.tokens.new_api_key();
         let key = ApiKey::new(&iam_id, &new.name, &doing.caller.iam_id, now);
         iam::add_api_key(tx, &key, &app.tokens.api_key_mac(&apikey))?;
+        let given = access::about(tx, &Subject::Principal(iam_id.clone()))?;
+        doing.changed(
+            Facts::new(),
+            facts([
+                ("name", new.name.clone()),
+                ("email", new.email.clone()),
+                ("api_keys", key.id.to_string()),
+                ("policies", said_of_all(&given)),
+            ]),
+        );
         Ok(MadePrincipal { iam_id: iam_id.clone(), name: new.name.clone(), apikey })
     });
     let mut answer = (StatusCode::CREATED, Json(made.await?)).into_response();

@@ -176,9 +176,8 @@ impl Tokens {
         look: impl FnOnce(&mut dyn Iterator<Item = &SigningKey>) -> T,
     ) -> T {
         let keys = &self.held().keys;
-        let verifies = |key: &&SigningKey| {
-            signing::verifies(keys.retired(&key.listed.kid), life_s, now)
-        };
+        let verifies =
+            |key: &&SigningKey| signing::verifies(keys.retired(&key.listed.kid), life_s, now);
         look(&mut keys.all().iter().filter(verifies))
     }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 fn doing(app: &App, caller: Caller, action: &'static str) -> Doing {
     let target = format!("a/{}", app.account.id);
     let needs = Needs::Role(PlatformRole::Viewer, Site::SomeInstance);
-    Doing { caller, form: Form::Resource, action, target, needs }
+    Doing::new(caller, Form::Resource, action, target, needs)
 }
 
 /// All groups, or those with this `name`, or the one that is the `default`.

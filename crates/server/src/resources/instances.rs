@@ -42,7 +42,7 @@ fn doing(
         Some(instance) => app.account.instance_crn(instance),
         None => format!("a/{}", app.account.id),
     };
-    Doing { caller, form: Form::Resource, action, target, needs }
+    Doing::new(caller, Form::Resource, action, target, needs)
 }
 
 /// A role on an instance; on all of them where none is named, as only who sees all may learn that

@@ -7,8 +7,8 @@ use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
 use claviger_domain::id::{ClusterId, PolicyId};
 use claviger_domain::key::RootKey;
 use claviger_domain::policy::{Policy, Role, Subject, Target};
-use claviger_store::iam::{self, Grant};
 use claviger_store::access::{self, Stamp, Stored};
+use claviger_store::iam::{self, Grant};
 use claviger_store::meta;
 use claviger_wire::iam::GRANT_NODE;
 use claviger_wire::ks::{FeatureRow, KeyOwner, KmsStatus, Registered};
@@ -90,6 +90,11 @@ async fn only_who_could_unwrap_himself_lends_a_key_to_a_cluster() {
     let made = world.authorizations().await;
     assert_eq!((made.len(), &made[0]["created_by_id"]), (1, &json!("IBMid-of-key")));
     assert_eq!(made[0]["roles"][0]["display_name"], "Reader");
+    let acts = crate::audit::everything(&world.app);
+    let record = acts.iter().rev().find(|act| act.action == "iam-am.policy.create").unwrap();
+    assert_eq!(record.target, format!("policy:{}", made[0]["id"].as_str().unwrap()));
+    assert_eq!(record.who, "IBMid-of-key");
+    assert!(record.data.change.is_some());
     let named = |at: &str, name: &str| -> Value {
         let all = made[0][at][0]["attributes"].as_array().unwrap();
         all.iter().find(|a| a["name"] == name).unwrap()["value"].clone()

@@ -3,6 +3,7 @@
 mod identities;
 mod matrix;
 mod policies;
+mod record;
 mod revoked;
 mod strangers;
 mod tokens;

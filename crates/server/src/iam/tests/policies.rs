@@ -154,7 +154,8 @@ async fn nothing_that_narrows_a_policy_is_passed_over() {
     let old = format!("/acms/v2/accounts/{account}/policies");
     let whole = policy(("iam_id", "IBMid-p"), &["Reader"], json!({"serviceName": "kms"}), &account);
     let mut tags = whole.clone();
-    tags["resources"][0]["tags"] = json!([{"name": "env", "value": "test", "operator": "stringEquals"}]);
+    tags["resources"][0]["tags"] =
+        json!([{"name": "env", "value": "test", "operator": "stringEquals"}]);
     let mut attribute = whole.clone();
     attribute["resources"][0]["attributes"][0]["not"] = json!(true);
     let mut times = whole.clone();
