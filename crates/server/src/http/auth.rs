@@ -5,6 +5,7 @@ use crate::http::Trace;
 use crate::http::error::{Form, KpError};
 use crate::iam::known::{Entry, Found};
 use crate::iam::token::{BadToken, Bearer, Credential, Expected};
+use crate::iam::trust::trusts;
 use axum::extract::FromRequestParts;
 use axum::http::{StatusCode, header, request::Parts};
 use axum::response::{IntoResponse, Response};
@@ -278,8 +279,9 @@ pub(crate) fn alive(
             let node = Node { cluster, agent, fingerprint, not_after: *not_after };
             crate::clusters::admits(tx, &node, now)
         }
-        Credential::Trust { issuer, subject } => {
-            Ok(trust::of_subject(tx, issuer, subject)?.iter().any(|own| own == iam_id))
+        Credential::Trust { issuer, subject, key } => {
+            let may = trust::of_subject(tx, issuer, subject)?.iter().any(|own| own == iam_id);
+            Ok(may && trusts(tx, issuer, key)?)
         }
     }
 }

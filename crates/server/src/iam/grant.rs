@@ -35,6 +35,9 @@ impl Refused {
 pub(super) struct Login {
     pub(super) principal: Principal,
     pub(super) credential: Credential,
+    /// When the credential ends by itself, in seconds since the Unix epoch: no access token of it
+    /// lives longer.
+    pub(super) until_s: Option<i64>,
     /// Seconds since the Unix epoch; none where the credential itself is at hand anyway.
     pub(super) refresh_until_s: Option<i64>,
 }
@@ -94,7 +97,9 @@ pub(crate) async fn token(
 }
 
 fn issue(app: &App, login: &Login, grant: &str, now: UnixMs) -> Token {
-    let life_s = app.token_life_s();
+    let now_s = now.0.div_euclid(1000);
+    let left_s = |until_s: i64| until_s.saturating_sub(now_s).max(0);
+    let life_s = login.until_s.map_or(i64::MAX, left_s).min(app.token_life_s());
     let access_token = app.tokens.issue(&Issue {
         principal: &login.principal,
         credential: &login.credential,
@@ -116,8 +121,8 @@ fn issue(app: &App, login: &Login, grant: &str, now: UnixMs) -> Token {
         access_token,
         refresh_token,
         token_type: "Bearer".to_owned(),
-        expires_in: app.settings.token_life.as_secs(),
-        expiration: now.0.div_euclid(1000) + life_s,
+        expires_in: life_s.unsigned_abs(),
+        expiration: now_s + life_s,
         scope: "ibm openid".to_owned(),
     }
 }
@@ -136,7 +141,7 @@ async fn by_api_key(app: &Arc<App>, api_key: String, now: UnixMs) -> Result<Logi
         Some((principal, key, stored)) if digest::equal(&stored, &mac) => {
             let until = now.0.div_euclid(1000) + app.settings.refresh_life.as_secs() as i64;
             let credential = Credential::ApiKey(key);
-            Ok(Login { principal, credential, refresh_until_s: Some(until) })
+            Ok(Login { principal, credential, until_s: None, refresh_until_s: Some(until) })
         }
         _ => Err(unknown()),
     }
@@ -158,7 +163,7 @@ async fn by_refresh_token(app: &Arc<App>, token: String, now: UnixMs) -> Result<
         })
     });
     let principal = found.await.map_err(storage)?.ok_or_else(over)?;
-    Ok(Login { principal, credential, refresh_until_s: Some(expires_s) })
+    Ok(Login { principal, credential, until_s: None, refresh_until_s: Some(expires_s) })
 }
 
 async fn by_certificate(app: &Arc<App>, node: Option<Node>) -> Result<Login, Refused> {
@@ -169,6 +174,7 @@ async fn by_certificate(app: &Arc<App>, node: Option<Node>) -> Result<Login, Ref
     };
     let node = node.ok_or_else(refused)?;
     let crn = app.account.cluster_crn(&node.cluster);
+    let until_s = Some(node.not_after.0.div_euclid(1000));
     let (agent, fingerprint) = (node.agent.clone(), node.fingerprint.clone());
     let credential = Credential::Node { agent, fingerprint, not_after: node.not_after };
     let known = app
@@ -182,7 +188,7 @@ async fn by_certificate(app: &Arc<App>, node: Option<Node>) -> Result<Login, Ref
     }
     let iam_id = format!("crn-{crn}");
     let principal = Principal { name: crn, service: true, email: String::new(), iam_id };
-    Ok(Login { principal, credential, refresh_until_s: None })
+    Ok(Login { principal, credential, until_s, refresh_until_s: None })
 }
 
 pub(super) fn storage(e: claviger_store::StoreError) -> Refused {

@@ -14,7 +14,7 @@ mod shape;
 pub(crate) mod signing;
 mod text;
 pub mod token;
-mod trust;
+pub(crate) mod trust;
 
 use crate::http::api::content::{Content, json};
 use crate::http::api::{Api, Description, Kind, post, says};

@@ -68,6 +68,8 @@ pub(crate) enum Credential {
         issuer: String,
         /// Its subject.
         subject: String,
+        /// The [fingerprint](super::trust::fingerprint) of the key that signed it.
+        key: String,
     },
 }
 

@@ -7,6 +7,7 @@
 use super::grant::{Login, Refused, storage};
 use super::token::{Credential, LEEWAY_S};
 use crate::app::App;
+use claviger_crypto::digest::{hex, sha256};
 use claviger_domain::id::UnixMs;
 use claviger_store::iam::{self, Principal};
 use claviger_store::{StoreError, Tx, trust};
@@ -92,16 +93,41 @@ pub(super) fn read_keys(text: &str) -> Result<JwkSet, &'static str> {
     Ok(set)
 }
 
+/// What a key of an issuer is known by: another key, or another audience, has another.
+pub(super) fn fingerprint(jwk: &Jwk, audience: &str) -> String {
+    let jwk = serde_json::to_vec(jwk).expect("it was read from JSON");
+    hex(&sha256(&[audience.as_bytes(), b"\0", &jwk].concat())[..16])
+}
+
+/// Whether the issuer is trusted with this key still.
+pub(crate) fn trusts(tx: &Tx<'_>, issuer: &str, key: &str) -> Result<bool, StoreError> {
+    let Some(issuer) = trust::issuer(tx, issuer)? else { return Ok(false) };
+    let set = read_keys(&issuer.jwks).map_err(damaged)?;
+    Ok(set.keys.iter().any(|jwk| fingerprint(jwk, &issuer.audience) == key))
+}
+
+fn damaged(what: &str) -> StoreError {
+    StoreError::Damaged(format!("keys of a trusted issuer: {what}"))
+}
+
+/// What a token says that an issuer signed who is trusted.
+struct Verified {
+    issuer: String,
+    subject: String,
+    key: String,
+    /// Seconds since the Unix epoch.
+    expires_s: i64,
+}
+
 /// Whose token this is, if an issuer that is trusted signed it for this server and its time has
-/// come and is not over: issuer and subject.
-fn verify(tx: &Tx<'_>, token: &str, now: UnixMs) -> Result<Option<(String, String)>, StoreError> {
+/// come and is not over.
+fn verify(tx: &Tx<'_>, token: &str, now: UnixMs) -> Result<Option<Verified>, StoreError> {
     if token.len() > TOKEN_MAX {
         return Ok(None);
     }
     let Ok(header) = jsonwebtoken::decode_header(token) else { return Ok(None) };
     let Ok(claimed) = insecure_decode_claims::<Claimed>(token) else { return Ok(None) };
     let Some(issuer) = trust::issuer(tx, &claimed.iss)? else { return Ok(None) };
-    let damaged = |what: &str| StoreError::Damaged(format!("keys of a trusted issuer: {what}"));
     let set = read_keys(&issuer.jwks).map_err(damaged)?;
     let Some(jwk) = header.kid.as_deref().and_then(|kid| set.find(kid)) else { return Ok(None) };
     let (Some(algorithm), Ok(key)) = (algorithm(jwk), DecodingKey::from_jwk(jwk)) else {
@@ -120,7 +146,13 @@ fn verify(tx: &Tx<'_>, token: &str, now: UnixMs) -> Result<Option<(String, Strin
         && now_s <= claims.exp.saturating_add(LEEWAY_S)
         && claims.exp.saturating_sub(now_s) <= LIFE_MAX_S;
     let ours = claims.iss == issuer.issuer && claims.aud.has(&issuer.audience);
-    Ok((in_time && ours && !claims.sub.is_empty()).then_some((claims.iss, claims.sub)))
+    let verified = Verified {
+        key: fingerprint(jwk, &issuer.audience),
+        issuer: claims.iss,
+        subject: claims.sub,
+        expires_s: claims.exp,
+    };
+    Ok((in_time && ours && !verified.subject.is_empty()).then_some(verified))
 }
 
 /// A service ID as a client names it: IAM id, its UUID, CRN, or name.
@@ -140,7 +172,8 @@ pub(super) async fn login(
 ) -> Result<Login, Refused> {
     let found = app.blocking(move |app| {
         app.store.read("cr-token", |tx| {
-            let Some((issuer, subject)) = verify(tx, &token, now)? else { return Ok(None) };
+            let Some(verified) = verify(tx, &token, now)? else { return Ok(None) };
+            let Verified { issuer, subject, key, expires_s } = verified;
             let mut may_become = Vec::new();
             for iam_id in trust::of_subject(tx, &issuer, &subject)? {
                 may_become.extend(iam::principal(tx, &iam_id)?);
@@ -151,14 +184,17 @@ pub(super) async fn login(
             // Who may become several must say which.
             Ok::<_, StoreError>(match may_become.pop() {
                 Some(one) if may_become.is_empty() => {
-                    Some((one, Credential::Trust { issuer, subject }))
+                    Some((one, Credential::Trust { issuer, subject, key }, expires_s))
                 }
                 _ => None,
             })
         })
     });
     match found.await.map_err(storage)? {
-        Some((principal, credential)) => Ok(Login { principal, credential, refresh_until_s: None }),
+        Some((principal, credential, expires_s)) => {
+            let until_s = Some(expires_s);
+            Ok(Login { principal, credential, until_s, refresh_until_s: None })
+        }
         None => Err(Refused::bad(
             "BXNIM0439E",
             "Provided cr_token is not one of a trusted issuer, has ended, or may not become this service ID.",

@@ -225,6 +225,28 @@ async fn a_pod_of_a_trusted_cluster_becomes_the_service_id_that_it_was_given() {
     let token = come_in(&w, &es.token(&w, |_| ()), "").await.is(200);
     let token = token["access_token"].as_str().unwrap();
     assert_eq!(w.lists_keys(token).await, 200);
+    // No longer than the pod's own: that had ten minutes.
+    w.clock.advance(Duration::from_secs(500));
+    assert_eq!(w.lists_keys(token).await, 200);
+    w.clock.advance(Duration::from_secs(110));
+    assert_eq!(w.lists_keys(token).await, 401);
+
+    // What another key of the issuer signed, or was meant for another audience, ends with that.
+    let by_key = async |issuer: &Issuer| {
+        let answer = come_in(&w, &issuer.token(&w, |_| ()), "").await.is(200);
+        answer["access_token"].as_str().unwrap().to_owned()
+    };
+    let (by_es, by_rs) = (by_key(&es).await, by_key(&rs).await);
+    w.ask(&admin, "PUT", path, trust(&iam_id, json!([rs.jwk]))).await.is(200);
+    assert_eq!(w.lists_keys(&by_es).await, 401, "its key is trusted no longer");
+    assert_eq!(w.lists_keys(&by_rs).await, 200);
+    let mut another = trust(&iam_id, json!([rs.jwk]));
+    another["audience"] = json!("another");
+    w.ask(&admin, "PUT", path, another).await.is(200);
+    assert_eq!(w.lists_keys(&by_rs).await, 401);
+    w.ask(&admin, "PUT", path, trust(&iam_id, json!([es.jwk]))).await.is(200);
+    let token = &by_key(&es).await;
+    assert_eq!(w.lists_keys(token).await, 200);
     let listed = w.ask(&admin, "GET", path, Value::Null).await.is(200);
     assert_eq!(listed["issuers"][0]["subjects"][0]["iam_id"], json!(iam_id));
     let gone = format!("{path}/{}", ISSUER.replace("//", "%2F%2F"));
