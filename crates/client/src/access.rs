@@ -132,9 +132,10 @@ impl Access {
         self.session.send(Call::post("/apikeys".to_owned()).json(new)?).await?.json()
     }
 
-    /// Removes an API key; what was got with it counts no longer.
-    pub async fn delete_api_key(&self, id: &str) -> Result<(), Error> {
-        self.delete(format!("/apikeys/{}", segment(id))).await
+    /// Removes an API key; what was got with it counts no longer. With `cascade` so do the API
+    /// keys that were made with it.
+    pub async fn delete_api_key(&self, id: &str, cascade: bool) -> Result<(), Error> {
+        self.delete(format!("/apikeys/{}?cascade={cascade}", segment(id))).await
     }
 
     /// Every access group.

@@ -53,7 +53,10 @@ ALTER TABLE api_keys ADD COLUMN description TEXT NOT NULL DEFAULT '';
 ALTER TABLE api_keys ADD COLUMN version INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE api_keys ADD COLUMN updated INTEGER;
 ALTER TABLE api_keys ADD COLUMN created_by TEXT NOT NULL DEFAULT '';
+-- The API key by whose token it was made, there or gone.
+ALTER TABLE api_keys ADD COLUMN created_with TEXT;
 CREATE INDEX api_keys_by_principal ON api_keys (iam_id);
+CREATE INDEX api_keys_by_maker ON api_keys (created_with);
 
 -- Clusters whose service-account tokens are believed, by the keys in `jwks` alone: nothing is
 -- ever fetched.

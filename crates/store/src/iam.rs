@@ -1,7 +1,7 @@
 //! Who there is, their API keys and what they may do.
 
 use crate::access::{self, Stamp, Stored};
-use crate::keys::id;
+use crate::keys::{id, opt_id};
 use crate::{StoreError, Tx};
 use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
 use claviger_domain::id::{InstanceId, PolicyId, UnixMs};
@@ -155,6 +155,8 @@ pub struct ApiKey {
     pub created: UnixMs,
     /// By whom; empty if that was not noted yet.
     pub created_by: String,
+    /// The API key by whose token it was made, there or gone; none if it was none.
+    pub created_with: Option<Uuid>,
     /// When it was changed last.
     pub updated: UnixMs,
 }
@@ -170,19 +172,20 @@ impl ApiKey {
             version: 1,
             created: now,
             created_by: by.to_owned(),
+            created_with: None,
             updated: now,
         }
     }
 }
 
 const API_KEY: &str = "k.id, k.iam_id, k.name, k.description, k.version, k.created, k.created_by, \
-                       coalesce(k.updated, k.created)";
+                       coalesce(k.updated, k.created), k.created_with";
 
 /// Adds an API key by its MAC.
 pub fn add_api_key(tx: &Tx<'_>, key: &ApiKey, mac: &[u8; 32]) -> Result<(), StoreError> {
     let sql = "INSERT INTO api_keys
-                   (id, iam_id, name, description, version, mac, created, created_by)
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+                   (id, iam_id, name, description, version, mac, created, created_by, created_with)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
     tx.prepare_cached(sql)?.execute(params![
         key.id.to_string(),
         key.iam_id,
@@ -192,6 +195,7 @@ pub fn add_api_key(tx: &Tx<'_>, key: &ApiKey, mac: &[u8; 32]) -> Result<(), Stor
         mac,
         key.created.0,
         key.created_by,
+        key.created_with.map(|with| with.to_string()),
     ])?;
     access::changed(tx)
 }
@@ -232,8 +236,30 @@ pub fn api_keys(tx: &Tx<'_>, iam_id: &str) -> Result<Vec<ApiKey>, StoreError> {
     Ok(out)
 }
 
-/// Removes an API key; whether there was one.
+/// The API keys that were made by tokens of this one, or of one that it made, and so on.
+pub fn made_with(tx: &Tx<'_>, key: Uuid) -> Result<Vec<ApiKey>, StoreError> {
+    let sql = format!(
+        "WITH RECURSIVE made (id) AS (
+             SELECT id FROM api_keys WHERE created_with = ?1
+             UNION SELECT k.id FROM api_keys k JOIN made ON k.created_with = made.id)
+         SELECT {API_KEY} FROM api_keys k JOIN made ON made.id = k.id ORDER BY k.created, k.id"
+    );
+    let mut query = tx.prepare_cached(&sql)?;
+    let mut rows = query.query([key.to_string()])?;
+    let mut out = Vec::new();
+    while let Some(row) = rows.next()? {
+        out.push(read_api_key(row)?);
+    }
+    Ok(out)
+}
+
+/// Removes an API key; whether there was one. What it made counts from then on as made by what made
+/// it, if that is known.
 pub fn remove_api_key(tx: &Tx<'_>, key: Uuid) -> Result<bool, StoreError> {
+    let sql = "UPDATE api_keys SET created_with =
+                   coalesce((SELECT created_with FROM api_keys WHERE id = ?1), created_with)
+               WHERE created_with = ?1";
+    tx.prepare_cached(sql)?.execute([key.to_string()])?;
     let gone =
         tx.prepare_cached("DELETE FROM api_keys WHERE id = ?1")?.execute([key.to_string()])? > 0;
     access::changed(tx)?;
@@ -356,6 +382,7 @@ fn read_api_key(row: &rusqlite::Row<'_>) -> Result<ApiKey, StoreError> {
         created: UnixMs(row.get(5)?),
         created_by: row.get(6)?,
         updated: UnixMs(row.get(7)?),
+        created_with: opt_id(row.get(8)?)?,
     })
 }
 

@@ -144,6 +144,9 @@ pub struct ApiKeyEntity {
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub api_key: String,
     pub api_key_id: String,
+    /// Id of the API key by whose token it was made, there or gone. Ours.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub created_with: String,
 }
 
 /// A service ID as `/serviceids` shows it.

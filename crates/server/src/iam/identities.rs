@@ -10,7 +10,7 @@ use super::text::{described, named};
 use crate::app::App;
 use crate::http::admin::{Doing, Needs, Refusal, facts, parse};
 use crate::http::api::content::json;
-use crate::http::api::parameters::{API_KEYS, IF_MATCH, SERVICE_IDS, USERS};
+use crate::http::api::parameters::{API_KEYS, CASCADE, IF_MATCH, SERVICE_IDS, USERS};
 use crate::http::api::{Api, Kind, delete, get, post, put, says};
 use crate::http::auth::Caller;
 use crate::http::body::Body;
@@ -59,6 +59,7 @@ fn api_keys() -> Api {
         .answers(200, json::<WireApiKey>())
         .refuses(&[404, 409]);
     let remove = says("deleteApiKey", "Remove an API key; its tokens count no longer")
+        .query(&[CASCADE])
         .answers_nothing(204)
         .refuses(&[404, 409]);
     Api::new(TAG, Kind::Identity)
@@ -194,6 +195,7 @@ fn shown(app: &App, key: &ApiKey, secret: String) -> WireApiKey {
             format: "APIKEY".to_owned(),
             api_key: secret,
             api_key_id: id,
+            created_with: key.created_with.map(|with| with.to_string()).unwrap_or_default(),
         },
     }
 }
@@ -261,6 +263,7 @@ async fn create_api_key(
         let name = named(&body.name)?;
         let mut key = ApiKey::new(&whose, &name, &doing.caller.iam_id, now);
         key.description = described(&body.description)?;
+        key.created_with = doing.caller.api_key();
         let secret = app.tokens.new_api_key();
         iam::add_api_key(tx, &key, &app.tokens.api_key_mac(&secret))?;
         doing.changed(Facts::new(), said_of_key(&key));
@@ -311,18 +314,34 @@ async fn change_api_key(
     Ok(Json(key.await?))
 }
 
-/// `DELETE /apikeys/{id}`: tokens that were got with it count no longer.
+/// `DELETE /apikeys/{id}`: tokens that were got with it count no longer. With `cascade=true` the
+/// API keys that were made by such tokens go, too: whoever stole it may have made some.
 async fn remove_api_key(
     State(app): State<Arc<App>>,
     caller: Caller,
     Path(id): Path<String>,
+    query: Query,
 ) -> Result<StatusCode, Refusal> {
     let action = "iam-identity.user-apikey.delete";
     let remove = doing(caller, Form::Identity, action, &id, Needs::Token);
     remove
         .run(&app, move |_, tx, doing, _| {
             let key = managed(tx, doing, &id)?;
-            doing.changed(said_of_key(&key), Facts::new());
+            let mut before = said_of_key(&key);
+            match query.get("cascade") {
+                None | Some("false") => {}
+                Some("true") => {
+                    let made = iam::made_with(tx, key.id)?;
+                    for key in &made {
+                        mine_or_administrator(doing, &key.iam_id)?;
+                        iam::remove_api_key(tx, key.id)?;
+                    }
+                    let made: Vec<String> = made.iter().map(|key| key.id.to_string()).collect();
+                    before.append(&mut facts([("made", made.join(" "))]));
+                }
+                Some(_) => return Err(Refusal::bad("cascade must be true or false")),
+            }
+            doing.changed(before, Facts::new());
             iam::remove_api_key(tx, key.id)?;
             Ok(())
         })

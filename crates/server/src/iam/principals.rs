@@ -65,7 +65,8 @@ pub(super) async fn create(
             iam::add_grant(tx, &iam_id, grant, &doing.caller.iam_id, now)?;
         }
         let apikey = app.tokens.new_api_key();
-        let key = ApiKey::new(&iam_id, &new.name, &doing.caller.iam_id, now);
+        let mut key = ApiKey::new(&iam_id, &new.name, &doing.caller.iam_id, now);
+        key.created_with = doing.caller.api_key();
         iam::add_api_key(tx, &key, &app.tokens.api_key_mac(&apikey))?;
         let given = access::about(tx, &Subject::Principal(iam_id.clone()))?;
         doing.changed(

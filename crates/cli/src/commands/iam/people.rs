@@ -38,7 +38,7 @@ pub enum ApiKeys {
     /// Make an API key; it is shown this once
     Create(NewKey),
     /// Remove an API key; tokens that were got with it count no longer
-    Delete(WhichKey),
+    Delete(DeleteKey),
     /// Put a new API key in the place of one; the new one is shown before the old one is removed
     Rotate(WhichKey),
 }
@@ -98,6 +98,16 @@ pub struct WhichKey {
     /// Do not ask
     #[arg(short = 'f', long)]
     yes: bool,
+}
+
+/// An API key to remove.
+#[derive(clap::Args)]
+pub struct DeleteKey {
+    #[command(flatten)]
+    which: WhichKey,
+    /// Remove the API keys, too, that were made with it: whoever stole it may have made some
+    #[arg(long)]
+    cascade: bool,
 }
 
 /// `claviger iam user`
@@ -201,10 +211,11 @@ pub async fn api_key(verb: ApiKeys, look: Look, link: &Link) -> Done {
                         k.metadata.uuid.clone(),
                         k.metadata.iam_id.clone(),
                         created,
+                        k.entity.created_with.clone(),
                     ]
                 };
                 let rows: Vec<_> = list.iter().map(row).collect();
-                table(&["Name", "ID", "Of", "Created"], &rows)
+                table(&["Name", "ID", "Of", "Created", "Made with"], &rows)
             });
             Ok(())
         }
@@ -217,10 +228,10 @@ pub async fn api_key(verb: ApiKeys, look: Look, link: &Link) -> Done {
             shown(&made, look);
             Ok(())
         }
-        ApiKeys::Delete(which) => {
+        ApiKeys::Delete(DeleteKey { which, cascade }) => {
             sure("Whoever uses the API key is cut off at once. Remove it?", which.yes)?;
             look.doing(&format!("Removing API key {}", which.id));
-            link.access.delete_api_key(&which.id).await?;
+            link.access.delete_api_key(&which.id, cascade).await?;
             gone("API key", &which.id, look)
         }
         ApiKeys::Rotate(which) => {
@@ -237,7 +248,7 @@ pub async fn api_key(verb: ApiKeys, look: Look, link: &Link) -> Done {
             look.ok();
             shown(&made, look);
             // The one that asks may be the one that goes.
-            link.access.delete_api_key(&which.id).await.map_err(|e| {
+            link.access.delete_api_key(&which.id, false).await.map_err(|e| {
                 let hint = format!("remove it: claviger iam api-key delete {}", which.id);
                 Failure::new(exit::NO, format!("the old API key is there still: {e}"), hint)
             })

@@ -212,6 +212,11 @@ pub(crate) const API_KEYS: [Query; 2] = [
     query("boundTo", "CRN or IAM id of whose they are; the caller's own if not given.", string),
     PAGE_TOKEN,
 ];
+pub(crate) const CASCADE: Query = query(
+    "cascade",
+    "Remove the API keys, too, that were made by its tokens, and by those of these.",
+    || json!({ "enum": ["true", "false"] }),
+);
 /// Which service IDs.
 pub(crate) const SERVICE_IDS: [Query; 2] =
     [query("boundTo", "Only of this account, by id or CRN.", string), PAGE_TOKEN];

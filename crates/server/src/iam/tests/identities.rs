@@ -3,6 +3,40 @@
 use super::*;
 
 #[tokio::test]
+async fn what_a_stolen_api_key_made_goes_with_it() {
+    let (w, _) = world().await;
+    let first = w.api_key("p", &[on(ServiceRole::Reader, Scope::Everywhere)]);
+    let make = async |token: &str| {
+        let made = w.ask(token, "POST", "/apikeys", json!({"name": "k"})).await.is(201);
+        let id = made["metadata"]["uuid"].as_str().unwrap().to_owned();
+        let token = w.log_in(made["entity"]["apiKey"].as_str().unwrap()).await;
+        (id, token)
+    };
+    let token = w.log_in(&first).await;
+    let (own, by_own) = make(&token).await;
+    let (stolen, thief) = make(&by_own).await;
+    let (second, by_second) = make(&thief).await;
+    let (_, third) = make(&by_second).await;
+    let list = w.ask(&token, "GET", "/apikeys", Value::Null).await.is(200);
+    let items = list["items"].as_array().unwrap();
+    let of = |id: &str| items.iter().find(|item| item["metadata"]["uuid"] == id).unwrap();
+    assert_eq!(of(&second)["entity"]["createdWith"], json!(stolen));
+    // One between that is gone does not hide what came of it.
+    w.ask(&token, "DELETE", &format!("/apikeys/{second}"), Value::Null).await.is(204);
+    w.ask(&token, "DELETE", &format!("/apikeys/{stolen}?cascade=x"), Value::Null).await.is(400);
+    assert_eq!(w.lists_keys(&third).await, 200);
+    let line = format!("/apikeys/{stolen}?cascade=true");
+    w.ask(&token, "DELETE", &line, Value::Null).await.is(204);
+    for (token, status) in [(&thief, 401), (&third, 401), (&by_own, 200), (&token, 200)] {
+        assert_eq!(w.lists_keys(token).await, status);
+    }
+    // Without it what was made stays, as where one is exchanged for another.
+    let (_, last) = make(&by_own).await;
+    w.ask(&token, "DELETE", &format!("/apikeys/{own}"), Value::Null).await.is(204);
+    assert_eq!(w.lists_keys(&last).await, 200);
+}
+
+#[tokio::test]
 async fn a_person_manages_his_own_api_keys_and_nobody_elses() {
     let (w, admin) = world().await;
     let person = w.log_in(&w.api_key("p", &[])).await;
