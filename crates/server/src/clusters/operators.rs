@@ -198,6 +198,8 @@ fn root_keys(
     }
     let names: HashMap<String, String> = clusters::list(tx, CLUSTERS_MAX)?
         .into_iter()
+        // Which other clusters there are is not for whoever may only list keys.
+        .filter(|row| caller.access.platform(Viewer, Site::Cluster(&row.cluster.id)).is_some())
         .map(|row| (row.crn, row.cluster.name))
         .collect();
     let mut users: HashMap<RootKey, Vec<String>> = HashMap::new();

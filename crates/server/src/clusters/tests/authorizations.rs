@@ -60,6 +60,13 @@ impl World {
         given["access_token"].as_str().unwrap().to_owned()
     }
 
+    fn give(&self, iam_id: &str, role: Role, target: Target) {
+        let subject = Subject::Principal(iam_id.to_owned());
+        let policy = Policy::new(PolicyId::random(), subject, vec![role], target).unwrap();
+        let stored = Stored { policy, stamp: Stamp::new("t", self.now()) };
+        self.app.store.tx("t", |tx| access::add(tx, &stored)).unwrap();
+    }
+
     async fn missing(&self) -> usize {
         let status: KmsStatus = self.admin("GET /v3/clusters/prod/kms", &Value::Null).await;
         let lacks = |row: &&FeatureRow| row.because.contains("claviger iam authorization create");
@@ -211,13 +218,8 @@ async fn the_owner_lends_nothing_to_who_administers_one_cluster_and_sees_no_key(
     let (id, _) = world.cluster("prod", &["n1"]).await;
     world.cluster("other", &["n1"]).await;
     let one = world.person("one", None);
-    let give = |role: Role, target: Target| {
-        let subject = Subject::Principal("IBMid-one".to_owned());
-        let policy = Policy::new(PolicyId::random(), subject, vec![role], target).unwrap();
-        let stored = Stored { policy, stamp: Stamp::new("t", world.now()) };
-        world.app.store.tx("t", |tx| access::add(tx, &stored)).unwrap();
-    };
-    give(Role::Platform(PlatformRole::Administrator), Target::Clusters(Some(id)));
+    let of_one = Target::Clusters(Some(id));
+    world.give("IBMid-one", Role::Platform(PlatformRole::Administrator), of_one);
     let (status, _) = world.call(By::Token(&world.admin), "POST /v1/keys", &Value::Null).await;
     assert_eq!(status, StatusCode::NO_CONTENT);
 
@@ -243,6 +245,25 @@ async fn the_owner_lends_nothing_to_who_administers_one_cluster_and_sees_no_key(
     let (status, _) = world.call(By::Token(&another), "POST /v1/keys", &Value::Null).await;
     assert_eq!(status, StatusCode::NO_CONTENT);
     assert_eq!(world.enable(&all, root).await.0, StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn a_key_names_no_cluster_that_the_caller_may_not_see() {
+    let world = World::new();
+    let root = world.key("root", true);
+    let (near, _) = world.cluster("near", &["n1"]).await;
+    let (far, _) = world.cluster("far", &["n1"]).await;
+    world.use_key(root, &near);
+    world.use_key(root, &far);
+    let viewer = world.person("one", None);
+    world.give("IBMid-one", Role::Platform(PlatformRole::Viewer), Target::Clusters(Some(near)));
+    let reads = Target::Keys(Scope::Instance(root.instance));
+    world.give("IBMid-one", Role::Service(ServiceRole::Reader), reads);
+    let line = format!("GET /v2/getCRKs?kms_instance={}", root.instance);
+    for (token, clusters) in [(&viewer, json!(["near"])), (&world.admin, json!(["far", "near"]))] {
+        let (status, crks) = world.call(By::Token(token), &line, &Value::Null).await;
+        assert_eq!((status, &crks[0]["clusters"]), (StatusCode::OK, &clusters));
+    }
 }
 
 #[tokio::test]
