@@ -117,11 +117,14 @@ pub async fn recorded<T: Send + 'static>(
     doing: Doing,
     work: impl FnOnce(&App, &Doing, UnixMs) -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
-    let (kept, now) = (doing.clone(), app.clock.now());
-    let result = app.blocking(move |app| work(app, &doing, now)).await;
-    if let Err(fault) = &result {
-        // The refusal is answered even if it cannot be put on record: nothing was done.
-        let _ = app.recorder.record(kept.failed(now, fault)).await;
-    }
-    result
+    let now = app.clock.now();
+    let run = move |app: &App| {
+        let result = work(app, &doing, now);
+        if let Err(fault) = &result {
+            // The refusal is answered even if it cannot be put on record: nothing was done.
+            let _ = app.recorder.record_blocking(&doing.failed(now, fault));
+        }
+        result
+    };
+    app.blocking(run).await
 }

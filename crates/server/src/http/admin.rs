@@ -6,6 +6,7 @@ use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::{self, Form};
 use crate::http::objects;
+use crate::record::NotRecorded;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::PlatformRole;
@@ -60,6 +61,12 @@ impl From<StoreError> for Refusal {
     }
 }
 
+impl From<NotRecorded> for Refusal {
+    fn from(e: NotRecorded) -> Refusal {
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "STORAGE_ERR", e.what())
+    }
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         match self.form {
@@ -73,6 +80,18 @@ impl IntoResponse for Refusal {
             form => form.answer(self.status, self.code, &self.what, None),
         }
     }
+}
+
+/// Refuses a change after which nobody could administer access, if somebody could before.
+fn administered(app: &App, tx: &Tx<'_>) -> Result<(), Refusal> {
+    if !tx.changed_access() || access::has_administrator(tx)? {
+        return Ok(());
+    }
+    // Another view: as it is without the change.
+    if app.store.read("administrators", access::has_administrator)? {
+        return Err(last_administrator());
+    }
+    Ok(())
 }
 
 fn last_administrator() -> Refusal {
@@ -114,8 +133,7 @@ pub(crate) fn facts<const N: usize>(facts: [(&str, String); N]) -> Facts {
 pub(crate) enum Needs {
     /// Whoever has at least this platform role there.
     Role(PlatformRole, Site<'static>),
-    /// Administrators of access: who may do what is as it is afterwards, and somebody can still
-    /// administer it.
+    /// Administrators of access.
     Administrator,
     /// Whoever has a token; the work looks further.
     Token,
@@ -164,35 +182,51 @@ impl Doing {
         then: impl FnOnce(&App) -> Result<(), Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
         let now = app.clock.now();
-        let (doing, done) = app
-            .blocking(move |app| {
-                let done = app.store.tx(self.action, |tx| {
-                    // The transaction may be done over.
-                    self.noted.take();
-                    self.admit(app, tx)?;
-                    // Whoever changes access may not leave nobody to administer it.
-                    let on_access = !matches!(self.needs, Needs::Role(..));
-                    let before = on_access && access::has_administrator(tx)?;
-                    let value = work(app, tx, &self, now)?;
-                    if before && tx.changed_access() && !access::has_administrator(tx)? {
-                        return Err(last_administrator());
-                    }
-                    audit::add(tx, &self.done(now))?;
-                    Ok::<_, Refusal>(value)
-                });
-                let done = done.and_then(|value| then(app).map(|()| value));
-                (self, done)
-            })
-            .await;
-        let refusal = match done {
-            Ok(value) => return Ok(value),
-            Err(refusal) => refusal,
+        let run = move |app: &App| {
+            let done = app.store.tx(self.action, |tx| {
+                // The transaction may be done over.
+                self.noted.take();
+                self.admit(app, tx)?;
+                let value = work(app, tx, &self, now)?;
+                administered(app, tx)?;
+                audit::add(tx, &self.done(now))?;
+                Ok::<_, Refusal>(value)
+            });
+            let done = done.and_then(|value| then(app).map(|()| value));
+            done.map_err(|refusal| self.refuse(app, now, refusal))
         };
-        let record = doing.refused(now, &refusal);
-        if app.recorder.record(record).await.is_err() {
-            tracing::warn!(action = doing.action, "a refusal could not be put on record");
+        app.blocking(run).await
+    }
+
+    /// Does what changes nothing: on a view, which waits for no writer and holds none up.
+    pub(crate) async fn look<T: Send + 'static>(
+        mut self,
+        app: &Arc<App>,
+        work: impl FnOnce(&App, &Tx<'_>, &Doing, UnixMs) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let now = app.clock.now();
+        let run = move |app: &App| {
+            let done = app.store.read(self.action, |tx| {
+                self.admit(app, tx)?;
+                work(app, tx, &self, now)
+            });
+            let done = done.and_then(|value| {
+                app.recorder.record_blocking(&self.done(now))?;
+                Ok(value)
+            });
+            done.map_err(|refusal| self.refuse(app, now, refusal))
+        };
+        app.blocking(run).await
+    }
+
+    /// Puts a refusal on record, and gives it the form of what was asked. Where it is decided, so
+    /// that nobody can try without a trace by hanging up.
+    fn refuse(&self, app: &App, now: UnixMs, refusal: Refusal) -> Refusal {
+        if app.recorder.record_blocking(&self.refused(now, &refusal)).is_err() {
+            tracing::warn!(action = self.action, "a refusal could not be put on record");
         }
-        Err(Refusal { form: doing.form, correlation: doing.caller.trace.correlation, ..refusal })
+        let correlation = self.caller.trace.correlation.clone();
+        Refusal { form: self.form, correlation, ..refusal }
     }
 
     /// Whether the caller may ask for this, as of this view.

@@ -192,7 +192,7 @@ async fn list(
     uri: Uri,
 ) -> Result<Json<Groups>, Refusal> {
     let list = doing(&app, caller, "iam-groups.group.list", None);
-    let groups = list.run(&app, move |app, tx, _, _| {
+    let groups = list.look(&app, move |app, tx, _, _| {
         let account = ["account_id", "account"].iter().find_map(|name| query.get(name));
         let all = match account {
             Some(id) if id != app.account.id => Vec::new(),
@@ -240,7 +240,7 @@ async fn read(
     Path(id): Path<String>,
 ) -> Result<Response, Refusal> {
     let doing = doing(&app, caller, "iam-groups.group.read", Some(&id));
-    let seen = doing.run(&app, move |app, tx, _, _| {
+    let seen = doing.look(&app, move |app, tx, _, _| {
         let group = found(tx, &id)?;
         Ok((version(&group), shown(app, &group)))
     });
@@ -331,7 +331,7 @@ async fn members(
     uri: Uri,
 ) -> Result<Json<Members>, Refusal> {
     let doing = doing(&app, caller, "iam-groups.member.list", Some(&id));
-    let members = doing.run(&app, move |_, tx, _, _| {
+    let members = doing.look(&app, move |_, tx, _, _| {
         let all = store::members(tx, found(tx, &id)?.id)?;
         let (page, members) = page(&query, uri.path(), all)?;
         let shown = members.into_iter().map(|member| Member {

@@ -225,7 +225,7 @@ async fn list_api_keys(
     let whose = query.get("boundTo").map_or_else(|| caller.iam_id.clone(), bound_to);
     let action = "iam-identity.user-apikey.list";
     let list = doing(caller, Form::Identity, action, &whose, Needs::Token);
-    let items = list.run(&app, move |app, tx, doing, _| {
+    let items = list.look(&app, move |app, tx, doing, _| {
         mine_or_administrator(doing, &whose)?;
         let (keys, next_page_token) = page(&query, iam::api_keys(tx, &whose)?)?;
         let items = keys.iter().map(|key| shown(app, key, String::new())).collect();
@@ -282,7 +282,7 @@ async fn read_api_key(
 ) -> Result<Json<WireApiKey>, Refusal> {
     let action = "iam-identity.user-apikey.read";
     let read = doing(caller, Form::Identity, action, &id, Needs::Token);
-    let key = read.run(&app, move |app, tx, doing, _| {
+    let key = read.look(&app, move |app, tx, doing, _| {
         Ok(shown(app, &managed(tx, doing, &id)?, String::new()))
     });
     Ok(Json(key.await?))
@@ -406,7 +406,7 @@ async fn list_service_ids(
 ) -> Result<Json<Items<ServiceId>>, Refusal> {
     let action = "iam-identity.account-serviceid.list";
     let list = doing(caller, Form::Identity, action, "serviceids", Needs::Administrator);
-    let items = list.run(&app, move |app, tx, _, _| {
+    let items = list.look(&app, move |app, tx, _, _| {
         let ours = |text: &str| bound_to(text) == app.account.id;
         let all = match query.get("boundTo") {
             Some(account) if !ours(account) => Vec::new(),
@@ -463,7 +463,7 @@ async fn read_service_id(
 ) -> Result<Json<ServiceId>, Refusal> {
     let action = "iam-identity.account-serviceid.read";
     let read = doing(caller, Form::Identity, action, &id, Needs::Administrator);
-    let found = read.run(&app, move |app, tx, _, _| Ok(service_id(app, &found_service(tx, &id)?)));
+    let found = read.look(&app, move |app, tx, _, _| Ok(service_id(app, &found_service(tx, &id)?)));
     Ok(Json(found.await?))
 }
 
@@ -538,7 +538,7 @@ async fn list_users(
 ) -> Result<Json<Users>, Refusal> {
     let list =
         doing(caller, Form::Access, "user-management.user.list", &account, Needs::Administrator);
-    let users = list.run(&app, move |app, tx, _, _| {
+    let users = list.look(&app, move |app, tx, _, _| {
         if account != app.account.id {
             return Err(Refusal::none("There is no such account"));
         }
@@ -566,7 +566,7 @@ async fn read_user(
     let action = "user-management.user.read";
     let read = doing(caller, Form::Access, action, &iam_id, Needs::Administrator);
     let found = read
-        .run(&app, move |app, tx, _, _| Ok(user(app, &found_user(app, tx, &account, &iam_id)?)));
+        .look(&app, move |app, tx, _, _| Ok(user(app, &found_user(app, tx, &account, &iam_id)?)));
     Ok(Json(found.await?))
 }
 

@@ -65,7 +65,7 @@ async fn list(
     caller: Caller,
 ) -> Result<Json<TrustedIssuers>, Refusal> {
     let doing = doing(caller, "iam-identity.trusted-issuer.list", "trusted-issuers");
-    let issuers = doing.run(&app, |_, tx, _, _| {
+    let issuers = doing.look(&app, |_, tx, _, _| {
         trust::issuers(tx)?.into_iter().map(|issuer| shown(tx, issuer)).collect()
     });
     Ok(Json(TrustedIssuers { issuers: issuers.await? }))

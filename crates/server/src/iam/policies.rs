@@ -230,7 +230,7 @@ async fn list(
     query: Query,
 ) -> Result<Json<Policies>, Refusal> {
     let doing = doing(&app, caller, "list", None);
-    let policies = doing.run(&app, move |app, tx, _, _| {
+    let policies = doing.look(&app, move |app, tx, _, _| {
         Ok(chosen(app, tx, &query)?.iter().map(|stored| shown(app, stored)).collect())
     });
     Ok(Json(Policies { policies: policies.await? }))
@@ -278,7 +278,7 @@ async fn read(
     caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Response, Refusal> {
-    let seen = doing(&app, caller, "read", Some(&id)).run(&app, move |app, tx, _, _| {
+    let seen = doing(&app, caller, "read", Some(&id)).look(&app, move |app, tx, _, _| {
         let stored = found(tx, &id)?;
         Ok((version(&stored), shown(app, &stored)))
     });
@@ -331,7 +331,7 @@ async fn list_old(
     query: Query,
 ) -> Result<Json<Policies<OldPolicy>>, Refusal> {
     let doing = doing(&app, caller, "list", None);
-    let policies = doing.run(&app, move |app, tx, _, _| {
+    let policies = doing.look(&app, move |app, tx, _, _| {
         our_account(app, &account)?;
         Ok(chosen(app, tx, &query)?.iter().map(|stored| shown_old(app, stored)).collect())
     });
@@ -362,7 +362,7 @@ async fn read_old(
     caller: Caller,
     Path((account, id)): Path<(String, String)>,
 ) -> Result<Response, Refusal> {
-    let seen = doing(&app, caller, "read", Some(&id)).run(&app, move |app, tx, _, _| {
+    let seen = doing(&app, caller, "read", Some(&id)).look(&app, move |app, tx, _, _| {
         our_account(app, &account)?;
         let stored = found(tx, &id)?;
         Ok((version(&stored), shown_old(app, &stored)))
@@ -414,7 +414,7 @@ async fn list_about(
     Path((scope, who)): Path<(String, String)>,
 ) -> Result<Json<Policies<OldPolicy>>, Refusal> {
     let doing = doing(&app, caller, "list", None);
-    let policies = doing.run(&app, move |app, tx, _, _| {
+    let policies = doing.look(&app, move |app, tx, _, _| {
         let all = store::about(tx, &about(app, tx, &scope, &who)?)?;
         Ok(all.iter().map(|stored| shown_old(app, stored)).collect())
     });
@@ -445,7 +445,7 @@ async fn read_about(
     caller: Caller,
     Path((scope, who, id)): Path<(String, String, String)>,
 ) -> Result<Response, Refusal> {
-    let seen = doing(&app, caller, "read", Some(&id)).run(&app, move |app, tx, _, _| {
+    let seen = doing(&app, caller, "read", Some(&id)).look(&app, move |app, tx, _, _| {
         let stored = found_about(tx, &id, &about(app, tx, &scope, &who)?)?;
         Ok((version(&stored), shown_old(app, &stored)))
     });

@@ -28,7 +28,7 @@ pub(super) async fn list(
 ) -> Result<Json<ResourceGroups>, Refusal> {
     let doing = doing(&app, caller, "resource-controller.resource-group.list");
     let resources = doing
-        .run(&app, move |app, tx, _, _| {
+        .look(&app, move |app, tx, _, _| {
             let all = store::groups(tx)?.iter().map(|g| view::group(app, g)).collect::<Vec<_>>();
             let fits = |g: &ResourceGroup| {
                 let is = |name, value: &str| query.get(name).is_none_or(|wanted| wanted == value);
@@ -48,7 +48,7 @@ pub(super) async fn get(
     Path(id): Path<String>,
 ) -> Result<Json<ResourceGroup>, Refusal> {
     let doing = doing(&app, caller, "resource-controller.resource-group.read");
-    let group = doing.run(&app, move |app, tx, _, _| {
+    let group = doing.look(&app, move |app, tx, _, _| {
         let found = store::group(tx, &id)?;
         let none = || Refusal::none("There is no such resource group; list them all");
         Ok(view::group(app, &found.ok_or_else(none)?))

@@ -72,7 +72,7 @@ pub(super) async fn list(
 ) -> Result<Json<ResourceInstances>, Refusal> {
     let needs = Needs::Role(PlatformRole::Viewer, Site::SomeInstance);
     let doing = doing(&app, caller, "kms.instance.list", None, needs);
-    let page = doing.run(&app, move |app, tx, doing, _| {
+    let page = doing.look(&app, move |app, tx, doing, _| {
         let limit = match query.get("limit").map(str::parse) {
             None => LIMIT_MAX,
             Some(Ok(limit)) if (1..=LIMIT_MAX).contains(&limit) => limit,
@@ -218,7 +218,7 @@ pub(super) async fn get(
 ) -> Result<Json<ResourceInstance>, Refusal> {
     let id = named(&id);
     let doing = doing(&app, caller, "kms.instance.read", id, on(PlatformRole::Viewer, id));
-    let seen = doing.run(&app, move |app, tx, _, _| Ok(view::instance(app, &found(tx, id)?)));
+    let seen = doing.look(&app, move |app, tx, _, _| Ok(view::instance(app, &found(tx, id)?)));
     Ok(Json(seen.await?))
 }
 

@@ -55,6 +55,44 @@ async fn who_was_given_what_can_be_said_though_it_was_taken_back() {
 }
 
 #[tokio::test]
+async fn whoever_only_looks_waits_for_no_writer_and_is_on_record() {
+    let (w, admin) = world().await;
+    let account = &w.app.account.id;
+    let paths = [
+        "/v1/policies".to_owned(),
+        "/v2/groups".to_owned(),
+        "/apikeys".to_owned(),
+        "/serviceids".to_owned(),
+        "/v3/trusted-issuers".to_owned(),
+        "/v2/resource_instances".to_owned(),
+        format!("/v2/accounts/{account}/users"),
+        format!("/acms/v2/accounts/{account}/policies"),
+    ];
+    let (store, (held, holds)) = (w.app.store.clone(), std::sync::mpsc::channel());
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let writer = std::thread::spawn(move || {
+        let hold = |_: &claviger_store::Tx<'_>| {
+            held.send(()).unwrap();
+            let _ = released.recv();
+            Ok::<_, claviger_store::StoreError>(())
+        };
+        store.tx("t", hold).unwrap();
+    });
+    holds.recv().unwrap();
+    let mut answers = Vec::new();
+    for path in &paths {
+        let asked = w.ask(&admin, "GET", path, Value::Null);
+        answers.push(tokio::time::timeout(Duration::from_secs(20), asked).await.map(|a| a.status));
+    }
+    release.send(()).unwrap();
+    writer.join().unwrap();
+    for (path, answer) in paths.iter().zip(answers) {
+        assert_eq!(answer.ok(), Some(200), "{path}");
+    }
+    assert_eq!(w.audited("iam-am.policy.list"), 2, "in either form");
+}
+
+#[tokio::test]
 async fn groups_identities_and_credentials_say_what_came_and_went() {
     let (w, admin) = world().await;
     w.api_key("p", &[on(ServiceRole::Reader, Scope::Everywhere)]);
