@@ -435,10 +435,10 @@ pub fn authorization(
     tx: &Tx<'_>,
     cluster: &ClusterId,
     root: &RootKey,
-) -> Result<Option<PolicyId>, StoreError> {
+) -> Result<Option<Stored>, StoreError> {
     let found = about(tx, &Subject::Clusters(Some(cluster.clone())))?;
-    let exact = |stored: &&Stored| *stored.policy.target() == Target::Keys(Scope::Key(*root));
-    Ok(found.iter().find(exact).map(|stored| stored.policy.id()))
+    let exact = |stored: &Stored| *stored.policy.target() == Target::Keys(Scope::Key(*root));
+    Ok(found.into_iter().find(exact))
 }
 
 #[cfg(test)]

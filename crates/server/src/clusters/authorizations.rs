@@ -74,6 +74,22 @@ pub fn authorise(
     audit::add(tx, &record)
 }
 
+/// A cluster uses a root key no longer: what let it use exactly that one goes, or it would count
+/// again should the key come back.
+pub fn end(
+    tx: &Tx<'_>,
+    cluster: &ClusterId,
+    root: &RootKey,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let Some(stored) = access::authorization(tx, cluster, root)? else { return Ok(()) };
+    let target = format!("policy:{}", stored.policy.id());
+    let mut record = Record::of_system(now, "iam-am.policy.delete", target);
+    record.data.change = Some(Change::Access { from: said(&stored.policy), to: Facts::new() });
+    access::remove(tx, stored.policy.id())?;
+    audit::add(tx, &record)
+}
+
 /// Lets every cluster use the root keys that its truth names: what they could before there were
 /// authorizations.
 pub fn authorise_all(tx: &Tx<'_>, now: UnixMs) -> Result<(), StoreError> {

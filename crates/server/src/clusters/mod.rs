@@ -73,7 +73,7 @@ fn ibm() -> Api {
         .takes(json::<EnableKms>())
         .answers(200, EMPTY)
         .answers(201, EMPTY)
-        .refuses(&[404, 409, 412, 422, 507]);
+        .refuses(&[404, 409, 412, 422, 429, 507]);
     let instances = says("getKmsInstances", "Instances of the key service")
         .answers(200, json::<Vec<KmsInstance>>())
         .refuses(&[507]);
@@ -127,7 +127,7 @@ fn ours() -> Api {
         .takes(json::<OpenOperation>())
         .answers(200, json::<Opened>())
         .answers(202, json::<Opened>())
-        .refuses(&[409, 412, 422, 500, 507]);
+        .refuses(&[409, 412, 422, 429, 500, 507]);
     let cancel = on_cluster("cancelOperation", "Give up what is in progress")
         .takes(json::<CancelOperation>())
         .answers(200, json::<GivenUp>())

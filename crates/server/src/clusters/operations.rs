@@ -6,6 +6,7 @@ use super::fault::Fault;
 use super::state::Whole;
 use super::{commits, give_up, roots, view};
 use crate::http::auth::Caller;
+use crate::iam::POLICIES_MAX;
 use claviger_domain::access::{KeyOperation, On, PlatformRole};
 use claviger_domain::cluster::commit::Commit;
 use claviger_domain::cluster::{OperationKind, TakeUp, write_root};
@@ -14,7 +15,7 @@ use claviger_domain::id::{InstanceId, KeyId, OperationId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
 use claviger_domain::policy::Site;
 use claviger_store::keys::Key;
-use claviger_store::{StoreError, Tx, iam, keys};
+use claviger_store::{StoreError, Tx, access, iam, keys};
 use claviger_wire::ks::Opened;
 
 /// A key that ends sooner than this is worth a warning.
@@ -100,6 +101,9 @@ pub fn open(
              (`claviger ks cluster join-token`, then `claviger agent join`)"
                 .into(),
         );
+    }
+    if access::count(tx)? >= POLICIES_MAX {
+        return Err(Fault::TooMany("there are as many access policies as there may be"));
     }
     authorise(tx, &cluster.id, &target, caller.did(now, CREATED, ""))?;
     commits::store(tx, whole.row, &commit, now)?;

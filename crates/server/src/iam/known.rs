@@ -8,10 +8,11 @@ use super::token::Bearer;
 use claviger_domain::key::RootKey;
 use claviger_domain::policy::Access;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// Tokens in each of the two generations. An entry has a rule of some hundred bytes for each policy
-/// about its caller: mostly one or two, at most 1,100 for one who is in ten groups.
+/// Tokens in each of the two generations. Beside them is what their callers may do, a rule of some
+/// hundred bytes for each policy about one: mostly one or two, at most 1,100 for one who is in ten
+/// groups.
 const EACH: usize = 512;
 
 /// What a look-up found.
@@ -43,6 +44,8 @@ pub(crate) struct Known(Mutex<Generations>);
 struct Generations {
     young: HashMap<Digest, Entry>,
     old: HashMap<Digest, Entry>,
+    /// What callers may do, by IAM id and epoch: one for all tokens of a caller.
+    shared: HashMap<String, (u64, Weak<Access>)>,
 }
 
 impl Known {
@@ -62,11 +65,27 @@ impl Known {
 }
 
 impl Generations {
-    fn put(&mut self, token: Digest, entry: Entry) {
+    fn put(&mut self, token: Digest, mut entry: Entry) {
         if self.young.len() >= EACH {
             self.old = std::mem::take(&mut self.young);
+            self.shared.retain(|_, (_, access)| access.strong_count() > 0);
+        }
+        if let Some(epoch) = entry.found.epoch {
+            self.share(epoch, &mut entry);
         }
         self.young.insert(token, entry);
+    }
+
+    fn share(&mut self, epoch: u64, entry: &mut Entry) {
+        let shared = self.shared.get(&entry.bearer.iam_id);
+        let same = shared.filter(|(of, _)| *of == epoch).and_then(|(_, access)| access.upgrade());
+        match same {
+            Some(access) => entry.found.access = access,
+            None => {
+                let access = Arc::downgrade(&entry.found.access);
+                self.shared.insert(entry.bearer.iam_id.clone(), (epoch, access));
+            }
+        }
     }
 }
 
@@ -85,6 +104,28 @@ mod tests {
             missing: Arc::default(),
         };
         Entry { bearer: Arc::new(bearer), generation: 0, found }
+    }
+
+    #[test]
+    fn all_tokens_of_a_caller_share_what_it_may_do() {
+        let known = Known::default();
+        let of = |n| known.get(&digest(n)).expect("there").found.access;
+        for n in 0..3 {
+            known.put(digest(n), entry());
+        }
+        assert!(Arc::ptr_eq(&of(0), &of(1)) && Arc::ptr_eq(&of(0), &of(2)));
+        let mut later = entry();
+        later.found.epoch = Some(2);
+        known.put(digest(3), later);
+        assert!(!Arc::ptr_eq(&of(0), &of(3)), "under another epoch it is another");
+        for n in 0..4 * EACH {
+            let mut other = entry();
+            let bearer = Arc::get_mut(&mut other.bearer).expect("its own");
+            bearer.iam_id = n.to_string();
+            known.put(digest(10 + n), other);
+        }
+        let shared = known.0.lock().expect("not poisoned").shared.len();
+        assert!(shared <= 3 * EACH, "{shared}");
     }
 
     fn digest(n: usize) -> Digest {

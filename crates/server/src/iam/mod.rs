@@ -16,6 +16,10 @@ mod text;
 pub mod token;
 pub(crate) mod trust;
 
+pub(crate) use policies::POLICIES_MAX;
+#[cfg(test)]
+pub(crate) use policies::fill;
+
 use crate::http::api::content::{Content, json};
 use crate::http::api::{Api, Description, Kind, post, says};
 use claviger_wire::iam::{

@@ -28,7 +28,7 @@ use schemars::JsonSchema;
 use std::sync::Arc;
 
 /// Policies of one server; a bound on lists.
-const POLICIES_MAX: u64 = 10_000;
+pub(crate) const POLICIES_MAX: u64 = 10_000;
 /// Policies about one subject; each request of a caller looks at all of his.
 const ABOUT_MAX: usize = 100;
 
@@ -181,15 +181,39 @@ fn add(tx: &Tx<'_>, doing: &Doing, wanted: &shape::Wanted, now: UnixMs) -> Resul
         let what = format!("{ABOUT_MAX} policies are about this subject, as many as may be");
         return Err(Refusal::conflict("POLICY_QUOTA_ERR", what));
     }
-    if store::count(tx)? >= POLICIES_MAX {
-        let what = format!("there are {POLICIES_MAX} policies, as many as there may be");
-        return Err(Refusal::conflict("POLICY_QUOTA_ERR", what));
-    }
+    room(tx, 1)?;
     let stored = Stored { policy, stamp: Stamp::new(&doing.caller.iam_id, now) };
     store::add(tx, &stored)?;
     doing.about(named(stored.policy.id()));
     doing.changed(Facts::new(), said(&stored.policy));
     Ok(stored)
+}
+
+/// As many policies as there may be, for tests.
+#[cfg(test)]
+pub(crate) fn fill(app: &App) {
+    use claviger_domain::access::ServiceRole;
+    use claviger_domain::policy::{Policy, Role, Target};
+    let filled = app.store.tx("t", |tx| {
+        for n in store::count(tx)?..POLICIES_MAX {
+            let subject = Subject::Principal(format!("IBMid-{n}"));
+            let roles = vec![Role::Service(ServiceRole::Reader)];
+            let policy = Policy::new(PolicyId::random(), subject, roles, Target::Account);
+            let stamp = Stamp::new("t", app.clock.now());
+            store::add(tx, &Stored { policy: policy.expect("it means something"), stamp })?;
+        }
+        Ok::<_, claviger_store::StoreError>(())
+    });
+    filled.expect("adds");
+}
+
+/// Refuses where there is no room for so many more policies.
+pub(super) fn room(tx: &Tx<'_>, more: usize) -> Result<(), Refusal> {
+    if store::count(tx)? + more as u64 > POLICIES_MAX {
+        let what = format!("there may be {POLICIES_MAX} policies, and there is no room for more");
+        return Err(Refusal::conflict("POLICY_QUOTA_ERR", what));
+    }
+    Ok(())
 }
 
 /// Puts what is wanted in the place of `before`, whose version the client must know.

@@ -1,5 +1,6 @@
 //! `POST /v3/principals`: lets a person or a service in, with roles and one API key.
 
+use super::policies;
 use super::said::said_of_all;
 use crate::app::App;
 use crate::http::admin::{Doing, Needs, Refusal, facts, parse};
@@ -105,6 +106,7 @@ fn check(tx: &Tx<'_>, new: &NewPrincipal) -> Result<Vec<Grant>, Refusal> {
         let what = format!("There are {PRINCIPALS_MAX} principals, as many as there may be");
         return Err(Refusal::new(StatusCode::CONFLICT, "PRINCIPAL_QUOTA_ERR", what));
     }
+    policies::room(tx, new.roles.len() + new.platform.len())?;
     let service = new
         .roles
         .iter()

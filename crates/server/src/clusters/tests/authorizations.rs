@@ -248,6 +248,24 @@ async fn the_owner_lends_nothing_to_who_administers_one_cluster_and_sees_no_key(
 }
 
 #[tokio::test]
+async fn an_authorization_ends_with_the_use_of_the_key() {
+    let world = World::new();
+    let root = world.key("root", true);
+    world.cluster("prod", &["n1"]).await;
+    assert_eq!(world.open("prod", root).await.0, StatusCode::ACCEPTED);
+    assert_eq!(world.authorizations().await.len(), 1);
+    let line = "POST /v3/clusters/prod/kms/operations/cancel";
+    let (status, answer) = world.call(By::Token(&world.admin), line, &json!({})).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    assert_eq!(world.authorizations().await, [Value::Null; 0]);
+    let acts = crate::audit::everything(&world.app);
+    assert!(acts.iter().any(|act| act.action == "iam-am.policy.delete"));
+    // There is no room for another.
+    crate::iam::fill(&world.app);
+    assert_eq!(world.open("prod", root).await.0, StatusCode::TOO_MANY_REQUESTS);
+}
+
+#[tokio::test]
 async fn a_key_names_no_cluster_that_the_caller_may_not_see() {
     let world = World::new();
     let root = world.key("root", true);

@@ -117,6 +117,19 @@ async fn what_is_not_understood_is_refused_since_it_would_be_wider() {
 }
 
 #[tokio::test]
+async fn policies_are_bounded_whoever_makes_them() {
+    let (w, admin) = world().await;
+    w.api_key("p", &[]);
+    crate::iam::fill(&w.app);
+    let account = &w.app.account.id;
+    let one = policy(("iam_id", "IBMid-p"), &["Reader"], json!({"serviceName": "kms"}), account);
+    w.ask(&admin, "POST", "/v1/policies", one).await.is(409);
+    let with = json!({"name": "n", "roles": [{"role": "Reader"}]});
+    w.ask(&admin, "POST", "/v3/principals", with).await.is(409);
+    w.ask(&admin, "POST", "/v3/principals", json!({"name": "n"})).await.is(201);
+}
+
+#[tokio::test]
 async fn all_services_are_not_access_itself() {
     let (w, admin) = world().await;
     let account = w.app.account.id.clone();
