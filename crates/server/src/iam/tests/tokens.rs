@@ -42,6 +42,23 @@ async fn a_refresh_token_is_good_for_a_day_and_as_long_as_its_api_key() {
 }
 
 #[tokio::test]
+async fn credentials_in_a_query_are_on_no_record() {
+    let (w, _) = world().await;
+    let person = w.api_key("p", &[]);
+    for path in ["/identity/token", "/oidc/token"] {
+        let line = format!("{path}?apikey={person}&refresh_token={person}&cr_token={person}");
+        w.raw(Request::post(line).body(Body::empty()).unwrap()).await.is(400);
+    }
+    let acts = w.acts();
+    let refused = acts.iter().filter(|act| act.status == 400);
+    let uris: Vec<&str> = refused.map(|act| act.data.uri.as_str()).collect();
+    assert_eq!(uris, ["/identity/token", "/oidc/token"]);
+    for file in w.files() {
+        assert!(!file.windows(person.len()).any(|bytes| bytes == person.as_bytes()));
+    }
+}
+
+#[tokio::test]
 async fn other_grants_are_refused() {
     let (w, _) = world().await;
     for grant in [
