@@ -336,13 +336,13 @@ func (w *world) authorizations(all iampapv1.AuthorizationPolicyRepository) {
 	w.call("AuthorizationPolicies.Update", func() error {
 		narrower := wanted
 		narrower.Resources = []models.PolicyResource{{
-			ServiceName: "kms", ServiceInstance: instance, ResourceType: "key", Resource: instance,
+			ServiceName: "kms", ServiceInstance: instance, ResourceType: "keyRing", Resource: "default",
 		}}
 		changed, err := all.Update(account, made.ID, narrower, made.Version)
 		if err != nil {
 			return err
 		}
-		return equal(changed.Resources[0].ResourceType, "key")
+		return equal(changed.Resources[0].ResourceType, "keyRing")
 	})
 	w.refused("AuthorizationPolicies.Create (Manager)", 400, "clusters only use keys", func() error {
 		wider := wanted

@@ -13,6 +13,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::Scope;
 use claviger_domain::audit::Facts;
+use claviger_domain::id::{InstanceId, KeyId};
 use claviger_domain::key::RootKey;
 use claviger_domain::policy::Subject;
 use claviger_store::iam::{self, ApiKey, Grant, Principal};
@@ -123,20 +124,31 @@ fn scope(tx: &Tx<'_>, on: &RoleOn) -> Result<Scope, Refusal> {
             _ => Err(Refusal::bad("a role on a key ring or a key must name its instance")),
         };
     };
+    within(tx, instance, on.ring.as_deref(), on.key)
+}
+
+/// An instance, or a key ring or a key of it. What is named must be there: a role on a key ring that
+/// somebody makes later would count for keys that nobody meant.
+pub(super) fn within(
+    tx: &Tx<'_>,
+    instance: InstanceId,
+    ring: Option<&str>,
+    key: Option<KeyId>,
+) -> Result<Scope, Refusal> {
     if !iam::has_instance(tx, instance)? {
-        return Err(Refusal::bad(format!("there is no instance {instance}")));
+        return Err(Refusal::bad(format!("there is no instance {instance} of the key service")));
     }
-    match (&on.ring, on.key) {
+    match (ring, key) {
         (None, None) => Ok(Scope::Instance(instance)),
         (Some(ring), None) if rings::exists(tx, instance, ring)? => {
-            Ok(Scope::Ring(instance, ring.clone()))
+            Ok(Scope::Ring(instance, ring.to_owned()))
         }
         (Some(_), None) => Err(Refusal::bad("there is no such key ring in the instance")),
         (None, Some(key)) => {
             let root = RootKey { instance, key };
             match keys::get(tx, &root)? {
                 Some(_) => Ok(Scope::Key(root)),
-                None => Err(Refusal::bad(format!("there is no key {key}"))),
+                None => Err(Refusal::bad(format!("there is no key {key} in the instance"))),
             }
         }
         (Some(_), Some(_)) => Err(Refusal::bad("a role is on a key ring or on a key, not on both")),

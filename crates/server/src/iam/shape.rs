@@ -1,6 +1,7 @@
 //! Policies between IBM's attributes and ours. What is not understood is refused: an attribute
 //! that was left out would make a policy wider than it says.
 
+use super::principals::within;
 use crate::app::App;
 use crate::http::admin::Refusal;
 use crate::keys::view::date;
@@ -8,7 +9,6 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::{Scope, ServiceRole};
 use claviger_domain::id::{ClusterId, InstanceId, PolicyId};
-use claviger_domain::key::RootKey;
 use claviger_domain::policy::{Policy, Role, Subject, Target};
 use claviger_store::access::{self as store, Stored};
 use claviger_store::{Tx, iam};
@@ -244,16 +244,13 @@ fn scope(
     };
     let instance: InstanceId =
         instance.parse().map_err(|e| Refusal::bad(format!("serviceInstance: {e}")))?;
-    if !iam::has_instance(tx, instance)? {
-        return Err(Refusal::bad("serviceInstance is no instance of the key service here"));
-    }
     match resource {
-        None => Ok(Scope::Instance(instance)),
+        None => within(tx, instance, None, None),
         Some((kind, id)) if kind == "key" => {
             let key = id.parse().map_err(|e| Refusal::bad(format!("resource: {e}")))?;
-            Ok(Scope::Key(RootKey { instance, key }))
+            within(tx, instance, None, Some(key))
         }
-        Some((kind, ring)) if kind == "keyRing" => Ok(Scope::Ring(instance, ring)),
+        Some((kind, ring)) if kind == "keyRing" => within(tx, instance, Some(&ring), None),
         Some((kind, _)) => Err(Refusal::bad(format!(
             "resourceType {kind:?} is not supported; key and keyRing are"
         ))),

@@ -104,11 +104,14 @@ async fn what_is_not_understood_is_refused_since_it_would_be_wider() {
     assert_eq!(try_out(p, &["Owner"], json!({})).await, 400);
     assert_eq!(try_out(("iam_id", "IBMid-nobody"), &["Reader"], json!({})).await, 400);
     assert_eq!(try_out(("access_group_id", "AccessGroupId-x"), &["Reader"], json!({})).await, 400);
-    let on_key = json!({"serviceName": "kms", "serviceInstance": one, "resourceType": "key", "resource": key});
+    let on_key = |key: &Value| json!({"serviceName": "kms", "serviceInstance": one, "resourceType": "key", "resource": key});
+    assert_eq!(try_out(p, &["Reader"], on_key(&key)).await, 400, "there is no such key");
+    let on_key = on_key(&json!(w.make_root(&admin, w.one, "root").await));
     assert_eq!(try_out(p, &["Viewer"], on_key.clone()).await, 400, "a key has no platform role");
     assert_eq!(try_out(p, &["Reader"], on_key).await, 201);
-    let ring = json!({"serviceName": "kms", "serviceInstance": one, "resourceType": "keyRing", "resource": "default"});
-    assert_eq!(try_out(p, &["Reader"], ring).await, 201);
+    let ring = |ring: &str| json!({"serviceName": "kms", "serviceInstance": one, "resourceType": "keyRing", "resource": ring});
+    assert_eq!(try_out(p, &["Reader"], ring("payments")).await, 400, "whatever will be in it");
+    assert_eq!(try_out(p, &["Reader"], ring("default")).await, 201);
     assert_eq!(try_out(p, &["Viewer", "Manager"], json!({"serviceType": "service"})).await, 201);
     let mut foreign = policy(p, &["Reader"], json!({}), "0000");
     assert_eq!(w.ask(&admin, "POST", "/v1/policies", foreign.clone()).await.status, 400);
