@@ -70,10 +70,22 @@ fn algorithm(jwk: &Jwk) -> Option<Algorithm> {
     }
 }
 
+/// Whether a key of a JWK set has what only its owner may know (RFC 7518, sections 6.2.2, 6.3.2
+/// and 6.4).
+fn secret(text: &str) -> bool {
+    let set: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+    let keys = set["keys"].as_array().into_iter().flatten();
+    let secret = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
+    keys.into_iter().any(|key| secret.iter().any(|name| key.get(name).is_some()))
+}
+
 /// Reads a JWK set (RFC 7517) as an administrator gives it: public keys for RS256 or ES256, each
 /// with a name of its own.
 pub(super) fn read_keys(text: &str) -> Result<JwkSet, &'static str> {
     let set: JwkSet = serde_json::from_str(text).map_err(|_| "jwks is not a JWK set")?;
+    if secret(text) {
+        return Err("jwks has a private key; give its public half alone");
+    }
     if set.keys.is_empty() || set.keys.len() > KEYS_MAX {
         return Err("jwks must have 1 to 16 keys");
     }

@@ -202,6 +202,11 @@ async fn a_pod_of_a_trusted_cluster_becomes_the_service_id_that_it_was_given() {
         ("no key", trust(&iam_id, json!([]))),
         ("no name", trust(&iam_id, json!([{"kty": "EC"}]))),
         ("a secret", trust(&iam_id, json!([{"kty": "oct", "k": "AAAA", "kid": "s"}]))),
+        ("a private key", {
+            let mut private = es.jwk.clone();
+            private["d"] = json!("AAAA");
+            trust(&iam_id, json!([private]))
+        }),
         ("twice", trust(&iam_id, json!([es.jwk, es.jwk]))),
     ] {
         assert_eq!(w.ask(&admin, "PUT", path, bad).await.status, 400, "{why}");
