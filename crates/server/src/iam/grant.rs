@@ -111,11 +111,10 @@ fn issue(app: &App, login: &Login, grant: &str, now: UnixMs) -> Token {
     });
     let refresh_token = match login.refresh_until_s {
         None => "not_supported".to_owned(),
-        Some(expires_s) => app.tokens.refresh_token(&Bearer {
-            iam_id: login.principal.iam_id.clone(),
-            credential: login.credential.clone(),
-            expires_s,
-        }),
+        Some(expires_s) => {
+            let (iam_id, credential) = (login.principal.iam_id.clone(), login.credential.clone());
+            app.tokens.refresh_token(&Bearer { iam_id, credential, expires_s }, now)
+        }
     };
     Token {
         access_token,

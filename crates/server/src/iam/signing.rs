@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 
 /// Names the keys that there are, newest first.
 const LIST: &str = "signing-keys";
+/// When all keys before were ended at once, in milliseconds since the Unix epoch.
+const ENDED: &str = "signing-keys-ended";
 /// Keys at a time whose tokens may live.
 const KEYS_MAX: usize = 4;
 /// Octets of a coordinate on P-256.
@@ -40,7 +42,10 @@ pub(crate) struct SigningKey {
 }
 
 /// Every key whose tokens may live; the first one signs.
-pub(crate) struct SigningKeys(Vec<SigningKey>);
+pub(crate) struct SigningKeys {
+    keys: Vec<SigningKey>,
+    ended: UnixMs,
+}
 
 impl SigningKeys {
     /// Reads them.
@@ -55,28 +60,36 @@ impl SigningKeys {
                 key(listed, &opened.map_err(|_| StartError::MasterKey)?)
             })
             .collect::<Result<Vec<_>, _>>()?;
-        if keys.is_empty() { Err(missing()) } else { Ok(SigningKeys(keys)) }
+        let ended = meta::get(tx, ENDED)?.map(|bytes| serde_json::from_slice(&bytes));
+        let ended = ended.transpose().map_err(|_| StartError::Missing(ENDED))?;
+        let ended = UnixMs(ended.unwrap_or(i64::MIN));
+        if keys.is_empty() { Err(missing()) } else { Ok(SigningKeys { keys, ended }) }
+    }
+
+    /// When all keys before were ended at once: no login up to then counts.
+    pub(crate) fn ended(&self) -> UnixMs {
+        self.ended
     }
 
     /// The one that signs.
     pub(crate) fn current(&self) -> &SigningKey {
-        self.0.first().expect("there is always one: see `load`")
+        self.keys.first().expect("there is always one: see `load`")
     }
 
     /// The key of this name.
     pub(crate) fn named(&self, kid: &str) -> Option<&SigningKey> {
-        self.0.iter().find(|key| key.listed.kid == kid)
+        self.keys.iter().find(|key| key.listed.kid == kid)
     }
 
     /// All of them, the current one first.
     pub(crate) fn all(&self) -> &[SigningKey] {
-        &self.0
+        &self.keys
     }
 
     /// When the key of this name was taken over from; none of the current one.
     pub(crate) fn retired(&self, kid: &str) -> Option<UnixMs> {
-        let at = self.0.iter().position(|key| key.listed.kid == kid)?;
-        self.0.get(at.checked_sub(1)?).map(|next| UnixMs(next.listed.from))
+        let at = self.keys.iter().position(|key| key.listed.kid == kid)?;
+        self.keys.get(at.checked_sub(1)?).map(|next| UnixMs(next.listed.from))
     }
 }
 
@@ -101,26 +114,28 @@ pub(crate) fn rotate(
     now: UnixMs,
     life_s: Option<i64>,
 ) -> Result<Option<Listed>, StartError> {
+    let (mut kept, mut over, mut retired) = (Vec::new(), Vec::new(), now);
+    for old in list(tx)? {
+        let lives = life_s.is_some_and(|life_s| verifies(Some(retired), life_s, now));
+        retired = UnixMs(old.from);
+        if lives { kept.push(old) } else { over.push(old) }
+    }
+    if kept.len() >= KEYS_MAX {
+        return Ok(None);
+    }
+    for old in &over {
+        meta::remove(tx, &place(&old.kid))?;
+    }
+    if life_s.is_none() && !over.is_empty() {
+        meta::put(tx, ENDED, now.0.to_string().as_bytes())?;
+    }
     let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
     let kid = hex(&sha256(pair.public_key_raw())[..8]);
     let der = SecretBytes::new(pair.serialize_der());
     let name = place(&kid);
     meta::put(tx, &name, &custodian.seal_column(&["meta", &name], der.expose()))?;
     let made = Listed { kid, from: now.0 };
-    let mut keys = vec![made.clone()];
-    let mut retired = now;
-    for old in list(tx)? {
-        let next = UnixMs(old.from);
-        if life_s.is_some_and(|life_s| verifies(Some(retired), life_s, now)) {
-            keys.push(old);
-        } else {
-            meta::remove(tx, &place(&old.kid))?;
-        }
-        retired = next;
-    }
-    if keys.len() > KEYS_MAX {
-        return Ok(None);
-    }
+    let keys = [vec![made.clone()], kept].concat();
     let text = serde_json::to_vec(&keys).expect("names and numbers are valid JSON");
     meta::put(tx, LIST, &text)?;
     Ok(Some(made))

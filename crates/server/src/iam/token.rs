@@ -123,6 +123,8 @@ struct RefreshClaims {
     iam_id: String,
     credential: Credential,
     exp: i64,
+    /// When it was made, in milliseconds since the Unix epoch.
+    made: i64,
 }
 
 /// What goes into a token.
@@ -269,12 +271,14 @@ impl Tokens {
         if bearer.expired(now) { Err(BadToken::Expired) } else { Ok(bearer) }
     }
 
-    /// A refresh token for the same caller, good until `expires_s`.
-    pub(crate) fn refresh_token(&self, bearer: &Bearer) -> String {
+    /// A refresh token for the same caller, good until `expires_s`, or until all signing keys are
+    /// ended at once.
+    pub(crate) fn refresh_token(&self, bearer: &Bearer, now: UnixMs) -> String {
         let claims = RefreshClaims {
             iam_id: bearer.iam_id.clone(),
             credential: bearer.credential.clone(),
             exp: bearer.expires_s,
+            made: now.0,
         };
         let text = serde_json::to_vec(&claims).expect("claims are valid JSON");
         let tag = self.refresh.tag(&text);
@@ -297,7 +301,10 @@ impl Tokens {
         }
         let claims: RefreshClaims =
             serde_json::from_slice(&text).map_err(|_| BadToken::Malformed)?;
-        let RefreshClaims { iam_id, credential, exp } = claims;
+        let RefreshClaims { iam_id, credential, exp, made } = claims;
+        if made <= self.held().keys.ended().0 {
+            return Err(BadToken::Foreign);
+        }
         let bearer = Bearer { iam_id, credential, expires_s: exp };
         if bearer.expired(now) { Err(BadToken::Expired) } else { Ok(bearer) }
     }
@@ -473,18 +480,27 @@ mod tests {
 
     #[test]
     fn refresh_tokens_are_read_by_their_server_alone_until_their_time_is_over() {
-        let (ours, theirs) = (Lab::new().tokens(), Lab::new().tokens());
+        let lab = Lab::new();
+        let (ours, theirs) = (lab.tokens(), Lab::new().tokens());
         let credential = Credential::ApiKey(Uuid::new_v4());
         let expires_s = NOW.0 / 1000 + 60;
         let bearer = Bearer { iam_id: "IBMid-1".to_owned(), credential, expires_s };
-        let token = ours.refresh_token(&bearer);
-        assert_eq!(ours.read_refresh(&token, NOW), Ok(bearer));
+        let token = ours.refresh_token(&bearer, NOW);
+        assert_eq!(ours.read_refresh(&token, NOW).as_ref(), Ok(&bearer));
         assert_eq!(theirs.read_refresh(&token, NOW), Err(BadToken::Foreign));
-        let later = UnixMs(NOW.0 + 66_000);
-        assert_eq!(ours.read_refresh(&token, later), Err(BadToken::Expired));
+        assert_eq!(ours.read_refresh(&token, later(66)), Err(BadToken::Expired));
         for bad in ["", "clr_", "clr_a.b", "x", &token[..token.len() - 2]] {
             assert!(ours.read_refresh(bad, NOW).is_err(), "{bad}");
         }
+        // All that came before the keys were ended at once is over.
+        assert!(lab.rotate(later(1), Some(HOUR_S)));
+        lab.take_up(&ours);
+        assert!(ours.read_refresh(&token, NOW).is_ok());
+        assert!(lab.rotate(later(1), None));
+        lab.take_up(&ours);
+        assert_eq!(ours.read_refresh(&token, NOW), Err(BadToken::Foreign));
+        let token = ours.refresh_token(&bearer, later(2));
+        assert!(ours.read_refresh(&token, NOW).is_ok());
         // No access token, and no refresh token of one.
         assert!(ours.read(&token, NOW, &OURS).is_err());
         assert!(ours.read_refresh(&issue(&ours, NOW), NOW).is_err());

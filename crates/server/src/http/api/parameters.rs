@@ -236,7 +236,7 @@ pub(crate) const OLD_ROLES: [Query; 2] = [
 
 pub(crate) const NOW: Query = query(
     "now",
-    "End all keys before it at once, with all access tokens that there are.",
+    "End all keys before it at once, with all access and refresh tokens that there are.",
     || json!({ "enum": ["true", "false"] }),
 );
 

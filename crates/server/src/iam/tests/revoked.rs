@@ -66,7 +66,7 @@ async fn a_right_that_is_gone_when_the_body_comes_is_gone() {
             ("POST /v3/principals", json!({"name": "n"})),
             ("POST /v3/clusters", cluster.clone()),
             ("POST /v2/resource_instances", json!({"name": "i", "target": "local"})),
-            ("POST /api/v2/keys", crate::testing::envelope(json!({"name": "k"}))),
+            ("POST /api/v2/keys", crate::testing::envelope(json!({"name": "key"}))),
             (&wrap, json!({})),
         ] {
             let manager = on(ServiceRole::Manager, Scope::Everywhere);
