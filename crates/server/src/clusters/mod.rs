@@ -87,7 +87,7 @@ fn ibm() -> Api {
         .refuses(&[400, 404]);
     let owner = says("getClusterKeyOwner", "Whose credentials talk to the key service")
         .answers(200, json::<KeyOwner>())
-        .refuses(&[404]);
+        .refuses(&[404, 507]);
     let reset = says("resetApiKey", "The caller lends root keys to clusters from now on")
         .header(REGION)
         .answers_nothing(204)
