@@ -36,6 +36,14 @@ def before_call(context, case, kwargs):
             if name in known and (number >> 8) % 10:
                 values = known[name]
                 container[name] = values[(number >> 12) % len(values)]
+    # Of random bodies hardly any names somebody who is there.
+    bodies = KNOWN["bodies"].get(case.operation.definition.raw.get("operationId"))
+    wrong = case.meta is not None and case.meta.is_negative_at(ParameterLocation.BODY)
+    if bodies and not wrong and (number >> 9) % 2:
+        case.body = bodies[(number >> 12) % len(bodies)]
+    # It would end the token of whoever asks.
+    if case.path == "/v3/signing-keys/rotate" and (case.query or {}).get("now") == "true":
+        case.query["now"] = "false"
     # Policies of an instance can lock out whoever asks.
     if case.path == "/api/v2/instance/policies" and case.method.upper() == "PUT":
         if (case.headers or {}).get("Bluemix-Instance") in known["Bluemix-Instance"]:

@@ -2,7 +2,7 @@
 
 use crate::exit::{self, Done, Failure};
 use crate::files;
-use claviger_client::{Admin, ClusterService, Config, Error, KeyService};
+use claviger_client::{Access, Admin, ClusterService, Config, Error, KeyService};
 use claviger_crypto::SecretBytes;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -54,6 +54,8 @@ pub struct Link {
     pub clusters: ClusterService,
     /// Instances.
     pub admin: Admin,
+    /// Who may do what.
+    pub access: Access,
     environment: Vec<(&'static str, OsString)>,
 }
 
@@ -131,7 +133,8 @@ impl Connection {
         let keys = KeyService::connect(&config)?;
         let clusters = ClusterService::connect(&config)?;
         let admin = Admin::connect(&config)?;
-        Ok(Link { keys, clusters, admin, environment })
+        let access = Access::connect(&config)?;
+        Ok(Link { keys, clusters, admin, access, environment })
     }
 }
 
@@ -145,6 +148,7 @@ fn mended_by(reason: Option<&str>) -> &'static str {
         Some("PROTECTED_RESOURCE_ERR" | "PREV_KEY_DEL_ERR") => {
             "see who uses it: claviger key get; move those clusters to another key first"
         }
+        Some("AUTHORIZATION_MISSING_ERR") => "claviger iam authorization create",
         Some("RC-ServiceBrokerErrorResponse") => "see its keys: claviger key ls, claviger key get",
         _ => "",
     }

@@ -32,6 +32,8 @@ enum Command {
     Instance(commands::instance::Args),
     /// Root keys
     Key(commands::key::Args),
+    /// Who can come in, by what, and what he may do
+    Iam(commands::iam::Args),
     /// What is on record of the key server
     Audit(commands::audit::Args),
     /// Count etcd's records by the key that opens them
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Command::Ks(args) => commands::ks::run(args),
         Command::Instance(args) => commands::instance::run(args),
         Command::Key(args) => commands::key::run(args),
+        Command::Iam(args) => commands::iam::run(args),
         Command::Audit(args) => commands::audit::run(args),
         Command::Census(args) => commands::census::run(args),
         Command::Dev(args) => commands::dev::run(args),
@@ -75,7 +78,7 @@ mod tests {
         let mut now = String::new();
         let mut root = Cli::command().term_width(100);
         root.build();
-        for noun in ["ks", "instance", "key", "audit", "completions"] {
+        for noun in ["ks", "instance", "key", "iam", "audit", "completions"] {
             record(root.find_subcommand(noun).unwrap(), &mut now);
         }
         if std::env::var_os("CLAVIGER_SNAPSHOTS").is_some_and(|v| v == "write") {

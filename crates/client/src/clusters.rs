@@ -13,6 +13,7 @@ use claviger_wire::ks::{
     KmsStatus, NewJob, NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered,
 };
 use reqwest::Method;
+use reqwest::header::HeaderValue;
 use serde::de::DeserializeOwned;
 
 /// The cluster service. Cheap to clone. A `cluster` is an id or a name.
@@ -53,6 +54,15 @@ impl ClusterService {
     /// One cluster.
     pub async fn get(&self, cluster: &str) -> Result<ClusterView, Error> {
         self.read(format!("/v2/getCluster?cluster={}", segment(cluster))).await
+    }
+
+    /// Makes the caller the owner of the API key, for all clusters of the region.
+    pub async fn reset_api_key(&self, region: &str) -> Result<(), Error> {
+        let mut call = Call::post("/v1/keys".to_owned()).idempotent();
+        let region = HeaderValue::from_str(region)
+            .map_err(|_| Error::local("a region is a word such as `local`"))?;
+        call.headers.insert("x-region", region);
+        self.session.send(call).await.map(drop)
     }
 
     /// Whose credentials talk to the key service for a cluster.

@@ -1,5 +1,6 @@
 //! One error for every call: whose fault, whether to retry, what to do now.
 
+use claviger_wire::access::AccessError;
 use claviger_wire::iam::TokenError;
 use claviger_wire::kp;
 use claviger_wire::ks::ServiceError;
@@ -163,7 +164,7 @@ const KEY_DELETED: &str = "KEY_DELETED_ERR";
 /// Longest text of a server that is passed on.
 const MESSAGE_MAX: usize = 1000;
 
-/// What an error body says, whichever of the four shapes it has.
+/// What an error body says, whichever of the five shapes it has.
 struct Reason {
     code: String,
     message: String,
@@ -187,6 +188,10 @@ impl Reason {
         }
         if let Ok(error) = serde_json::from_slice::<ResourceError>(body) {
             return Some(Reason::new(error.error_code, &error.message, ""));
+        }
+        if let Ok(error) = serde_json::from_slice::<AccessError>(body) {
+            let first = error.errors.into_iter().next()?;
+            return Some(Reason::new(first.code, &first.message, ""));
         }
         let error = serde_json::from_slice::<TokenError>(body).ok()?;
         Some(Reason::new(error.error_code, &error.error_message, ""))
@@ -304,6 +309,9 @@ mod tests {
         assert_eq!(Error::answer("u", 400, iam).reason(), Some("BXNIM0415E"));
         let rc = br#"{"error_code":"RC-NotFound","message":"no","status_code":404,"transaction_id":"1"}"#;
         assert_eq!(Error::answer("u", 404, rc).reason(), Some("RC-NotFound"));
+        let policy = br#"{"trace":"1","errors":[{"code":"policy_conflict_error","message":"same"}],
+            "status_code":409}"#;
+        assert_eq!(Error::answer("u", 409, policy).reason(), Some("policy_conflict_error"));
         let no_reasons = br#"{"metadata":{"collectionType":"e","collectionTotal":1},
             "resources":[{"errorMsg":"Unauthorized: no access"}]}"#;
         let error = Error::answer("u", 401, no_reasons);

@@ -1,12 +1,13 @@
 //! The server seen from outside: tokens, deadlines, retries.
 //!
-//! [`KeyService`] is Key Protect v2, [`ClusterService`] what operators ask of clusters,
-//! [`AgentApi`] what a node agent and the server say to each other. All go over TLS 1.3 to a
+//! [`KeyService`] is Key Protect v2, [`ClusterService`] what operators ask of clusters, [`Access`]
+//! who may do what, [`AgentApi`] what a node agent and the server say to each other. All go over TLS 1.3 to a
 //! server whose certificate one given CA has signed, and to no other; proxies and the system's
 //! own trust are not looked at.
 //!
 //! What an [`Error`] is decides whether a cluster is fenced: see [`UnwrapOutcome`].
 
+mod access;
 mod admin;
 mod agent;
 mod clusters;
@@ -16,6 +17,7 @@ mod http;
 mod keys;
 mod token;
 
+pub use access::Access;
 pub use admin::{Admin, WantedEvents};
 pub use agent::{AgentApi, NudgeStream};
 pub use clusters::ClusterService;

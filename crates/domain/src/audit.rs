@@ -4,10 +4,11 @@
 //! One type for every place that keeps records; how they are shown is not decided here. Every text
 //! and list in a record comes from something that is bounded where it is read.
 
-use crate::id::{KeyId, KeyVersionId, UnixMs};
+use crate::id::{KeyId, KeyVersionId, PolicyId, UnixMs};
 use crate::key::KeyState;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// How whoever did it proved who he is.
@@ -182,6 +183,9 @@ pub struct Data {
     /// What was changed, from what to what.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub change: Option<Change>,
+    /// The access policy that allowed it; none if none did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyId>,
 }
 
 /// A key.
@@ -255,7 +259,12 @@ pub enum Change {
     Deletion { from: Option<Authorisation>, to: Option<Authorisation> },
     /// Policies of a key or an instance: those that were named, as they were and as they are.
     Policies { from: Vec<Policy>, to: Vec<Policy> },
+    /// Who may come in or do what: an access policy, a group, an identity, a credential.
+    Access { from: Facts, to: Facts },
 }
+
+/// What something says, by names. Texts are cut as all that are kept are.
+pub type Facts = BTreeMap<String, String>;
 
 /// The word of the first of two who delete a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -70,7 +70,12 @@ pub struct Facts<'a> {
     pub registered: bool,
     /// Whether encryption was proven.
     pub enabled: bool,
+    /// Whether an authorization lets the cluster use the root key that writes, if one does.
+    pub authorised: bool,
 }
+
+const NO_AUTHORIZATION: &str = "no authorization lets the cluster use its root key: \
+                                `claviger iam authorization create`";
 
 /// Why a cluster cannot be encrypted as it is.
 #[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
@@ -121,6 +126,7 @@ pub fn table(facts: &Facts<'_>) -> Vec<Feature> {
         (Some(oldest), Ok(())) => (Some(true), format!("Kubernetes {oldest}, KMS v2")),
     };
     let registration = match (facts.registered, facts.enabled) {
+        _ if !facts.authorised => NO_AUTHORIZATION,
         (true, _) => "the key service lists the cluster as a user of its root key",
         (false, true) => {
             "the key service does not list the cluster; enable again with a new root key"
@@ -130,7 +136,12 @@ pub fn table(facts: &Facts<'_>) -> Vec<Feature> {
     let row =
         |name, available, because: &str| Feature { name, available, because: because.to_owned() };
     let registered = |name| match can {
-        Some(true) => row(name, Some(facts.registered), registration),
+        Some(true) => row(name, Some(facts.registered && facts.authorised), registration),
+        other => row(name, other, &why),
+    };
+    // What an agent does with the key itself.
+    let uses = |name| match can {
+        Some(true) if !facts.authorised => row(name, Some(false), NO_AUTHORIZATION),
         other => row(name, other, &why),
     };
     let able = |name| row(name, can, &why);
@@ -142,7 +153,7 @@ pub fn table(facts: &Facts<'_>) -> Vec<Feature> {
             Some(false),
             "not needed: agents rewrite what is stale",
         ),
-        able("Secrets rewritten automatically after a root key rotation"),
+        uses("Secrets rewritten automatically after a root key rotation"),
         registered("the key service shows which clusters use a key"),
         able("automatic reaction to disable, enable, delete and restore"),
         able("disabling the root key closes the cluster"),
@@ -194,7 +205,7 @@ mod tests {
     fn the_table_follows_the_facts() {
         let answers = |kubernetes: &[&str], registered, enabled| {
             let kubernetes: Vec<_> = kubernetes.iter().map(|t| t.parse().ok()).collect();
-            let facts = Facts { kubernetes: &kubernetes, registered, enabled };
+            let facts = Facts { kubernetes: &kubernetes, registered, enabled, authorised: true };
             let rows = table(&facts);
             assert!(rows.iter().all(|r| !r.because.is_empty()));
             let letter = |r: &Feature| r.available.map_or('?', |yes| if yes { 'y' } else { '-' });
@@ -207,5 +218,12 @@ mod tests {
         assert_eq!(answers(&["v1.34.1"], true, true), "y-yyyyyy-");
         assert_eq!(answers(&["v1.37.2", "v1.37.2"], true, true), "y-yyyyyyy");
         assert_eq!(answers(&["v1.37.2", "v1.36.2"], true, true), "y-yyyyyy-");
+
+        let kubernetes = [Some(v("v1.37.2"))];
+        let (registered, enabled) = (true, true);
+        let facts = Facts { kubernetes: &kubernetes, registered, enabled, authorised: false };
+        let lost: Vec<_> =
+            table(&facts).into_iter().filter(|r| r.because == NO_AUTHORIZATION).collect();
+        assert!(lost.len() == 3 && lost.iter().all(|r| r.available == Some(false)));
     }
 }

@@ -83,6 +83,40 @@ uuid_id!(
     "job id (a UUID)"
 );
 
+uuid_id!(
+    /// An access policy.
+    PolicyId,
+    "policy id (a UUID)"
+);
+
+/// What stands before the UUID of an access group.
+const GROUP: &str = "AccessGroupId-";
+
+/// An access group, in IBM's form: `AccessGroupId-` and a UUID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(Uuid);
+
+impl GroupId {
+    /// A new random identifier.
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{GROUP}{}", self.0)
+    }
+}
+
+impl FromStr for GroupId {
+    type Err = InvalidId;
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let id = text.strip_prefix(GROUP).and_then(|id| Uuid::parse_str(id).ok());
+        id.map(Self).ok_or_else(|| InvalidId::new("access group id", text))
+    }
+}
+
 /// A cluster's identifier: 20 characters of `[a-z0-9]`, chosen at registration.
 #[derive(
     Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,

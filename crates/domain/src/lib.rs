@@ -12,3 +12,4 @@ pub mod features;
 pub mod id;
 pub mod key;
 pub mod life;
+pub mod policy;

@@ -2,6 +2,7 @@
 
 use crate::authority::Authority;
 use crate::first::{self, StartError};
+use crate::iam::known::Known;
 use crate::iam::token::Tokens;
 use crate::metrics::Metrics;
 use crate::record::Recorder;
@@ -80,6 +81,8 @@ pub struct Settings {
     pub sync_after: Duration,
     /// How long an access token is good.
     pub token_life: Duration,
+    /// How long a refresh token is good, from the login on.
+    pub refresh_life: Duration,
     /// Number of keys that one instance may have; a bound on lists and memory.
     pub keys_max: u64,
     /// How the audit log is kept.
@@ -124,6 +127,7 @@ impl Default for Settings {
             purged_after: Duration::from_secs(90 * 86_400),
             sync_after: Duration::from_secs(3600),
             token_life: Duration::from_secs(3600),
+            refresh_life: Duration::from_secs(86_400),
             keys_max: 20_000,
             audit: AuditSettings::default(),
         }
@@ -253,6 +257,7 @@ pub struct App {
     /// Whose server this is.
     pub account: Account,
     pub(crate) tokens: Tokens,
+    pub(crate) known: Known,
     pub(crate) recorder: Recorder,
     pub(crate) metrics: Metrics,
 }
@@ -282,6 +287,7 @@ impl App {
             authority: parts.authority,
             account: parts.account,
             tokens: parts.tokens,
+            known: Known::default(),
             recorder,
             metrics: Metrics::new(),
         }))
@@ -307,6 +313,16 @@ impl App {
         tracing::info!(event = event.id, kind = event.kind.as_str(), "key event");
         self.metrics.key_changed(event.kind.as_str());
         self.hub.key_changed(event);
+    }
+
+    /// How long an access token lives, in seconds.
+    pub(crate) fn token_life_s(&self) -> i64 {
+        self.settings.token_life.as_secs() as i64
+    }
+
+    /// What tokens of this server say in `iss`.
+    pub(crate) fn issuer(&self) -> String {
+        format!("{}/identity", self.settings.url)
     }
 
     /// Base URL of the public listener or of the private one, which stands for both where there

@@ -2,6 +2,8 @@
 
 use crate::app::{Account, App};
 use crate::authority::Authority;
+use crate::iam::said::said;
+use crate::iam::signing::{self, SigningKeys};
 use crate::iam::token::Tokens;
 use crate::record::Writer;
 use claviger_audit::WriterId;
@@ -9,9 +11,10 @@ use claviger_crypto::sign::SigningKey;
 use claviger_crypto::{Key32, SecretBytes};
 use claviger_custody::Custodian;
 use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
+use claviger_domain::audit::{Change, Facts, Record};
 use claviger_domain::id::{InstanceId, RestoreId, UnixMs};
-use claviger_store::iam::{self, Grant, Instance, Principal};
-use claviger_store::{Store, StoreError, Tx, clusters, meta};
+use claviger_store::iam::{self, ApiKey, Grant, Instance, Principal};
+use claviger_store::{Store, StoreError, Tx, access, audit, clusters, meta};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
@@ -49,8 +52,10 @@ pub(crate) struct Parts {
 
 /// Bytes that show whether a master key belongs to a database.
 const CHECK: &[u8] = b"claviger";
-/// Keys that are made at the first start: signing tokens, hashing API keys.
-const SECRETS: [&str; 2] = ["token-key", "api-key-pepper"];
+/// The secret under which API keys are hashed.
+const PEPPER: &str = "api-key-pepper";
+/// How tokens were signed once; its tokens are read no longer.
+const OLD_TOKEN_KEY: &str = "token-key";
 
 /// Makes what is missing, in one transaction, and loads it. Safe to repeat.
 pub(crate) fn establish(
@@ -70,6 +75,9 @@ pub(crate) fn establish(
     // A database of before there was an audit log.
     if store.read("start", |tx| meta::get(tx, AUDIT_WRITER))?.is_none() {
         store.tx("audit log", |tx| begin_audit(tx, custodian))?;
+    }
+    if !store.read("start", signing::there)? {
+        store.tx("iam", |tx| begin_iam(tx, custodian, now))?;
     }
     store.read("start", |tx| load(tx, custodian))
 }
@@ -109,14 +117,23 @@ fn writer(tx: &Tx<'_>, seed: &SecretBytes) -> Result<Writer, StartError> {
     Ok(Writer { id, key: SigningKey::of_seed(&seed) })
 }
 
+/// What databases of before have not: a key that signs tokens, and an authorization for each
+/// root key that a cluster uses already.
+fn begin_iam(tx: &Tx<'_>, custodian: &dyn Custodian, now: UnixMs) -> Result<(), StartError> {
+    signing::rotate(tx, custodian, now, None)?;
+    meta::remove(tx, OLD_TOKEN_KEY)?;
+    Ok(crate::clusters::authorise_all(tx, now)?)
+}
+
+/// Whoever acts where nobody asked.
+const SYSTEM: &str = "system";
+
 fn begin(tx: &Tx<'_>, custodian: &dyn Custodian, now: UnixMs) -> Result<(), StartError> {
     let seal = |name: &str, value: &[u8]| {
         meta::put(tx, name, &custodian.seal_column(&["meta", name], value))
     };
     seal("check", CHECK)?;
-    for name in SECRETS {
-        seal(name, SecretBytes::random(32).expose())?;
-    }
+    seal(PEPPER, SecretBytes::random(32).expose())?;
     let (certificate, key) = Authority::generate(now)?;
     let key = SecretBytes::new(key);
     meta::put(tx, "ca-certificate", &certificate)?;
@@ -165,7 +182,7 @@ fn load(tx: &Tx<'_>, custodian: &dyn Custodian) -> Result<Parts, StartError> {
     Ok(Parts {
         authority: Authority::load(get("ca-certificate")?, open("ca-key")?.expose())?,
         account: account(tx)?,
-        tokens: Tokens::new(&open("token-key")?, &open("api-key-pepper")?),
+        tokens: Tokens::new(SigningKeys::load(tx, custodian)?, &open(PEPPER)?),
         writer: writer(tx, &open(AUDIT_KEY)?)?,
     })
 }
@@ -226,11 +243,19 @@ pub fn bootstrap(app: &App) -> Result<Option<Bootstrap>, StartError> {
                 email: "admin@claviger.local".to_owned(),
             };
             iam::add_principal(tx, &admin, now)?;
-            let role = ServiceRole::Manager;
-            iam::add_grant(tx, &iam_id, &Grant::Service { role, scope: Scope::Everywhere })?;
-            iam::add_grant(tx, &iam_id, &Grant::Platform(PlatformRole::Administrator))?;
+            let scope = Scope::Everywhere;
+            let manager = Grant::Service { role: ServiceRole::Manager, scope };
+            for grant in [manager, Grant::Platform(PlatformRole::Administrator)] {
+                let id = iam::add_grant(tx, &iam_id, &grant, SYSTEM, now)?;
+                let policy = access::get(tx, id)?;
+                let to = policy.map(|stored| said(&stored.policy)).unwrap_or_default();
+                let target = format!("policy:{id}");
+                let mut record = Record::of_system(now, "iam-am.policy.create", target);
+                record.data.change = Some(Change::Access { from: Facts::new(), to });
+                audit::add(tx, &record)?;
+            }
         }
-        iam::add_api_key(tx, &iam_id, "bootstrap", &mac, now)?;
+        iam::add_api_key(tx, &ApiKey::new(&iam_id, "bootstrap", SYSTEM, now), &mac)?;
         iam::instances(tx)
     })?;
     let instances =

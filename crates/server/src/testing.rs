@@ -1,19 +1,20 @@
 //! A server in process with its people, for tests over the router.
 
 use crate::app::{App, ManualClock, Settings};
-use crate::iam::token::Issue;
+use crate::iam::token::{Credential, Issue};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, Request, header};
+use bytes::Bytes;
 use claviger_crypto::Key32;
 use claviger_custody::software::Software;
 use claviger_domain::access::{Scope, ServiceRole};
 use claviger_domain::audit::Record;
 use claviger_domain::cluster::{Cluster, Operation, OperationKind, TakeUp};
-use claviger_domain::id::{ClusterId, InstanceId, OperationId, UnixMs};
+use claviger_domain::id::{AgentName, ClusterId, InstanceId, OperationId, UnixMs};
 use claviger_domain::key::RootKey;
 use claviger_store::events::EventKind;
-use claviger_store::iam::{Grant, Principal};
+use claviger_store::iam::{ApiKey, Grant, Principal};
 use claviger_store::{Store, StoreError, clusters, events, iam};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -39,6 +40,7 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) media_type: String,
     pub(crate) body: Value,
+    pub(crate) bytes: Bytes,
     pub(crate) headers: axum::http::HeaderMap,
 }
 
@@ -76,7 +78,13 @@ impl World {
         World::with(Settings::default())
     }
 
+    /// A server whose tokens live for years: the clock of a test moves by weeks.
     pub(crate) fn with(settings: Settings) -> World {
+        World::exactly(Settings { token_life: Duration::from_secs(1 << 30), ..settings })
+    }
+
+    /// A server with exactly these settings.
+    pub(crate) fn exactly(settings: Settings) -> World {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("claviger.db")).unwrap();
         let clock = Arc::new(ManualClock::new(START));
@@ -116,6 +124,11 @@ impl World {
 
     /// A person who may do this; its token.
     pub(crate) fn person_with(&self, name: &str, grants: &[Grant]) -> String {
+        self.token(&self.add_person(name, grants))
+    }
+
+    /// A person who may do this, without an API key.
+    pub(crate) fn add_person(&self, name: &str, grants: &[Grant]) -> Principal {
         let principal = Principal {
             iam_id: format!("IBMid-{name}"),
             service: false,
@@ -124,10 +137,12 @@ impl World {
         };
         let added = self.app.store.tx("t", |tx| -> Result<(), StoreError> {
             iam::add_principal(tx, &principal, START)?;
-            grants.iter().try_for_each(|grant| iam::add_grant(tx, &principal.iam_id, grant))
+            grants.iter().try_for_each(|grant| {
+                iam::add_grant(tx, &principal.iam_id, grant, "t", START).map(drop)
+            })
         });
         added.unwrap();
-        self.token(&principal)
+        principal
     }
 
     /// A service ID of this owner; its token.
@@ -141,7 +156,8 @@ impl World {
                 iam::set_owner(tx, &principal.iam_id, owner)?;
             }
             let scope = Scope::Instance(self.one);
-            iam::add_grant(tx, &principal.iam_id, &Grant::Service { role, scope })
+            let grant = Grant::Service { role, scope };
+            iam::add_grant(tx, &principal.iam_id, &grant, "t", START).map(drop)
         });
         added.unwrap();
         self.token(&principal)
@@ -149,23 +165,45 @@ impl World {
 
     /// The token of whoever has this API key.
     pub(crate) async fn log_in(&self, api_key: &str) -> String {
-        let grant = claviger_wire::iam::GRANT_APIKEY.replace(':', "%3A");
-        let request = Request::post("/identity/token")
-            .body(Body::from(format!("grant_type={grant}&apikey={api_key}")))
-            .unwrap();
-        let answer = self.raw(request).await.is(200);
+        let answer = self.login(api_key).await.is(200);
         answer["access_token"].as_str().unwrap().to_owned()
     }
 
+    /// What the token endpoint says to an API key.
+    pub(crate) async fn login(&self, api_key: &str) -> Answer {
+        let grant = claviger_wire::iam::GRANT_APIKEY;
+        self.grant(&[("grant_type", grant), ("apikey", api_key)]).await
+    }
+
+    /// What the token endpoint says to a form.
+    pub(crate) async fn grant(&self, fields: &[(&str, &str)]) -> Answer {
+        let encode = |text: &str| {
+            text.bytes().map(|byte| format!("%{byte:02X}")).collect::<Vec<_>>().concat()
+        };
+        let form: Vec<_> =
+            fields.iter().map(|(name, value)| format!("{name}={}", encode(value))).collect();
+        let request = Request::post("/identity/token").body(Body::from(form.join("&"))).unwrap();
+        self.raw(request).await
+    }
+
+    /// A token got with an API key that is made for it.
     pub(crate) fn token(&self, principal: &Principal) -> String {
+        let key = ApiKey::new(&principal.iam_id, "t", "t", START);
+        let mac = self.app.tokens.api_key_mac(&self.app.tokens.new_api_key());
+        self.app.store.tx("t", |tx| iam::add_api_key(tx, &key, &mac)).unwrap();
+        self.issue(principal, &Credential::ApiKey(key.id))
+    }
+
+    /// A token got with this.
+    pub(crate) fn issue(&self, principal: &Principal, credential: &Credential) -> String {
         self.app.tokens.issue(&Issue {
             principal,
+            credential,
             account: &self.app.account.id,
-            issuer: "t",
+            issuer: &self.app.issuer(),
             grant_type: "t",
             now: self.app.clock.now(),
-            // The clock of a test moves by weeks.
-            life_s: 1 << 30,
+            life_s: self.app.token_life_s(),
         })
     }
 
@@ -173,6 +211,8 @@ impl World {
     pub(crate) fn cluster(&self, key: &str) -> (ClusterId, String, String) {
         let root = RootKey { instance: self.one, key: key.parse().unwrap() };
         let id = ClusterId::random();
+        let agent: AgentName = "n1".parse().unwrap();
+        let not_after = UnixMs(START.0 + (1 << 40));
         let crn = self.app.account.cluster_crn(&id);
         let operation = Operation {
             id: OperationId::random(),
@@ -210,7 +250,11 @@ impl World {
         };
         self.app
             .store
-            .tx("t", |tx| Ok::<_, StoreError>(clusters::insert(tx, &row, None)?))
+            .tx("t", |tx| {
+                clusters::insert(tx, &row, None)?;
+                clusters::agent_joined(tx, &id, &agent, "t", not_after, START)?;
+                crate::clusters::authorise_all(tx, START)
+            })
             .unwrap();
         let service = Principal {
             iam_id: format!("crn-{crn}"),
@@ -218,7 +262,9 @@ impl World {
             name: String::new(),
             email: String::new(),
         };
-        (id, crn, self.token(&service))
+        let credential = Credential::Node { agent, fingerprint: "t".to_owned(), not_after };
+        let token = self.issue(&service, &credential);
+        (id, crn, token)
     }
 
     pub(crate) async fn raw(&self, request: Request<Body>) -> Answer {
@@ -230,6 +276,7 @@ impl World {
             status: parts.status.as_u16(),
             media_type: media_type.map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default(),
             body: serde_json::from_slice(&bytes).unwrap_or(Value::Null),
+            bytes,
             headers: parts.headers,
         }
     }

@@ -1,9 +1,11 @@
 //! Who there is, their API keys and what they may do.
 
-use crate::keys::{id, root};
+use crate::access::{self, Stamp, Stored};
+use crate::keys::{id, opt_id};
 use crate::{StoreError, Tx};
 use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
-use claviger_domain::id::{InstanceId, UnixMs};
+use claviger_domain::id::{InstanceId, PolicyId, UnixMs};
+use claviger_domain::policy::{Policy, Role, Subject, Target};
 use rusqlite::{OptionalExtension, params};
 use uuid::Uuid;
 
@@ -20,7 +22,7 @@ pub struct Principal {
     pub email: String,
 }
 
-/// One thing that a principal may do.
+/// One role of a principal, where it needs no more than that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Grant {
     /// A service role.
@@ -40,7 +42,80 @@ pub fn add_principal(tx: &Tx<'_>, p: &Principal, now: UnixMs) -> Result<(), Stor
         "INSERT INTO principals (iam_id, kind, name, email, created) VALUES (?1, ?2, ?3, ?4, ?5)";
     let kind = if p.service { "service" } else { "user" };
     tx.prepare_cached(sql)?.execute(params![p.iam_id, kind, p.name, p.email, now.0])?;
+    access::changed(tx)
+}
+
+/// A principal with what administrators see of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Who it is.
+    pub principal: Principal,
+    /// For people; may be empty.
+    pub description: String,
+    /// The person that a service stands for.
+    pub owner: Option<String>,
+    /// Starts at 1, rises with each change.
+    pub version: u64,
+    /// When it was made.
+    pub created: UnixMs,
+    /// When it was changed last.
+    pub updated: UnixMs,
+}
+
+const IDENTITY: &str =
+    "iam_id, kind, name, email, description, owner, version, created, coalesce(updated, created)";
+
+/// One principal with what administrators see of it.
+pub fn identity(tx: &Tx<'_>, iam_id: &str) -> Result<Option<Identity>, StoreError> {
+    let sql = format!("SELECT {IDENTITY} FROM principals WHERE iam_id = ?1");
+    Ok(tx.prepare_cached(&sql)?.query_row([iam_id], read_identity).optional()?)
+}
+
+/// Every person, or every service, by name. Bound: as many as the server lets be made.
+pub fn identities(tx: &Tx<'_>, service: bool) -> Result<Vec<Identity>, StoreError> {
+    let sql = format!("SELECT {IDENTITY} FROM principals WHERE kind = ?1 ORDER BY name, iam_id");
+    let kind = if service { "service" } else { "user" };
+    let mut query = tx.prepare_cached(&sql)?;
+    let rows = query.query_map([kind], read_identity)?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Changes name and description; the version rises.
+pub fn describe(
+    tx: &Tx<'_>,
+    iam_id: &str,
+    name: &str,
+    description: &str,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let sql = "UPDATE principals
+               SET name = ?2, description = ?3, version = version + 1, updated = ?4
+               WHERE iam_id = ?1";
+    tx.prepare_cached(sql)?.execute(params![iam_id, name, description, now.0])?;
+    access::changed(tx)
+}
+
+/// Gives a principal that was just made a description.
+pub fn describe_new(tx: &Tx<'_>, iam_id: &str, description: &str) -> Result<(), StoreError> {
+    let sql = "UPDATE principals SET description = ?2 WHERE iam_id = ?1";
+    tx.prepare_cached(sql)?.execute([iam_id, description])?;
     Ok(())
+}
+
+/// Number of services that stand for a person.
+pub fn owned_by(tx: &Tx<'_>, iam_id: &str) -> Result<u64, StoreError> {
+    let mut query = tx.prepare_cached("SELECT count(*) FROM principals WHERE owner = ?1")?;
+    Ok(query.query_row([iam_id], |row| row.get::<_, i64>(0))? as u64)
+}
+
+/// Removes a principal with its API keys, its places in groups and the policies about it; whether
+/// there was one.
+pub fn remove_principal(tx: &Tx<'_>, iam_id: &str) -> Result<bool, StoreError> {
+    access::remove_about(tx, &Subject::Principal(iam_id.to_owned()))?;
+    for table in ["api_keys", "access_group_members", "trusted_subjects"] {
+        tx.execute(&format!("DELETE FROM {table} WHERE iam_id = ?1"), [iam_id])?;
+    }
+    Ok(tx.execute("DELETE FROM principals WHERE iam_id = ?1", [iam_id])? > 0)
 }
 
 /// The principal with this IAM id.
@@ -63,91 +138,165 @@ pub fn count_principals(tx: &Tx<'_>) -> Result<u64, StoreError> {
     Ok(query.query_row([], |row| row.get::<_, i64>(0))? as u64)
 }
 
+/// What is known of an API key. The key itself is nowhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    /// Its identifier.
+    pub id: Uuid,
+    /// Whose it is.
+    pub iam_id: String,
+    /// For people.
+    pub name: String,
+    /// For people; may be empty.
+    pub description: String,
+    /// Starts at 1, rises with each change.
+    pub version: u64,
+    /// When it was made.
+    pub created: UnixMs,
+    /// By whom; empty if that was not noted yet.
+    pub created_by: String,
+    /// The API key by whose token it was made, there or gone; none if it was none.
+    pub created_with: Option<Uuid>,
+    /// When it was changed last.
+    pub updated: UnixMs,
+}
+
+impl ApiKey {
+    /// A new one of `iam_id`, made by `by`.
+    pub fn new(iam_id: &str, name: &str, by: &str, now: UnixMs) -> ApiKey {
+        ApiKey {
+            id: Uuid::new_v4(),
+            iam_id: iam_id.to_owned(),
+            name: name.to_owned(),
+            description: String::new(),
+            version: 1,
+            created: now,
+            created_by: by.to_owned(),
+            created_with: None,
+            updated: now,
+        }
+    }
+}
+
+const API_KEY: &str = "k.id, k.iam_id, k.name, k.description, k.version, k.created, k.created_by, \
+                       coalesce(k.updated, k.created), k.created_with";
+
 /// Adds an API key by its MAC.
-pub fn add_api_key(
-    tx: &Tx<'_>,
-    iam_id: &str,
-    name: &str,
-    mac: &[u8; 32],
-    now: UnixMs,
-) -> Result<Uuid, StoreError> {
-    let sql = "INSERT INTO api_keys (id, iam_id, name, mac, created) VALUES (?1, ?2, ?3, ?4, ?5)";
-    let id = Uuid::new_v4();
-    tx.prepare_cached(sql)?.execute(params![id.to_string(), iam_id, name, mac, now.0])?;
-    Ok(id)
-}
-
-/// Whose API key has this MAC. The MAC is keyed by a secret, so a look-up by index tells a
-/// prober nothing about the keys that exist.
-pub fn by_api_key(
-    tx: &Tx<'_>,
-    mac: &[u8; 32],
-) -> Result<Option<(Principal, [u8; 32])>, StoreError> {
-    let sql = "SELECT p.iam_id, p.kind, p.name, p.email, k.mac
-               FROM api_keys k JOIN principals p ON p.iam_id = k.iam_id WHERE k.mac = ?1";
-    let row = tx
-        .prepare_cached(sql)?
-        .query_row([mac.as_slice()], |row| Ok((read_principal(row)?, row.get(4)?)))
-        .optional()?;
-    Ok(row)
-}
-
-/// Adds a grant.
-pub fn add_grant(tx: &Tx<'_>, iam_id: &str, grant: &Grant) -> Result<(), StoreError> {
-    let (kind, role) = match grant {
-        Grant::Service { role, .. } => ("service", service_name(*role)),
-        Grant::Platform(role) => ("platform", platform_name(*role)),
-    };
-    let (instance, ring, key) = match grant {
-        Grant::Platform(_) | Grant::Service { scope: Scope::Everywhere, .. } => (None, None, None),
-        Grant::Service { scope: Scope::Instance(instance), .. } => (Some(*instance), None, None),
-        Grant::Service { scope: Scope::Ring(instance, ring), .. } => {
-            (Some(*instance), Some(ring), None)
-        }
-        Grant::Service { scope: Scope::Key(root), .. } => {
-            (Some(root.instance), None, Some(root.key))
-        }
-    };
-    let sql = "INSERT INTO grants (iam_id, scope, role, instance, ring, key)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+pub fn add_api_key(tx: &Tx<'_>, key: &ApiKey, mac: &[u8; 32]) -> Result<(), StoreError> {
+    let sql = "INSERT INTO api_keys
+                   (id, iam_id, name, description, version, mac, created, created_by, created_with)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
     tx.prepare_cached(sql)?.execute(params![
-        iam_id,
-        kind,
-        role,
-        instance.map(|i| i.to_string()),
-        ring,
-        key.map(|k| k.to_string())
+        key.id.to_string(),
+        key.iam_id,
+        key.name,
+        key.description,
+        key.version as i64,
+        mac,
+        key.created.0,
+        key.created_by,
+        key.created_with.map(|with| with.to_string()),
     ])?;
+    access::changed(tx)
+}
+
+/// Changes name and description; the version rises.
+pub fn describe_api_key(
+    tx: &Tx<'_>,
+    key: Uuid,
+    name: &str,
+    description: &str,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let sql = "UPDATE api_keys
+               SET name = ?2, description = ?3, version = version + 1, updated = ?4
+               WHERE id = ?1";
+    tx.prepare_cached(sql)?.execute(params![key.to_string(), name, description, now.0])?;
     Ok(())
 }
 
-/// Everything that a principal may do.
-pub fn grants_of(tx: &Tx<'_>, iam_id: &str) -> Result<Vec<Grant>, StoreError> {
-    let sql = "SELECT scope, role, instance, ring, key FROM grants WHERE iam_id = ?1";
-    let mut query = tx.prepare_cached(sql)?;
+/// What is known of one API key.
+pub fn api_key(tx: &Tx<'_>, key: Uuid) -> Result<Option<ApiKey>, StoreError> {
+    let sql = format!("SELECT {API_KEY} FROM api_keys k WHERE k.id = ?1");
+    let mut query = tx.prepare_cached(&sql)?;
+    let mut rows = query.query([key.to_string()])?;
+    rows.next()?.map(read_api_key).transpose()
+}
+
+/// The API keys of a principal, oldest first.
+pub fn api_keys(tx: &Tx<'_>, iam_id: &str) -> Result<Vec<ApiKey>, StoreError> {
+    let sql =
+        format!("SELECT {API_KEY} FROM api_keys k WHERE k.iam_id = ?1 ORDER BY k.created, k.id");
+    let mut query = tx.prepare_cached(&sql)?;
     let mut rows = query.query([iam_id])?;
     let mut out = Vec::new();
     while let Some(row) = rows.next()? {
-        let (kind, role): (String, String) = (row.get(0)?, row.get(1)?);
-        let damaged = || StoreError::Damaged(format!("role {role:?}"));
-        out.push(if kind == "platform" {
-            let known = PLATFORM.into_iter().find(|r| platform_name(*r) == role);
-            Grant::Platform(known.ok_or_else(damaged)?)
-        } else {
-            let known = ServiceRole::ALL.into_iter().find(|r| service_name(*r) == role);
-            let (instance, ring, key): (Option<String>, Option<String>, Option<String>) =
-                (row.get(2)?, row.get(3)?, row.get(4)?);
-            let scope = match (instance, ring, key) {
-                (None, None, None) => Scope::Everywhere,
-                (Some(instance), None, None) => Scope::Instance(id(&instance)?),
-                (Some(instance), Some(ring), None) => Scope::Ring(id(&instance)?, ring),
-                (Some(instance), None, Some(key)) => Scope::Key(root(&instance, &key)?),
-                _ => return Err(StoreError::Damaged("the scope of a role".to_owned())),
-            };
-            Grant::Service { role: known.ok_or_else(damaged)?, scope }
-        });
+        out.push(read_api_key(row)?);
     }
     Ok(out)
+}
+
+/// The API keys that were made by tokens of this one, or of one that it made, and so on.
+pub fn made_with(tx: &Tx<'_>, key: Uuid) -> Result<Vec<ApiKey>, StoreError> {
+    let sql = format!(
+        "WITH RECURSIVE made (id) AS (
+             SELECT id FROM api_keys WHERE created_with = ?1
+             UNION SELECT k.id FROM api_keys k JOIN made ON k.created_with = made.id)
+         SELECT {API_KEY} FROM api_keys k JOIN made ON made.id = k.id ORDER BY k.created, k.id"
+    );
+    let mut query = tx.prepare_cached(&sql)?;
+    let mut rows = query.query([key.to_string()])?;
+    let mut out = Vec::new();
+    while let Some(row) = rows.next()? {
+        out.push(read_api_key(row)?);
+    }
+    Ok(out)
+}
+
+/// Removes an API key; whether there was one. What it made counts from then on as made by what made
+/// it, if that is known.
+pub fn remove_api_key(tx: &Tx<'_>, key: Uuid) -> Result<bool, StoreError> {
+    let sql = "UPDATE api_keys SET created_with =
+                   coalesce((SELECT created_with FROM api_keys WHERE id = ?1), created_with)
+               WHERE created_with = ?1";
+    tx.prepare_cached(sql)?.execute([key.to_string()])?;
+    let gone =
+        tx.prepare_cached("DELETE FROM api_keys WHERE id = ?1")?.execute([key.to_string()])? > 0;
+    access::changed(tx)?;
+    Ok(gone)
+}
+
+/// The API key with this MAC, its MAC, and whose it is. The MAC is keyed by a secret, so a look-up
+/// by index tells a prober nothing about the keys that exist.
+pub fn by_api_key(
+    tx: &Tx<'_>,
+    mac: &[u8; 32],
+) -> Result<Option<(Principal, Uuid, [u8; 32])>, StoreError> {
+    let sql = "SELECT p.iam_id, p.kind, p.name, p.email, k.id, k.mac
+               FROM api_keys k JOIN principals p ON p.iam_id = k.iam_id WHERE k.mac = ?1";
+    let mut query = tx.prepare_cached(sql)?;
+    let mut rows = query.query([mac.as_slice()])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    Ok(Some((read_principal(row)?, id(&row.get::<_, String>(4)?)?, row.get(5)?)))
+}
+
+/// Gives a principal a role: adds a policy about it alone.
+pub fn add_grant(
+    tx: &Tx<'_>,
+    iam_id: &str,
+    grant: &Grant,
+    by: &str,
+    now: UnixMs,
+) -> Result<PolicyId, StoreError> {
+    let (role, target) = match grant {
+        Grant::Service { role, scope } => (Role::Service(*role), Target::Keys(scope.clone())),
+        Grant::Platform(role) => (Role::Platform(*role), Target::Account),
+    };
+    let (id, subject) = (PolicyId::random(), Subject::Principal(iam_id.to_owned()));
+    let policy = Policy::new(id, subject, vec![role], target)
+        .expect("one role of the kind that its target has");
+    access::add(tx, &Stored { policy, stamp: Stamp::new(by, now) })?;
+    Ok(id)
 }
 
 /// An instance of the key service.
@@ -212,6 +361,31 @@ pub fn has_instance(tx: &Tx<'_>, instance: InstanceId) -> Result<bool, StoreErro
     Ok(tx.prepare_cached(sql)?.exists([instance.to_string()])?)
 }
 
+fn read_identity(row: &rusqlite::Row<'_>) -> Result<Identity, rusqlite::Error> {
+    Ok(Identity {
+        principal: read_principal(row)?,
+        description: row.get(4)?,
+        owner: row.get(5)?,
+        version: row.get::<_, i64>(6)? as u64,
+        created: UnixMs(row.get(7)?),
+        updated: UnixMs(row.get(8)?),
+    })
+}
+
+fn read_api_key(row: &rusqlite::Row<'_>) -> Result<ApiKey, StoreError> {
+    Ok(ApiKey {
+        id: id(&row.get::<_, String>(0)?)?,
+        iam_id: row.get(1)?,
+        name: row.get(2)?,
+        description: row.get(3)?,
+        version: row.get::<_, i64>(4)? as u64,
+        created: UnixMs(row.get(5)?),
+        created_by: row.get(6)?,
+        updated: UnixMs(row.get(7)?),
+        created_with: opt_id(row.get(8)?)?,
+    })
+}
+
 fn read_principal(row: &rusqlite::Row<'_>) -> Result<Principal, rusqlite::Error> {
     Ok(Principal {
         iam_id: row.get(0)?,
@@ -219,78 +393,4 @@ fn read_principal(row: &rusqlite::Row<'_>) -> Result<Principal, rusqlite::Error>
         name: row.get(2)?,
         email: row.get(3)?,
     })
-}
-
-const PLATFORM: [PlatformRole; 4] = [
-    PlatformRole::Viewer,
-    PlatformRole::Operator,
-    PlatformRole::Editor,
-    PlatformRole::Administrator,
-];
-
-fn service_name(role: ServiceRole) -> &'static str {
-    match role {
-        ServiceRole::Reader => "Reader",
-        ServiceRole::ReaderPlus => "ReaderPlus",
-        ServiceRole::Writer => "Writer",
-        ServiceRole::Manager => "Manager",
-        ServiceRole::KeyPurge => "KeyPurge",
-        ServiceRole::KmipAdapterManager => "KmipAdapterManager",
-    }
-}
-
-fn platform_name(role: PlatformRole) -> &'static str {
-    match role {
-        PlatformRole::Viewer => "Viewer",
-        PlatformRole::Operator => "Operator",
-        PlatformRole::Editor => "Editor",
-        PlatformRole::Administrator => "Administrator",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Store;
-    use claviger_domain::id::KeyId;
-    use claviger_domain::key::RootKey;
-
-    #[test]
-    fn grants_are_read_as_they_were_added() {
-        let dir = tempfile::tempdir().expect("dir");
-        let store = Store::open(&dir.path().join("claviger.db")).expect("opens");
-        let (instance, key) = (InstanceId::random(), KeyId::random());
-        let on = |scope| Grant::Service { role: ServiceRole::Writer, scope };
-        let grants = [
-            on(Scope::Everywhere),
-            on(Scope::Instance(instance)),
-            on(Scope::Ring(instance, "payments".to_owned())),
-            on(Scope::Key(RootKey { instance, key })),
-            Grant::Platform(PlatformRole::Viewer),
-        ];
-        let read = store.tx("t", |tx| {
-            let group = Uuid::new_v4();
-            add_resource_group(tx, group, "g", UnixMs(0))?;
-            let (name, region) = ("i".to_owned(), "local".to_owned());
-            add_instance(tx, &Instance { id: instance, name, region, created: UnixMs(0) }, group)?;
-            let (iam_id, name) = ("IBMid-1".to_owned(), "n".to_owned());
-            let person = Principal { iam_id, service: false, name, email: String::new() };
-            add_principal(tx, &person, UnixMs(0))?;
-            grants.iter().try_for_each(|grant| add_grant(tx, "IBMid-1", grant))?;
-            // No role is on a key and its ring at once, or on a ring of no instance.
-            for wrong in ["NULL, 'r', NULL", "?1, 'r', 'k'"] {
-                let sql = format!(
-                    "INSERT INTO grants (iam_id, scope, role, instance, ring, key)
-                     VALUES ('IBMid-1', 'service', 'Writer', {wrong})"
-                );
-                let refused = match wrong.contains('?') {
-                    true => tx.execute(&sql, [instance.to_string()]),
-                    false => tx.execute(&sql, []),
-                };
-                assert!(refused.is_err(), "{wrong}");
-            }
-            grants_of(tx, "IBMid-1")
-        });
-        assert_eq!(read.expect("reads"), grants);
-    }
 }

@@ -1,7 +1,7 @@
 //! Instances of the key service and their resource groups, as the Resource Controller shows them.
 
 use crate::keys::id;
-use crate::{StoreError, Tx, meta};
+use crate::{StoreError, Tx, access, meta};
 use claviger_domain::id::{InstanceId, UnixMs};
 use rusqlite::{OptionalExtension, Row, params};
 use uuid::Uuid;
@@ -122,7 +122,7 @@ const TABLES: [&str; 14] = [
     "instance_policies",
     "key_rings",
     "import_tokens",
-    "grants",
+    "access_policies",
 ];
 
 /// Removes an instance with all that hangs on it; the material of its keys is overwritten.
@@ -133,7 +133,7 @@ pub fn remove(tx: &Tx<'_>, instance: InstanceId) -> Result<(), StoreError> {
     }
     tx.execute("DELETE FROM meta WHERE name = ?1", [maker(instance)])?;
     tx.execute("DELETE FROM instances WHERE id = ?1", [&guid])?;
-    Ok(())
+    access::changed(tx)
 }
 
 /// Every resource group, by name.

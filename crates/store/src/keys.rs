@@ -1,6 +1,6 @@
 //! Keys, their versions and aliases.
 
-use crate::{StoreError, Tx};
+use crate::{StoreError, Tx, access};
 use claviger_domain::id::{InstanceId, KeyId, KeyVersionId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
 use claviger_domain::life::Life;
@@ -257,7 +257,7 @@ pub fn purge(tx: &Tx<'_>, root: &RootKey) -> Result<(), StoreError> {
         "DELETE FROM registrations WHERE instance = ?1 AND key = ?2",
         "DELETE FROM key_policies WHERE instance = ?1 AND key = ?2",
         "DELETE FROM aliases WHERE instance = ?1 AND key = ?2",
-        "DELETE FROM grants WHERE instance = ?1 AND key = ?2",
+        "DELETE FROM access_policies WHERE instance = ?1 AND key = ?2",
         "DELETE FROM key_versions WHERE instance = ?1 AND key = ?2",
         "DELETE FROM keys WHERE instance = ?1 AND id = ?2",
     ];
@@ -265,6 +265,7 @@ pub fn purge(tx: &Tx<'_>, root: &RootKey) -> Result<(), StoreError> {
     for sql in OF_KEY {
         tx.execute(sql, ids.clone())?;
     }
+    access::changed(tx)?;
     crate::unsettle(tx)
 }
 

@@ -6,6 +6,7 @@
 
 mod migrate;
 
+pub mod access;
 pub mod answers;
 pub mod audit;
 pub mod clusters;
@@ -19,12 +20,15 @@ pub mod meta;
 pub mod policies;
 pub mod registrations;
 pub mod rings;
+pub mod trust;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::ops::Deref;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use thiserror::Error;
@@ -103,12 +107,35 @@ impl StoreError {
 }
 
 /// A transaction, or a consistent view for reading. Dereferences to the connection.
-pub struct Tx<'c>(rusqlite::Transaction<'c>);
+pub struct Tx<'c> {
+    inner: rusqlite::Transaction<'c>,
+    // What the epoch of access becomes with this transaction.
+    access_epoch: Cell<Option<u64>>,
+}
+
+impl<'c> Tx<'c> {
+    fn new(inner: rusqlite::Transaction<'c>) -> Tx<'c> {
+        Tx { inner, access_epoch: Cell::new(None) }
+    }
+
+    fn access_epoch(&self) -> Option<u64> {
+        self.access_epoch.get()
+    }
+
+    /// Whether this transaction changes who may do what.
+    pub fn changed_access(&self) -> bool {
+        self.access_epoch().is_some()
+    }
+
+    fn set_access_epoch(&self, epoch: u64) {
+        self.access_epoch.set(Some(epoch));
+    }
+}
 
 impl Deref for Tx<'_> {
     type Target = Connection;
     fn deref(&self) -> &Connection {
-        &self.0
+        &self.inner
     }
 }
 
@@ -121,6 +148,7 @@ struct Inner {
     writer: Mutex<Connection>,
     readers: Mutex<Vec<Connection>>,
     returned: Condvar,
+    access_epoch: AtomicU64,
     // Holds the lock that keeps a second server out; freed when the process ends, however.
     _lock: File,
 }
@@ -152,13 +180,21 @@ impl Store {
                 Ok(reader)
             })
             .collect::<Result<Vec<_>, rusqlite::Error>>()?;
+        let epoch = access::epoch(&Tx::new(writer.transaction()?))?;
         Ok(Store(Arc::new(Inner {
             path: path.to_owned(),
             writer: Mutex::new(writer),
             readers: Mutex::new(readers),
             returned: Condvar::new(),
+            access_epoch: AtomicU64::new(epoch),
             _lock: lock,
         })))
+    }
+
+    /// The epoch of access as of the last durable change: what was compiled under another one
+    /// counts no longer. Never waits.
+    pub fn access_epoch(&self) -> u64 {
+        self.0.access_epoch.load(Ordering::Acquire)
     }
 
     /// The database file.
@@ -178,12 +214,17 @@ impl Store {
         let tx = writer
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(StoreError::from)?;
-        let tx = Tx(tx);
+        let tx = Tx::new(tx);
         let done = work(&tx)?;
-        tx.0.commit().map_err(|e| {
+        let epoch = tx.access_epoch();
+        tx.inner.commit().map_err(|e| {
             tracing::error!(transaction = name, error = %e, "commit failed");
             StoreError::from(e)
         })?;
+        if let Some(epoch) = epoch {
+            // Still under the writer's lock, so epochs are told in their order.
+            self.0.access_epoch.store(epoch, Ordering::Release);
+        }
         Ok(done)
     }
 
@@ -198,7 +239,7 @@ impl Store {
         let mut reader = Reader { inner: &self.0, connection: Some(self.take_reader()) };
         let connection = reader.connection.as_mut().expect("set above, taken in drop");
         let tx = connection.transaction().map_err(StoreError::from)?;
-        work(&Tx(tx))
+        work(&Tx::new(tx))
     }
 
     /// After material was overwritten: brings what is in the log into the database file and
@@ -255,9 +296,9 @@ pub fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
 pub fn mark(path: &Path, name: &str, value: &[u8]) -> Result<(), StoreError> {
     let mut connection = connect(path)?;
     known(&connection)?;
-    let tx = Tx(connection.transaction_with_behavior(TransactionBehavior::Immediate)?);
+    let tx = Tx::new(connection.transaction_with_behavior(TransactionBehavior::Immediate)?);
     meta::put(&tx, name, value)?;
-    Ok(tx.0.commit()?)
+    Ok(tx.inner.commit()?)
 }
 
 /// Sets a value of [`meta`] in a database that nobody has open, of this schema or an older one. It
@@ -286,9 +327,9 @@ pub fn beside<T, E: From<StoreError>>(
     let tx = connection
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(StoreError::from)?;
-    let tx = Tx(tx);
+    let tx = Tx::new(tx);
     let done = work(&tx)?;
-    tx.0.commit().map_err(StoreError::from)?;
+    tx.inner.commit().map_err(StoreError::from)?;
     Ok(done)
 }
 
@@ -297,7 +338,7 @@ pub fn peek(path: &Path, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
     known(&connection)?;
-    meta::get(&Tx(connection.transaction()?), name)
+    meta::get(&Tx::new(connection.transaction()?), name)
 }
 
 /// Runs `work` on one consistent view of a database that a server may have open. Only on the schema
@@ -307,7 +348,7 @@ pub fn view<T, E: From<StoreError>>(
     work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
 ) -> Result<T, E> {
     let mut connection = opened(path)?;
-    let tx = Tx(connection.transaction().map_err(StoreError::from)?);
+    let tx = Tx::new(connection.transaction().map_err(StoreError::from)?);
     work(&tx)
 }
 

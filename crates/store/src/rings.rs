@@ -1,6 +1,6 @@
 //! Key rings. `default` is in every instance and has no row.
 
-use crate::{StoreError, Tx};
+use crate::{StoreError, Tx, access};
 use claviger_domain::id::{InstanceId, UnixMs};
 use rusqlite::{OptionalExtension, params};
 
@@ -74,8 +74,9 @@ pub fn remove(tx: &Tx<'_>, instance: InstanceId, ring: &str) -> Result<bool, Sto
     if tx.prepare_cached(sql)?.execute(row)? == 0 {
         return Ok(false);
     }
-    let sql = "DELETE FROM grants WHERE instance = ?1 AND ring = ?2";
+    let sql = "DELETE FROM access_policies WHERE instance = ?1 AND ring = ?2";
     tx.prepare_cached(sql)?.execute(row)?;
+    access::changed(tx)?;
     let sql = "UPDATE keys SET ring = ?3 WHERE instance = ?1 AND ring = ?2";
     tx.prepare_cached(sql)?.execute(params![instance.to_string(), ring, DEFAULT])?;
     Ok(true)

@@ -4,6 +4,7 @@
 use claviger_domain::id::{InstanceId, KeyId, KeyVersionId};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A page of events, newest first.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -229,6 +230,9 @@ pub struct Values {
     pub policy_rotation_interval: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub policy_metrics_enabled: Option<bool>,
+    /// Of access policies, groups, identities and credentials: what they say, by names.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub access: BTreeMap<String, String>,
 }
 
 /// What a policy `keyCreateImportAccess` allows.

@@ -1,4 +1,5 @@
-//! The token endpoint: `POST /identity/token` and `POST /oidc/token`, form-encoded.
+//! Identities: the token endpoint (`POST /identity/token` and `POST /oidc/token`, form-encoded),
+//! who there is, API keys, trusted issuers.
 
 use claviger_domain::access::{PlatformRole, ServiceRole};
 use claviger_domain::id::{InstanceId, KeyId};
@@ -8,6 +9,12 @@ use serde::{Deserialize, Serialize};
 /// Grant type of an API key (field `apikey`).
 pub const GRANT_APIKEY: &str = "urn:ibm:params:oauth:grant-type:apikey";
 
+/// Grant type of a refresh token (field `refresh_token`).
+pub const GRANT_REFRESH: &str = "refresh_token";
+
+/// Grant type of a service-account token of a trusted cluster (field `cr_token`).
+pub const GRANT_CR_TOKEN: &str = "urn:ibm:params:oauth:grant-type:cr-token";
+
 /// Grant type of a node agent: its certificate is the credential, the form carries nothing else.
 pub const GRANT_NODE: &str = "urn:claviger:params:oauth:grant-type:node-certificate";
 
@@ -16,7 +23,7 @@ pub const GRANT_NODE: &str = "urn:claviger:params:oauth:grant-type:node-certific
 pub struct Token {
     /// A JWT.
     pub access_token: String,
-    /// Not in use; clients want the field.
+    /// Good for the grant `refresh_token`; `not_supported` where there is none.
     pub refresh_token: String,
     /// `Bearer`.
     pub token_type: String,
@@ -99,4 +106,169 @@ pub struct MadePrincipal {
     pub iam_id: String,
     pub name: String,
     pub apikey: String,
+}
+
+/// An API key as `/apikeys` shows it.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)] // The names are the contract.
+pub struct ApiKey {
+    pub metadata: IdentityMetadata,
+    pub entity: ApiKeyEntity,
+}
+
+/// When something was made and changed, and how it is named.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct IdentityMetadata {
+    pub uuid: String,
+    #[serde(rename = "iam_id")]
+    pub iam_id: String,
+    /// What `If-Match` is held against.
+    pub version: String,
+    pub crn: String,
+    pub created_at: String,
+    pub modified_at: String,
+}
+
+/// What an API key is. `apiKey` is there once: in the answer to its creation.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct ApiKeyEntity {
+    pub name: String,
+    pub description: String,
+    /// CRN of whose it is.
+    pub bound_to: String,
+    pub format: String,
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub api_key: String,
+    pub api_key_id: String,
+    /// Id of the API key by whose token it was made, there or gone. Ours.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub created_with: String,
+}
+
+/// A service ID as `/serviceids` shows it.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub struct ServiceId {
+    pub metadata: IdentityMetadata,
+    pub entity: ServiceIdEntity,
+}
+
+/// What a service ID is.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct ServiceIdEntity {
+    /// CRN of the account.
+    pub bound_to: String,
+    pub name: String,
+    pub description: String,
+}
+
+/// An API key or a service ID to make or to change; the rest of a body is ignored.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(default, rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct NewIdentity {
+    pub name: String,
+    pub description: String,
+    /// CRN or IAM id of whose it is; the caller's own, or the account's, if empty.
+    pub bound_to: String,
+}
+
+/// A page of API keys or service IDs.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(rename = "{T}List")]
+#[allow(missing_docs)]
+pub struct Items<T> {
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next_page_token: Option<String>,
+    pub items: Vec<T>,
+}
+
+/// Who asks: `/identity/userinfo`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub struct UserInfo {
+    pub active: bool,
+    pub iam_id: String,
+    #[serde(rename = "realmId")]
+    pub realm_id: String,
+    pub identifier: String,
+    pub name: String,
+    pub email: String,
+    pub sub: String,
+    pub account: UserInfoAccount,
+    pub iss: String,
+}
+
+/// Whose account it is.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub struct UserInfoAccount {
+    pub bss: String,
+}
+
+/// The public keys of access tokens: `/identity/keys`, a JWK set (RFC 7517).
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub struct JwkSet {
+    pub keys: Vec<EcJwk>,
+}
+
+/// One of them (RFC 7518, section 6.2).
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub struct EcJwk {
+    pub kty: String,
+    pub crv: String,
+    #[serde(rename = "use")]
+    pub usage: String,
+    pub alg: String,
+    pub kid: String,
+    pub x: String,
+    pub y: String,
+}
+
+/// The key that signs access tokens from now on.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub struct RotatedSigningKey {
+    pub kid: String,
+}
+
+/// An issuer whose tokens are believed: `/v3/trusted-issuers`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrustedIssuer {
+    /// What its tokens say in `iss`.
+    pub issuer: String,
+    /// What they must say in `aud`.
+    pub audience: String,
+    /// Its public keys: a JWK set (RFC 7517) for RS256 or ES256.
+    pub jwks: serde_json::Value,
+    /// Which service ID each subject may become.
+    #[serde(default)]
+    pub subjects: Vec<TrustedSubject>,
+}
+
+/// A subject, and what it may become.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct TrustedSubject {
+    /// What its tokens say in `sub`, for instance `system:serviceaccount:NAMESPACE:NAME`.
+    pub subject: String,
+    /// IAM id of a service ID.
+    pub iam_id: String,
+}
+
+/// Every issuer.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub struct TrustedIssuers {
+    pub issuers: Vec<TrustedIssuer>,
 }

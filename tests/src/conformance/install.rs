@@ -19,7 +19,11 @@ pub fn need(chosen: &[&Suite]) -> Outcome<()> {
         (uses(Client::Python3) || uses(Client::Python2), "python3", "Debian: python3-venv"),
         (uses(Client::Npm), "node", "Debian: nodejs"),
         (uses(Client::Npm), "npm", "Debian: npm"),
-        (uses(Client::Go) || uses(Client::Portworx), "go", "Debian: golang"),
+        (
+            uses(Client::Go) || uses(Client::Portworx) || uses(Client::Bluemix),
+            "go",
+            "Debian: golang",
+        ),
         (cloud, "unshare", "Debian: util-linux"),
         (cloud, "ip", "Debian: iproute2"),
     ];
@@ -38,7 +42,8 @@ pub fn need(chosen: &[&Suite]) -> Outcome<()> {
             "some clients have the cloud's addresses built in; that they reach our server \
                     instead takes a network namespace with its own /etc/hosts, which only root can \
                     make. Run this as root, or leave them out: cargo xtask conformance --only \
-                    python3- --only python2-calls --only npm- --only go-calls --only portworx"
+                    python3- --only python2-calls --only npm- --only go-calls --only portworx \
+                    --only bluemix-"
                 .to_owned(),
         );
     }
@@ -93,6 +98,12 @@ fn install(client: Client, dir: &Path) -> Outcome<()> {
             go(&module, &["build", "-buildvcs=false", "-o", &program, "."], &log)?;
             // Compiles the suite, where there still is a network.
             go(&module, &[GO_TEST, &["-run", "^$", super::suites::GO_CLIENT]].concat(), &log)
+        }
+        Client::Bluemix => {
+            let module = client.sources();
+            go(&module, &["mod", "download"], &log)?;
+            let program = dir.join("bluemix-calls").display().to_string();
+            go(&module, &["build", "-buildvcs=false", "-o", &program, "."], &log)
         }
         Client::Portworx => {
             let module = client.sources();

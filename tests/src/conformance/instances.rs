@@ -3,7 +3,7 @@
 
 use super::suites::Server;
 use crate::Outcome;
-use reqwest::{Certificate, Client, StatusCode};
+use reqwest::{Certificate, Client};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -119,6 +119,18 @@ impl Api {
         Self::send(request.json(body)).await
     }
 
+    /// Looks at something.
+    pub(crate) async fn get(&self, path: &str) -> Outcome<Value> {
+        let request = self.client.get(format!("{}{path}", self.url));
+        Self::send(request.bearer_auth(&self.token)).await
+    }
+
+    /// Asks for something to be as `body` says.
+    pub(crate) async fn put(&self, path: &str, body: &Value) -> Outcome<Value> {
+        let request = self.client.put(format!("{}{path}", self.url));
+        Self::send(request.bearer_auth(&self.token).json(body)).await
+    }
+
     /// Makes an instance and returns its id.
     pub(crate) async fn instance(&self, name: &str) -> Outcome<String> {
         let body = json!({
@@ -136,7 +148,7 @@ impl Api {
         let answer = request.send().await.map_err(|e| format!("no answer: {e:?}"))?;
         let (status, url) = (answer.status(), answer.url().clone());
         let text = answer.text().await.map_err(|e| e.to_string())?;
-        if !matches!(status, StatusCode::OK | StatusCode::CREATED | StatusCode::ACCEPTED) {
+        if !status.is_success() {
             return Err(format!("{url}: {status}: {text}"));
         }
         if text.is_empty() {

@@ -27,6 +27,8 @@ pub enum Client {
     Go,
     /// Go `github.com/libopenstorage/secrets`.
     Portworx,
+    /// Go `github.com/IBM-Cloud/bluemix-go`.
+    Bluemix,
 }
 
 impl Client {
@@ -38,6 +40,7 @@ impl Client {
             Client::Npm => "npm",
             Client::Go => "go",
             Client::Portworx => "portworx",
+            Client::Bluemix => "bluemix",
         }
     }
 
@@ -153,6 +156,13 @@ pub static ALL: &[Suite] = &[
         Client::Portworx,
         Place::Here,
         300,
+    ),
+    suite(
+        "bluemix-calls",
+        "Go `bluemix-go` of 2024-07-19: every call of its packages for identity and access",
+        Client::Bluemix,
+        Place::Here,
+        240,
     ),
 ];
 
@@ -275,6 +285,7 @@ fn command(server: &Server, suite: &Suite, instance: &str, dir: &Path) -> Outcom
             command
         }
         "go-calls" => Command::new(installed.join("go-calls")),
+        "bluemix-calls" => Command::new(installed.join("bluemix-calls")),
         "go-suite" => {
             let mut command = go_test(&sources, &go_tests(&sources)?, GO_CLIENT);
             command.env("KP_INSTANCE_ID", instance).env("IBMCLOUD_API_KEY", &server.api_key);

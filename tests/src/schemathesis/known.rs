@@ -1,5 +1,6 @@
 //! What is there when schemathesis begins, and the files by which it knows.
 
+use super::access;
 use crate::Outcome;
 use crate::conformance::instances::Api;
 use crate::conformance::suites::Server;
@@ -85,9 +86,10 @@ async fn make(server: &Server, dir: &Path) -> Outcome<()> {
     let crns: Vec<String> =
         (0..3).map(|n| format!("crn:v1:bluemix:public:databases:local:a/0:{n}:table:t")).collect();
 
+    let access = access::make(&api, &name, &instance).await?;
     let mut keys = [roots.clone(), standard].concat();
     keys.push("root-0".to_owned());
-    let usual = json!({
+    let mut usual = json!({
         "id": keys, "key": roots, "alias": ["root-0", "another"], "ring": ["ring", "rings"],
         "crn": crns, "adapter": [adapters[0], "adapter-0"], "certificate": [client, "client"],
         "instance": [instance], "resource_instance": [instance], "group": [api.group()],
@@ -95,7 +97,9 @@ async fn make(server: &Server, dir: &Path) -> Outcome<()> {
         "Bluemix-Instance": [instance], "X-Kms-Key-Ring": ["default"],
         "Prefer": ["return=minimal", "return=representation"],
     });
+    access::add(&mut usual, &access.usual);
     let mut others = usual.clone();
+    access::add(&mut others, &access.spare);
     others["id"] = json!(spare);
     others["alias"] = json!(["spare-0", "spare-1"]);
     others["ring"] = json!(["spare-ring"]);
@@ -108,7 +112,9 @@ async fn make(server: &Server, dir: &Path) -> Outcome<()> {
         std::fs::write(&path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
     };
     // Policies of an instance can lock out whoever asks.
-    let known = json!({ "usual": usual, "spare": others, "locked": locked });
+    let known = json!({
+        "usual": usual, "spare": others, "locked": locked, "bodies": access.bodies,
+    });
     put("known.json", known.to_string())?;
     put("node.pem", certificate)?;
     put("node.key", key)?;
@@ -157,7 +163,7 @@ async fn join(api: &Api, token: &str, agent: &str) -> Outcome<(String, String)> 
     Ok((text(&made, "certificate")?, key.serialize_pem()))
 }
 
-fn text(answer: &Value, field: &str) -> Outcome<String> {
+pub(super) fn text(answer: &Value, field: &str) -> Outcome<String> {
     let text = answer[field].as_str().map(str::to_owned);
     text.ok_or_else(|| format!("an answer without {field}"))
 }

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod census;
 pub mod completions;
 pub mod dev;
+pub mod iam;
 pub mod instance;
 pub mod key;
 pub mod ks;

@@ -3,7 +3,7 @@
 use crate::app::Account;
 use crate::keys::view;
 use axum::http::StatusCode;
-use claviger_domain::audit::{Authorisation, Change, Credential, Policy, Record, Severity};
+use claviger_domain::audit::{Authorisation, Change, Credential, Facts, Policy, Record, Severity};
 use claviger_domain::id::{InstanceId, KeyVersionId, UnixMs};
 use claviger_domain::key::KeyState;
 use claviger_wire::audit::{
@@ -181,6 +181,12 @@ fn data(
         }
         Some(Change::Policies { from, to }) => {
             (asked.initial_value, asked.new_value) = (policies(from), policies(to));
+        }
+        Some(Change::Access { from, to }) => {
+            let values = |facts: &Facts| {
+                (!facts.is_empty()).then(|| Values { access: facts.clone(), ..empty() })
+            };
+            (asked.initial_value, asked.new_value) = (values(from), values(to));
         }
     }
     (asked, came)

@@ -29,6 +29,7 @@ use claviger_domain::access::{KeyOperation, PlatformRole};
 use claviger_domain::audit::Record;
 use claviger_domain::id::{InstanceId, KeyId, KeyVersionId};
 use claviger_domain::key::RootKey;
+use claviger_domain::policy::Site;
 use claviger_store::audit::{self, Page, Wanted};
 use claviger_store::{StoreError, Tx, iam, keys};
 use claviger_wire::audit::Events;
@@ -59,7 +60,7 @@ struct Asked {
 /// Parameters: `instance`, `key` (an id, with `instance`), `action` (a `*` at its end for all that
 /// begin so), `from`, `to` (RFC 3339; `to` itself is not included), `limit`, `before`.
 async fn list(State(app): State<Arc<App>>, caller: Caller, query: Query) -> Response {
-    let administrator = caller.platform(PlatformRole::Administrator);
+    let administrator = caller.platform(PlatformRole::Administrator, Site::Access);
     let instance = match query.get("instance").map(str::parse::<InstanceId>) {
         Some(Ok(instance)) => Some(instance),
         Some(Err(_)) => return wrong("instance", "the id of an instance").in_service_form(),
@@ -105,7 +106,7 @@ async fn of_administrator(
     let mut record = caller.did(app.clock.now(), ACTION, target);
     let found = app
         .blocking(move |app| {
-            if !caller.platform(PlatformRole::Administrator) {
+            if !caller.platform(PlatformRole::Administrator, Site::Access) {
                 return Err(KpError::unauthorized());
             }
             let asked = asked(app, instance, &query)?;

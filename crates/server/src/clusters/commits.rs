@@ -3,7 +3,7 @@
 use super::fault::Fault;
 use super::limits::{REASON_MAX, WRAPPED_MAX};
 use super::state::{Whole, keep_status, row_of};
-use super::{give_up, lease, roots};
+use super::{authorizations, give_up, lease, roots};
 use claviger_domain::cluster::commit::{Commit, NOT_RESTORED, Refusal, apply};
 use claviger_domain::cluster::{Cluster, OperationKind};
 use claviger_domain::id::{AgentName, ClusterId, UnixMs};
@@ -41,9 +41,14 @@ pub fn store(
     commit: &Commit,
     now: UnixMs,
 ) -> Result<Whole, Fault> {
+    let before = roots::roots_of(&row.cluster);
     apply(&mut row.cluster, commit, now)?;
     if !clusters::update(tx, &row.cluster)? {
         return Err(Fault::Bug("a cluster changed under its own transaction".into()));
+    }
+    let after = roots::roots_of(&row.cluster);
+    for root in before.iter().filter(|root| !after.contains(root)) {
+        authorizations::end(tx, &row.cluster.id, root, now)?;
     }
     let whole = Whole::of(tx, row, now)?;
     keep_status(tx, &whole, now)?;

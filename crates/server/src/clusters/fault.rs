@@ -47,6 +47,19 @@ pub enum Fault {
         /// Name of the role.
         needs: &'static str,
     },
+    /// The caller's token counts no longer.
+    #[error("the token counts no longer; log in again")]
+    Revoked,
+    /// Whoever chose the key could not use it himself.
+    #[error(
+        "{who} cannot let a cluster use key {} of instance {}: it needs the service role Reader on the key itself", .root.key, .root.instance
+    )]
+    CannotLend {
+        /// IAM id.
+        who: String,
+        /// The key.
+        root: RootKey,
+    },
     /// No such cluster.
     #[error("no cluster has the id or name {0:?}")]
     NoCluster(String),
@@ -166,7 +179,11 @@ impl Fault {
             Fault::Bad(_) | Fault::NotRoot(_) | Fault::Reissue(_) => S::BAD_REQUEST,
             Fault::TooLarge(_) => S::PAYLOAD_TOO_LARGE,
             Fault::TooSlow => S::REQUEST_TIMEOUT,
-            Fault::Replaced(_) | Fault::JoinToken(_) | Fault::Forbidden { .. } => S::UNAUTHORIZED,
+            Fault::Replaced(_)
+            | Fault::JoinToken(_)
+            | Fault::Forbidden { .. }
+            | Fault::Revoked
+            | Fault::CannotLend { .. } => S::UNAUTHORIZED,
             Fault::NoCluster(_)
             | Fault::NoInstance(_)
             | Fault::NoKey(_)
@@ -201,7 +218,7 @@ impl Fault {
             Fault::Replaced(_) => agent::code::CERTIFICATE_REPLACED,
             Fault::JoinToken(_) => code::JOIN_TOKEN,
             Fault::Reissue(_) => code::REISSUE,
-            Fault::Forbidden { .. } => code::FORBIDDEN,
+            Fault::Forbidden { .. } | Fault::Revoked | Fault::CannotLend { .. } => code::FORBIDDEN,
             Fault::NoCluster(_) => code::NO_CLUSTER,
             Fault::NoInstance(_) => code::NO_INSTANCE,
             Fault::NoKey(_) => code::NO_KEY,

@@ -5,6 +5,8 @@
 //! token and upon the revision it planned on, or by an operator who enables or switches.
 
 mod agents;
+mod api_key;
+mod authorizations;
 mod commits;
 mod fault;
 mod give_up;
@@ -24,12 +26,15 @@ mod stream;
 mod view;
 mod words;
 
+pub use authorizations::{access_of, authorise_all};
 pub use fault::Fault;
 pub use joining::admits;
-pub use roots::{LAST_BACKUP, scope_of, users};
+#[cfg(test)]
+pub(crate) use roots::scope_of;
+pub use roots::{LAST_BACKUP, users};
 
 use crate::http::api::content::{Content, events, json};
-use crate::http::api::parameters::{CLUSTER, FORCE_NODE, KMS_INSTANCE};
+use crate::http::api::parameters::{CLUSTER, FORCE_NODE, KMS_INSTANCE, REGION};
 use crate::http::api::{Api, Description, Kind, delete, get, post, says};
 use claviger_domain::cluster::Observation;
 use claviger_wire::agent::{
@@ -68,7 +73,7 @@ fn ibm() -> Api {
         .takes(json::<EnableKms>())
         .answers(200, EMPTY)
         .answers(201, EMPTY)
-        .refuses(&[404, 409, 412, 422, 507]);
+        .refuses(&[404, 409, 412, 422, 429, 507]);
     let instances = says("getKmsInstances", "Instances of the key service")
         .answers(200, json::<Vec<KmsInstance>>())
         .refuses(&[507]);
@@ -82,7 +87,11 @@ fn ibm() -> Api {
         .refuses(&[400, 404]);
     let owner = says("getClusterKeyOwner", "Whose credentials talk to the key service")
         .answers(200, json::<KeyOwner>())
-        .refuses(&[404]);
+        .refuses(&[404, 507]);
+    let reset = says("resetApiKey", "The caller lends root keys to clusters from now on")
+        .header(REGION)
+        .answers_nothing(204)
+        .refuses(&[400, 507]);
     Api::new("clusters", Kind::Service)
         .at("/v2/enableKMS", [post(operators::enable_kms, enable)])
         .at("/v2/getKMSInstances", [get(operators::instances, instances)])
@@ -90,7 +99,8 @@ fn ibm() -> Api {
         .at("/v2/getCluster", [get(operators::get_cluster, one)])
         .at("/v2/vpc/getClusters", [get(operators::get_clusters, clusters("getClusters"))])
         .at("/v1/clusters", [get(operators::get_clusters, clusters("listClusters"))])
-        .at("/v1/logging/{cluster}/clusterkeyowner", [get(operators::key_owner, owner)])
+        .at("/v1/logging/{cluster}/clusterkeyowner", [get(api_key::owner, owner)])
+        .at("/v1/keys", [post(api_key::reset, reset)])
 }
 
 /// Our own, for operators.
@@ -117,7 +127,7 @@ fn ours() -> Api {
         .takes(json::<OpenOperation>())
         .answers(200, json::<Opened>())
         .answers(202, json::<Opened>())
-        .refuses(&[409, 412, 422, 500, 507]);
+        .refuses(&[409, 412, 422, 429, 500, 507]);
     let cancel = on_cluster("cancelOperation", "Give up what is in progress")
         .takes(json::<CancelOperation>())
         .answers(200, json::<GivenUp>())

@@ -1,14 +1,21 @@
 //! Enable encryption, or move a cluster to another root key: what the operator asks for.
 
+use super::api_key;
+use super::authorizations::{CREATED, authorise};
 use super::fault::Fault;
 use super::state::Whole;
 use super::{commits, give_up, roots, view};
+use crate::http::auth::Caller;
+use crate::iam::POLICIES_MAX;
+use claviger_domain::access::{KeyOperation, On, PlatformRole};
 use claviger_domain::cluster::commit::Commit;
 use claviger_domain::cluster::{OperationKind, TakeUp, write_root};
 use claviger_domain::features;
 use claviger_domain::id::{InstanceId, KeyId, OperationId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
-use claviger_store::{StoreError, Tx, iam, keys};
+use claviger_domain::policy::Site;
+use claviger_store::keys::Key;
+use claviger_store::{StoreError, Tx, access, iam, keys};
 use claviger_wire::ks::Opened;
 
 /// A key that ends sooner than this is worth a warning.
@@ -39,14 +46,11 @@ pub fn open(
     tx: &Tx<'_>,
     whole: Whole,
     wanted: &Wanted,
-    by: &str,
+    caller: &Caller,
     now: UnixMs,
 ) -> Result<Outcome, Fault> {
-    let target = wanted.target;
-    if !iam::has_instance(tx, target.instance)? {
-        return Err(Fault::NoInstance(target.instance));
-    }
-    let key = keys::get(tx, &target)?.ok_or(Fault::NoKey(target))?;
+    let (target, by) = (wanted.target, &caller.iam_id);
+    let key = usable(tx, caller, target)?;
     if key.extractable {
         return Err(Fault::NotRoot(target));
     }
@@ -101,8 +105,39 @@ pub fn open(
                 .into(),
         );
     }
+    if access::count(tx)? >= POLICIES_MAX {
+        return Err(Fault::TooMany("there are as many access policies as there may be"));
+    }
+    authorise(tx, &cluster.id, &target, caller.did(now, CREATED, ""))?;
     commits::store(tx, whole.row, &commit, now)?;
     Ok(Outcome { opened: Opened { operation: Some(id), warnings }, changed: true })
+}
+
+/// The key that a cluster is to use, if whoever lends it to the cluster could unwrap with it
+/// himself: the caller, or the owner of the API key. The owner lends it only to who answers for all
+/// clusters: a role on one cluster is none on the keys of others. Who is lent none and may not even
+/// list keys there does not learn whether it exists.
+fn usable(tx: &Tx<'_>, caller: &Caller, target: RootKey) -> Result<Key, Fault> {
+    let RootKey { instance, .. } = target;
+    let cannot = || Fault::CannotLend { who: caller.iam_id.clone(), root: target };
+    let of_all = caller.access.platform(PlatformRole::Administrator, Site::Clusters).is_some();
+    let owner = api_key::lender(tx)?;
+    let Some(key) = keys::get(tx, &target)? else {
+        let lists = |who: &Caller| who.permits(KeyOperation::List, instance, On::Instance);
+        if !lists(caller) && !owner.is_some_and(|owner| of_all && lists(&owner)) {
+            return Err(cannot());
+        }
+        return match iam::has_instance(tx, instance)? {
+            true => Err(Fault::NoKey(target)),
+            false => Err(Fault::NoInstance(instance)),
+        };
+    };
+    let on = On::Key(target.key, &key.ring);
+    let could = |who: &Caller| who.permits(KeyOperation::Unwrap, instance, on);
+    if could(caller) || owner.is_some_and(|owner| of_all && could(&owner)) {
+        return Ok(key);
+    }
+    Err(cannot())
 }
 
 fn warnings(

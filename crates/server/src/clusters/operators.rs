@@ -3,7 +3,7 @@
 use super::fault::Fault;
 use super::limits::{BODY_MAX, CLUSTERS_MAX};
 use super::operations::{self, Outcome, Wanted, instance_of, key_of};
-use super::request::{Doing, allowed, json, recorded};
+use super::request::{Doing, allowed, cluster, json, recorded, renew};
 use super::state::Whole;
 use super::{give_up, jobs, joining, nodes, register, view};
 use crate::app::App;
@@ -13,15 +13,17 @@ use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::PlatformRole::{Administrator, Operator, Viewer};
+use claviger_domain::access::{KeyOperation, On};
 use claviger_domain::cluster::TakeUp;
 use claviger_domain::id::{InstanceId, JobId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
-use claviger_store::clusters::{self, ClusterRow};
+use claviger_domain::policy::Site;
+use claviger_store::clusters;
 use claviger_store::{StoreError, Tx, audit, iam, keys, registrations};
 use claviger_wire::agent::{Certificate, JobKind, ReissueRequest};
 use claviger_wire::ks::{
-    CancelOperation, ClusterView, Crk, EnableKms, GivenUp, JobView, KeyOwner, KmsInstance,
-    KmsStatus, NewJob, NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered,
+    CancelOperation, ClusterView, Crk, EnableKms, GivenUp, JobView, KmsInstance, KmsStatus, NewJob,
+    NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered,
 };
 use serde_json::json;
 use std::collections::HashMap;
@@ -31,27 +33,27 @@ use zeroize::Zeroizing;
 type Shared = State<Arc<App>>;
 type Params = Query<HashMap<String, String>>;
 
-fn find(tx: &Tx<'_>, id_or_name: &str) -> Result<ClusterRow, Fault> {
-    let none = || Fault::NoCluster(id_or_name.chars().take(64).collect());
-    clusters::find(tx, id_or_name)?.ok_or_else(none)
-}
-
-fn whole(tx: &Tx<'_>, id_or_name: &str, now: UnixMs) -> Result<Whole, Fault> {
-    Ok(Whole::of(tx, find(tx, id_or_name)?, now)?)
-}
-
-/// Reads for a caller with role Viewer.
+/// Reads, on one view.
 async fn read<T: Send + 'static>(
     app: &Arc<App>,
-    caller: &Caller,
     work: impl FnOnce(&App, &Tx<'_>, UnixMs) -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
-    allowed(caller, Viewer)?;
     let run = move |app: &App| {
         let now = app.clock.now();
         app.store.read("operator reads", |tx| work(app, tx, now))
     };
     app.blocking(run).await
+}
+
+/// A cluster that the caller may look at, with everything about it.
+fn viewed(
+    app: &App,
+    tx: &Tx<'_>,
+    caller: &mut Caller,
+    id_or_name: &str,
+    now: UnixMs,
+) -> Result<Whole, Fault> {
+    Ok(Whole::of(tx, cluster(app, tx, caller, Viewer, id_or_name)?, now)?)
 }
 
 /// Keeps since when each of these clusters shows what it shows now, where that changed with
@@ -89,12 +91,14 @@ struct Shown {
 /// `GET /v2/getCluster?cluster=`
 pub async fn get_cluster(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Query(params): Params,
 ) -> Result<Json<ClusterView>, Fault> {
     let name = params.get("cluster").cloned().filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| Fault::Bad("the query parameter `cluster` is missing".into()))?;
-    let one = read(&app, &caller, move |app, tx, now| Ok(shown(app, &whole(tx, &name, now)?, now)));
+    let one = read(&app, move |app, tx, now| {
+        Ok(shown(app, &viewed(app, tx, &mut caller, &name, now)?, now))
+    });
     let one = one.await?;
     keep_shown(&app, one.changed.into_iter().collect()).await;
     Ok(Json(one.view))
@@ -105,8 +109,10 @@ pub async fn get_clusters(
     State(app): Shared,
     caller: Caller,
 ) -> Result<Json<Vec<ClusterView>>, Fault> {
-    let all = read(&app, &caller, |app, tx, now| {
-        let rows = clusters::list(tx, CLUSTERS_MAX)?;
+    let all = read(&app, move |app, tx, now| {
+        allowed(&caller, Viewer, Site::SomeCluster)?;
+        let mut rows = clusters::list(tx, CLUSTERS_MAX)?;
+        rows.retain(|row| caller.access.platform(Viewer, Site::Cluster(&row.cluster.id)).is_some());
         let one = |row| Ok(shown(app, &Whole::of(tx, row, now)?, now));
         rows.into_iter().map(one).collect::<Result<Vec<Shown>, Fault>>()
     });
@@ -119,11 +125,11 @@ pub async fn get_clusters(
 /// `GET /v3/clusters/{c}/kms`
 pub async fn status(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Json<KmsStatus>, Fault> {
-    let status = read(&app, &caller, move |app, tx, now| {
-        let whole = whole(tx, &name, now)?;
+    let status = read(&app, move |app, tx, now| {
+        let whole = viewed(app, tx, &mut caller, &name, now)?;
         Ok(view::status(app, tx, &whole, now)?)
     });
     Ok(Json(status.await?))
@@ -132,15 +138,21 @@ pub async fn status(
 /// `GET /v2/getKMSInstances`
 pub async fn instances(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
 ) -> Result<Json<Vec<KmsInstance>>, Fault> {
-    allowed(&caller, Viewer)?;
     let action = "containers-kubernetes.account-key-management-service-instance.list";
     let doing = Doing::by(&caller, action, &*app.account.id);
-    let all = recorded(&app, doing, |app, doing, now| {
+    let all = recorded(&app, doing, move |app, doing, now| {
         app.store.tx("list instances", |tx| -> Result<_, Fault> {
+            renew(app, tx, &mut caller)?;
+            allowed(&caller, Viewer, Site::SomeCluster)?;
             audit::add(tx, &doing.done(now))?;
-            Ok(iam::instances(tx)?)
+            let mut all = iam::instances(tx)?;
+            all.retain(|i| {
+                let platform = caller.access.platform(Viewer, Site::Instance(i.id)).is_some();
+                platform || caller.sees(i.id)
+            });
+            Ok(all)
         })
     });
     let row = |i: iam::Instance| KmsInstance {
@@ -155,30 +167,39 @@ pub async fn instances(
 /// `GET /v2/getCRKs?kms_instance=`
 pub async fn crks(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Query(params): Params,
 ) -> Result<Json<Vec<Crk>>, Fault> {
-    allowed(&caller, Viewer)?;
     let missing = || Fault::Bad("the query parameter `kms_instance` is missing".into());
     let instance = instance_of(params.get("kms_instance").ok_or_else(missing)?)?;
     let action = "containers-kubernetes.account-customer-root-key.list";
     let doing = Doing::by(&caller, action, app.account.instance_crn(instance));
     let all = recorded(&app, doing, move |app, doing, now| {
         app.store.tx("list root keys", |tx| -> Result<_, Fault> {
+            renew(app, tx, &mut caller)?;
+            allowed(&caller, Viewer, Site::SomeCluster)?;
             audit::add(tx, &doing.done(now))?;
-            root_keys(tx, instance, now)
+            root_keys(tx, &caller, instance, now)
         })
     });
     Ok(Json(all.await?))
 }
 
-/// Root keys of an instance, those deleted only while a cluster is registered on them.
-fn root_keys(tx: &Tx<'_>, instance: InstanceId, now: UnixMs) -> Result<Vec<Crk>, Fault> {
-    if !iam::has_instance(tx, instance)? {
+/// Root keys of an instance that the caller may list, those deleted only while a cluster is
+/// registered on them. An instance in which he may list nothing is as none.
+fn root_keys(
+    tx: &Tx<'_>,
+    caller: &Caller,
+    instance: InstanceId,
+    now: UnixMs,
+) -> Result<Vec<Crk>, Fault> {
+    if !caller.sees(instance) || !iam::has_instance(tx, instance)? {
         return Err(Fault::NoInstance(instance));
     }
     let names: HashMap<String, String> = clusters::list(tx, CLUSTERS_MAX)?
         .into_iter()
+        // Which other clusters there are is not for whoever may only list keys.
+        .filter(|row| caller.access.platform(Viewer, Site::Cluster(&row.cluster.id)).is_some())
         .map(|row| (row.crn, row.cluster.name))
         .collect();
     let mut users: HashMap<RootKey, Vec<String>> = HashMap::new();
@@ -189,6 +210,9 @@ fn root_keys(tx: &Tx<'_>, instance: InstanceId, now: UnixMs) -> Result<Vec<Crk>,
     }
     let mut out = Vec::new();
     for key in keys::all(tx, instance)? {
+        if !caller.permits(KeyOperation::List, instance, On::Ring(&key.ring)) {
+            continue;
+        }
         let state = key.state_at(now);
         let mut clusters = users.remove(&key.root).unwrap_or_default();
         if key.extractable || (state == KeyState::Destroyed && clusters.is_empty()) {
@@ -209,25 +233,10 @@ fn root_keys(tx: &Tx<'_>, instance: InstanceId, now: UnixMs) -> Result<Vec<Crk>,
     Ok(out)
 }
 
-/// `GET /v1/logging/{cluster}/clusterkeyowner`: whose credentials talk to the key service. Not a
-/// person's, whose leaving would lock the cluster out, but the cluster's own.
-pub async fn key_owner(
-    State(app): Shared,
-    caller: Caller,
-    Path(name): Path<String>,
-) -> Result<Json<KeyOwner>, Fault> {
-    let owner = read(&app, &caller, move |_, tx, _| {
-        let row = find(tx, &name)?;
-        let name = format!("cluster {}", row.cluster.name);
-        Ok(KeyOwner { id: format!("crn-{}", row.crn), name, email: String::new() })
-    });
-    Ok(Json(owner.await?))
-}
-
 /// `POST /v3/clusters`
 pub async fn register(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     request: Request,
 ) -> Result<(StatusCode, Json<Registered>), Fault> {
     let mut asked: RegisterCluster = json(request, BODY_MAX).await?;
@@ -235,10 +244,11 @@ pub async fn register(
     let name = asked.name.chars().take(64).collect::<String>();
     let doing = Doing::by(&caller, "containers-kubernetes.cluster.create", name);
     let registered = recorded(&app, doing, move |app, doing, now| {
-        allowed(&caller, Administrator)?;
         let admin = admin.as_deref().map(String::as_str);
-        register::checked(&asked, admin)?;
         app.store.tx("register", |tx| {
+            renew(app, tx, &mut caller)?;
+            allowed(&caller, Administrator, Site::Clusters)?;
+            register::checked(&asked, admin)?;
             let registered = register::register(app, tx, &asked, admin, &caller.iam_id, now)?;
             let target = app.account.cluster_crn(&registered.id);
             audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
@@ -251,14 +261,13 @@ pub async fn register(
 /// `POST /v3/clusters/{c}/join-tokens`
 pub async fn join_token(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Path(name): Path<String>,
 ) -> Result<(StatusCode, Json<Registered>), Fault> {
     let doing = Doing::by(&caller, "containers-kubernetes.cluster-join-token.create", &*name);
     let made = recorded(&app, doing, move |app, doing, now| {
-        allowed(&caller, Administrator)?;
         app.store.tx("join token", |tx| {
-            let row = find(tx, &name)?;
+            let row = cluster(app, tx, &mut caller, Administrator, &name)?;
             let target = row.crn.clone();
             audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
             register::token(tx, &row, &caller.iam_id, now)
@@ -273,18 +282,17 @@ const NO_PUBLIC: &str = "the key server has no public listener, so agents reach 
 
 async fn open(
     app: &Arc<App>,
-    caller: Caller,
+    mut caller: Caller,
     name: String,
     wanted: Result<Wanted, Fault>,
 ) -> Result<Outcome, Fault> {
     let doing = Doing::by(&caller, "containers-kubernetes.cluster-kms.enable", &*name);
     let opened = recorded(app, doing, move |app, doing, now| {
-        allowed(&caller, Administrator)?;
         let wanted = wanted?;
         app.store.tx("open operation", |tx| {
-            let whole = whole(tx, &name, now)?;
+            let whole = Whole::of(tx, cluster(app, tx, &mut caller, Administrator, &name)?, now)?;
             let (id, target) = (whole.row.cluster.id.clone(), whole.row.crn.clone());
-            let mut outcome = operations::open(tx, whole, &wanted, &caller.iam_id, now)?;
+            let mut outcome = operations::open(tx, whole, &wanted, &caller, now)?;
             if wanted.public_endpoint && app.settings.public_url.is_none() {
                 outcome.opened.warnings.push(NO_PUBLIC.to_owned());
             }
@@ -346,16 +354,15 @@ pub async fn operation(
 /// `POST /v3/clusters/{c}/kms/operations/cancel`
 pub async fn cancel(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Path(name): Path<String>,
     request: Request,
 ) -> Result<Json<GivenUp>, Fault> {
     let asked: CancelOperation = json(request, BODY_MAX).await?;
     let doing = Doing::by(&caller, "containers-kubernetes.cluster-kms.cancel", &*name);
     let given_up = recorded(&app, doing, move |app, doing, now| {
-        allowed(&caller, Administrator)?;
         app.store.tx("cancel", |tx| {
-            let whole = whole(tx, &name, now)?;
+            let whole = Whole::of(tx, cluster(app, tx, &mut caller, Administrator, &name)?, now)?;
             let (id, target) = (whole.row.cluster.id.clone(), whole.row.crn.clone());
             let without = asked.without_root_key;
             let given_up = give_up::give_up(tx, whole, without, &caller.iam_id, now)?;
@@ -371,14 +378,13 @@ pub async fn cancel(
 /// `DELETE /v3/clusters/{c}/nodes/{node}?force=true`
 pub async fn remove_node(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Path((name, node)): Path<(String, String)>,
     Query(params): Params,
 ) -> Result<Json<NodeRemoved>, Fault> {
     let action = "containers-kubernetes.cluster-agent.remove";
     let doing = Doing::by(&caller, action, &*name);
     let removed = recorded(&app, doing, move |app, doing, now| {
-        allowed(&caller, Administrator)?;
         let agent = node.parse().map_err(|e| Fault::Bad(format!("node: {e}")))?;
         let force = match params.get("force").map(String::as_str) {
             None | Some("" | "false") => false,
@@ -386,7 +392,7 @@ pub async fn remove_node(
             Some(_) => return Err(Fault::Bad("force is true or false".into())),
         };
         app.store.tx("remove node", |tx| {
-            let whole = whole(tx, &name, now)?;
+            let whole = Whole::of(tx, cluster(app, tx, &mut caller, Administrator, &name)?, now)?;
             let (id, target) = (whole.row.cluster.id.clone(), whole.row.crn.clone());
             let removed = nodes::remove(tx, whole, &agent, force, now)?;
             audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
@@ -401,7 +407,7 @@ pub async fn remove_node(
 /// `POST /v3/clusters/{c}/node-certificates`
 pub async fn reissue(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Path(name): Path<String>,
     request: Request,
 ) -> Result<(StatusCode, Json<Certificate>), Fault> {
@@ -409,9 +415,8 @@ pub async fn reissue(
     let action = "containers-kubernetes.cluster-agent.reissue";
     let doing = Doing::by(&caller, action, &*name);
     let issued = recorded(&app, doing, move |app, doing, now| {
-        allowed(&caller, Administrator)?;
         app.store.tx("reissue", |tx| {
-            let row = find(tx, &name)?;
+            let row = cluster(app, tx, &mut caller, Administrator, &name)?;
             let issued = joining::reissue(app, tx, &row.cluster.id, &asked, now)?;
             audit::add(tx, &Doing { target: row.crn, ..doing.clone() }.done(now))?;
             Ok::<_, Fault>(issued)
@@ -423,16 +428,15 @@ pub async fn reissue(
 /// `POST /v3/clusters/{c}/jobs`
 pub async fn new_job(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Path(name): Path<String>,
     request: Request,
 ) -> Result<(StatusCode, Json<JobView>), Fault> {
     let asked: NewJob = json(request, BODY_MAX).await?;
     let doing = Doing::by(&caller, "containers-kubernetes.cluster-job.create", &*name);
     let made = recorded(&app, doing, move |app, doing, now| {
-        allowed(&caller, Operator)?;
         app.store.tx("new job", |tx| {
-            let row = find(tx, &name)?;
+            let row = cluster(app, tx, &mut caller, Operator, &name)?;
             if asked.kind == JobKind::Scrub && row.cluster.ring.write().is_none() {
                 // It would stop API servers for nothing: the plaintext would be written again.
                 return Err(Fault::NotEncrypted);
@@ -451,12 +455,12 @@ pub async fn new_job(
 /// `GET /v3/clusters/{c}/jobs/{id}`
 pub async fn job(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Path((name, id)): Path<(String, String)>,
 ) -> Result<Json<JobView>, Fault> {
     let id: JobId = id.parse().map_err(|e| Fault::Bad(format!("{e}")))?;
-    let view = read(&app, &caller, move |_, tx, now| {
-        jobs::view(tx, &find(tx, &name)?.cluster.id, id, now)
+    let view = read(&app, move |app, tx, now| {
+        jobs::view(tx, &cluster(app, tx, &mut caller, Viewer, &name)?.cluster.id, id, now)
     });
     Ok(Json(view.await?))
 }
@@ -464,15 +468,14 @@ pub async fn job(
 /// `GET /v3/clusters/{c}/kubeconfig`
 pub async fn kubeconfig(
     State(app): Shared,
-    caller: Caller,
+    mut caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Response, Fault> {
     let doing = Doing::by(&caller, "containers-kubernetes.cluster.config", &*name);
     let text = recorded(&app, doing, move |app, doing, now| {
         // With stored credentials this hands out the whole cluster.
-        allowed(&caller, Administrator)?;
         app.store.tx("kubeconfig", |tx| {
-            let whole = whole(tx, &name, now)?;
+            let whole = Whole::of(tx, cluster(app, tx, &mut caller, Administrator, &name)?, now)?;
             let target = whole.row.crn.clone();
             audit::add(tx, &Doing { target, ..doing.clone() }.done(now))?;
             register::kubeconfig(app, tx, &whole)

@@ -10,6 +10,9 @@ use axum::extract::Request;
 use claviger_domain::access::PlatformRole;
 use claviger_domain::audit::{Credential, Record};
 use claviger_domain::id::UnixMs;
+use claviger_domain::policy::Site;
+use claviger_store::Tx;
+use claviger_store::clusters::{self, ClusterRow};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 
@@ -27,18 +30,46 @@ pub async fn json<T: DeserializeOwned>(request: Request, max: usize) -> Result<T
     objects::read(&bytes).map_err(|e| Fault::Bad(format!("the body cannot be read: {e}")))
 }
 
-/// Checks that the caller holds at least `least`.
-pub fn allowed(caller: &Caller, least: PlatformRole) -> Result<(), Fault> {
-    if caller.platform(least) {
-        return Ok(());
+/// Looks again who the caller is and what he may do: every transaction that goes by it begins so.
+pub fn renew(app: &App, tx: &Tx<'_>, caller: &mut Caller) -> Result<(), Fault> {
+    if caller.renew(app, tx)? { Ok(()) } else { Err(Fault::Revoked) }
+}
+
+/// Checks that the caller holds at least `least` on `site`.
+pub fn allowed(caller: &Caller, least: PlatformRole, site: Site<'_>) -> Result<(), Fault> {
+    if caller.platform(least, site) { Ok(()) } else { Err(forbidden(caller, least)) }
+}
+
+/// The cluster that the caller names, if he holds at least `least` on it as of this view. Only
+/// who holds it on all clusters learns that there is no such one.
+pub fn cluster(
+    app: &App,
+    tx: &Tx<'_>,
+    caller: &mut Caller,
+    least: PlatformRole,
+    id_or_name: &str,
+) -> Result<ClusterRow, Fault> {
+    renew(app, tx, caller)?;
+    match clusters::find(tx, id_or_name)? {
+        Some(row) => {
+            allowed(caller, least, Site::Cluster(&row.cluster.id))?;
+            Ok(row)
+        }
+        None => {
+            allowed(caller, least, Site::Clusters)?;
+            Err(Fault::NoCluster(id_or_name.chars().take(64).collect()))
+        }
     }
+}
+
+fn forbidden(caller: &Caller, least: PlatformRole) -> Fault {
     let needs = match least {
         PlatformRole::Viewer => "Viewer",
         PlatformRole::Operator => "Operator",
         PlatformRole::Editor => "Editor",
         PlatformRole::Administrator => "Administrator",
     };
-    Err(Fault::Forbidden { who: caller.iam_id.clone(), needs })
+    Fault::Forbidden { who: caller.iam_id.clone(), needs }
 }
 
 /// An act that an operator is about to do.
@@ -86,11 +117,14 @@ pub async fn recorded<T: Send + 'static>(
     doing: Doing,
     work: impl FnOnce(&App, &Doing, UnixMs) -> Result<T, Fault> + Send + 'static,
 ) -> Result<T, Fault> {
-    let (kept, now) = (doing.clone(), app.clock.now());
-    let result = app.blocking(move |app| work(app, &doing, now)).await;
-    if let Err(fault) = &result {
-        // The refusal is answered even if it cannot be put on record: nothing was done.
-        let _ = app.recorder.record(kept.failed(now, fault)).await;
-    }
-    result
+    let now = app.clock.now();
+    let run = move |app: &App| {
+        let result = work(app, &doing, now);
+        if let Err(fault) = &result {
+            // The refusal is answered even if it cannot be put on record: nothing was done.
+            let _ = app.recorder.record_blocking(&doing.failed(now, fault));
+        }
+        result
+    };
+    app.blocking(run).await
 }

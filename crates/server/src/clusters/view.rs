@@ -1,5 +1,6 @@
 //! A cluster as IBM's clients decode it, and the whole of it for `ks kms status`.
 
+use super::authorizations::access_of;
 use super::state::{Whole, state_of};
 use super::{roots, words};
 use crate::app::App;
@@ -111,7 +112,9 @@ pub fn status(app: &App, tx: &Tx<'_>, whole: &Whole, now: UnixMs) -> Result<KmsS
     };
     let kubernetes = versions(cluster, &whole.seen);
     let enabled = cluster.verified.is_some();
-    let facts = features::Facts { kubernetes: &kubernetes, registered, enabled };
+    let missing = access_of(tx, &cluster.id)?.missing;
+    let authorised = write_root(cluster).is_none_or(|version| !missing.contains(&version.root));
+    let facts = features::Facts { kubernetes: &kubernetes, registered, enabled, authorised };
     let rows = features::table(&facts).into_iter().map(|f| FeatureRow {
         name: f.name.to_owned(),
         available: f.available == Some(true),

@@ -6,13 +6,16 @@ use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::{self, Form};
 use crate::http::objects;
+use crate::record::NotRecorded;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::PlatformRole;
-use claviger_domain::audit::Record;
+use claviger_domain::audit::{Change, Facts, Record};
 use claviger_domain::id::UnixMs;
-use claviger_store::{StoreError, Tx, audit};
+use claviger_domain::policy::Site;
+use claviger_store::{StoreError, Tx, access, audit};
 use serde::de::DeserializeOwned;
+use std::cell::RefCell;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -43,11 +46,24 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// 409: something else is in the way.
+    pub(crate) fn conflict(code: &'static str, what: impl Into<String>) -> Refusal {
+        Refusal::new(StatusCode::CONFLICT, code, what)
+    }
+}
+
 impl From<StoreError> for Refusal {
     fn from(e: StoreError) -> Refusal {
         tracing::error!(error = %e, "database");
         let what = "The server's database did not answer; nothing was changed. Try again";
         Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "STORAGE_ERR", what)
+    }
+}
+
+impl From<NotRecorded> for Refusal {
+    fn from(e: NotRecorded) -> Refusal {
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "STORAGE_ERR", e.what())
     }
 }
 
@@ -57,9 +73,31 @@ impl IntoResponse for Refusal {
             Form::Resource => {
                 error::resource(self.status, self.code, &self.what, &self.correlation)
             }
+            Form::Access => error::access(self.status, self.code, &self.what, &self.correlation),
+            Form::Identity => {
+                error::identity(self.status, self.code, &self.what, &self.correlation)
+            }
             form => form.answer(self.status, self.code, &self.what, None),
         }
     }
+}
+
+/// Refuses a change after which nobody could administer access, if somebody could before.
+fn administered(app: &App, tx: &Tx<'_>) -> Result<(), Refusal> {
+    if !tx.changed_access() || access::has_administrator(tx)? {
+        return Ok(());
+    }
+    // Another view: as it is without the change.
+    if app.store.read("administrators", access::has_administrator)? {
+        return Err(last_administrator());
+    }
+    Ok(())
+}
+
+fn last_administrator() -> Refusal {
+    let what = "Nobody could administer access any longer: the last administrator with an API key \
+                must stay; let another one in first";
+    Refusal::new(StatusCode::CONFLICT, "LAST_ADMINISTRATOR_ERR", what)
 }
 
 /// One act of an operator.
@@ -71,56 +109,169 @@ pub(crate) struct Doing {
     pub(crate) action: &'static str,
     /// What it is done to.
     pub(crate) target: String,
-    /// The platform role that it needs.
-    pub(crate) least: PlatformRole,
+    /// Who may do it.
+    pub(crate) needs: Needs,
+    /// What the work says of itself for the record.
+    noted: RefCell<Noted>,
+}
+
+#[derive(Default)]
+struct Noted {
+    target: Option<String>,
+    change: Option<Change>,
+    status: Option<u16>,
+}
+
+/// Facts for the record, as they are kept.
+pub(crate) fn facts<const N: usize>(facts: [(&str, String); N]) -> Facts {
+    let kept = facts.map(|(name, text)| (name.to_owned(), Record::kept(&text).to_owned()));
+    kept.into_iter().collect()
+}
+
+/// Who may do something.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Needs {
+    /// Whoever has at least this platform role there.
+    Role(PlatformRole, Site<'static>),
+    /// Administrators of access.
+    Administrator,
+    /// Whoever has a token; the work looks further.
+    Token,
 }
 
 impl Doing {
+    pub(crate) fn new(
+        caller: Caller,
+        form: Form,
+        action: &'static str,
+        target: String,
+        needs: Needs,
+    ) -> Doing {
+        Doing { caller, form, action, target, needs, noted: RefCell::default() }
+    }
+
+    /// Notes what it was done to, where that is known only now.
+    pub(crate) fn about(&self, target: String) {
+        self.noted.borrow_mut().target = Some(target);
+    }
+
+    /// Notes what something said before and says now; nothing where it was not or is no more.
+    pub(crate) fn changed(&self, from: Facts, to: Facts) {
+        self.noted.borrow_mut().change = Some(Change::Access { from, to });
+    }
+
+    /// Notes how it ended, where the answer tells of several that ended otherwise.
+    pub(crate) fn ended(&self, status: u16) {
+        self.noted.borrow_mut().status = Some(status);
+    }
+
     /// Does it: role, work and record in one transaction.
     pub(crate) async fn run<T: Send + 'static>(
         self,
         app: &Arc<App>,
+        work: impl FnMut(&App, &Tx<'_>, &Doing, UnixMs) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        self.run_then(app, work, |_| Ok(())).await
+    }
+
+    /// Like [`run`](Self::run), and once it is durable does `then`, which nobody can interrupt.
+    pub(crate) async fn run_then<T: Send + 'static>(
+        mut self,
+        app: &Arc<App>,
         mut work: impl FnMut(&App, &Tx<'_>, &Doing, UnixMs) -> Result<T, Refusal> + Send + 'static,
+        then: impl FnOnce(&App) -> Result<(), Refusal> + Send + 'static,
     ) -> Result<T, Refusal> {
         let now = app.clock.now();
-        let (doing, done) = app
-            .blocking(move |app| {
-                let done = app.store.tx(self.action, |tx| {
-                    self.allowed()?;
-                    let value = work(app, tx, &self, now)?;
-                    audit::add(tx, &self.record(now, 200, ""))?;
-                    Ok::<_, Refusal>(value)
-                });
-                (self, done)
-            })
-            .await;
-        let refusal = match done {
-            Ok(value) => return Ok(value),
-            Err(refusal) => refusal,
+        let run = move |app: &App| {
+            let done = app.store.tx(self.action, |tx| {
+                // The transaction may be done over.
+                self.noted.take();
+                self.admit(app, tx)?;
+                let value = work(app, tx, &self, now)?;
+                administered(app, tx)?;
+                audit::add(tx, &self.done(now))?;
+                Ok::<_, Refusal>(value)
+            });
+            let done = done.and_then(|value| then(app).map(|()| value));
+            done.map_err(|refusal| self.refuse(app, now, refusal))
         };
-        let record = doing.record(now, refusal.status.as_u16(), refusal.code);
-        if app.recorder.record(record).await.is_err() {
-            tracing::warn!(action = doing.action, "a refusal could not be put on record");
-        }
-        Err(Refusal { form: doing.form, correlation: doing.caller.trace.correlation, ..refusal })
+        app.blocking(run).await
     }
 
-    fn allowed(&self) -> Result<(), Refusal> {
-        if self.caller.platform(self.least) {
+    /// Does what changes nothing: on a view, which waits for no writer and holds none up.
+    pub(crate) async fn look<T: Send + 'static>(
+        mut self,
+        app: &Arc<App>,
+        work: impl FnOnce(&App, &Tx<'_>, &Doing, UnixMs) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let now = app.clock.now();
+        let run = move |app: &App| {
+            let done = app.store.read(self.action, |tx| {
+                self.admit(app, tx)?;
+                work(app, tx, &self, now)
+            });
+            let done = done.and_then(|value| {
+                app.recorder.record_blocking(&self.done(now))?;
+                Ok(value)
+            });
+            done.map_err(|refusal| self.refuse(app, now, refusal))
+        };
+        app.blocking(run).await
+    }
+
+    /// Puts a refusal on record, and gives it the form of what was asked. Where it is decided, so
+    /// that nobody can try without a trace by hanging up.
+    fn refuse(&self, app: &App, now: UnixMs, refusal: Refusal) -> Refusal {
+        if app.recorder.record_blocking(&self.refused(now, &refusal)).is_err() {
+            tracing::warn!(action = self.action, "a refusal could not be put on record");
+        }
+        let correlation = self.caller.trace.correlation.clone();
+        Refusal { form: self.form, correlation, ..refusal }
+    }
+
+    /// Whether the caller may ask for this, as of this view.
+    fn admit(&mut self, app: &App, tx: &Tx<'_>) -> Result<(), Refusal> {
+        if !self.caller.renew(app, tx)? {
+            let what = "Unauthorized: the token counts no longer; log in again";
+            return Err(Refusal::new(StatusCode::UNAUTHORIZED, self.unauthorized(), what));
+        }
+        let (least, site) = match self.needs {
+            Needs::Role(least, site) => (least, site),
+            Needs::Administrator => (PlatformRole::Administrator, Site::Access),
+            Needs::Token => return Ok(()),
+        };
+        if self.caller.platform(least, site) {
             return Ok(());
         }
-        // 401 as everywhere here: on 403 some clients ask again for a minute and a half.
-        let code = if self.form == Form::Resource { "RC-IamErrorResponse" } else { "E0001" };
-        let what = format!(
-            "Unauthorized: this needs the platform role {:?}; ask an administrator for it",
-            self.least
-        );
-        Err(Refusal::new(StatusCode::UNAUTHORIZED, code, what))
+        Err(self.forbidden(least))
     }
 
-    fn record(&self, at: UnixMs, status: u16, reason: &'static str) -> Record {
-        let done = self.caller.did(at, self.action, &*self.target);
-        Record { status, reason: reason.into(), ..done }
+    /// Why it is refused to whoever has not this platform role.
+    pub(crate) fn forbidden(&self, least: PlatformRole) -> Refusal {
+        let what = format!(
+            "Unauthorized: this needs the platform role {least:?}; ask an administrator for it"
+        );
+        Refusal::new(StatusCode::UNAUTHORIZED, self.unauthorized(), what)
+    }
+
+    /// The code of a 401. That status as everywhere here: on 403 some clients ask again for a
+    /// minute and a half.
+    fn unauthorized(&self) -> &'static str {
+        if self.form == Form::Resource { "RC-IamErrorResponse" } else { "E0001" }
+    }
+
+    fn done(&self, at: UnixMs) -> Record {
+        let Noted { target, change, status } = self.noted.take();
+        let mut record =
+            self.caller.did(at, self.action, target.unwrap_or_else(|| self.target.clone()));
+        record.data.change = change;
+        record.status = status.unwrap_or(record.status);
+        record
+    }
+
+    fn refused(&self, at: UnixMs, refusal: &Refusal) -> Record {
+        let record = self.caller.did(at, self.action, &*self.target);
+        Record { status: refusal.status.as_u16(), reason: refusal.code.into(), ..record }
     }
 }
 

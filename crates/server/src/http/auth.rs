@@ -3,19 +3,24 @@
 use crate::app::App;
 use crate::http::Trace;
 use crate::http::error::{Form, KpError};
+use crate::iam::known::{Entry, Found};
+use crate::iam::token::{BadToken, Bearer, Credential, Expected};
+use crate::iam::trust::trusts;
 use axum::extract::FromRequestParts;
 use axum::http::{StatusCode, header, request::Parts};
 use axum::response::{IntoResponse, Response};
-use claviger_domain::access::{
-    KeyOperation, On, PlatformRole, Scope, ServiceRole, role_allows, services_only,
-};
-use claviger_domain::audit::{Credential, Record};
-use claviger_domain::id::{AgentName, ClusterId, InstanceId, UnixMs};
-use claviger_store::iam::{self, Grant};
-use claviger_store::{StoreError, Tx};
+use claviger_crypto::digest::{hex, sha256};
+use claviger_domain::access::{KeyOperation, On, PlatformRole};
+use claviger_domain::audit::{Credential as Proof, Record};
+use claviger_domain::id::{AgentName, ClusterId, InstanceId, PolicyId, UnixMs};
+use claviger_domain::key::RootKey;
+use claviger_domain::policy::{Access, Site};
+use claviger_store::{StoreError, Tx, access, iam, trust};
 use claviger_wire::kp::rings::RING_HEADER;
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use uuid::Uuid;
 
 /// Whoever holds a token.
 #[derive(Debug, Clone)]
@@ -28,29 +33,89 @@ pub struct Caller {
     pub crn: Option<String>,
     /// The cluster, if it is one.
     pub cluster: Option<ClusterId>,
-    /// What it may do, as of now: looked up for each request, so that a change counts at once.
-    pub grants: Vec<Grant>,
+    /// What it may do, as of the request's headers or of the last [`renew`](Self::renew).
+    pub access: Arc<Access>,
+    /// Of a cluster: the root keys that its truth names and no authorization lets it use.
+    pub missing: Arc<[RootKey]>,
     /// The key ring that the request names: the only one in which it finds keys.
     pub ring: Option<String>,
     /// What of its request goes on record.
     pub trace: Trace,
+    /// The policy that the last decision rests on, for the audit record.
+    pub decided: Decided,
+    /// What it came in with; none where no request stands behind it.
+    bearer: Option<Arc<Bearer>>,
+    /// The epoch of access that `access` was compiled under; none if it rests on more than that.
+    epoch: Option<u64>,
+}
+
+/// Which policy allowed what was asked last; none if none did.
+#[derive(Debug, Clone, Default)]
+pub struct Decided(Arc<Mutex<Option<PolicyId>>>);
+
+impl Decided {
+    /// The policy.
+    pub fn policy(&self) -> Option<PolicyId> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, policy: Option<PolicyId>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = policy;
+    }
+}
+
+/// The target of the log of decisions; at level debug it tells every one of them.
+pub const DECISIONS: &str = "claviger::decision";
+
+/// What was asked about, for the log: of a key's id a hash, as anywhere in logs.
+struct Said<'a>(On<'a>);
+
+impl fmt::Display for Said<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            On::Instance => f.write_str("instance"),
+            On::Ring(ring) => write!(f, "ring {ring}"),
+            On::Key(key, ring) => {
+                let hash = hex(&sha256(key.0.as_bytes())[..8]);
+                write!(f, "key {hash} in ring {ring}")
+            }
+        }
+    }
 }
 
 impl Caller {
-    /// Whether the caller may do `operation` on this of the instance.
-    pub fn permits(&self, operation: KeyOperation, instance: InstanceId, on: On<'_>) -> bool {
-        if services_only(operation) && !self.service {
-            return false;
+    /// Looks again who the caller is and what it may do, if that may have changed: its request's
+    /// body took seconds, or another writer did. False if it counts no longer. What a caller asks
+    /// for begins with this, in its own transaction, so nothing is done by a right that was taken
+    /// away before.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub(crate) fn renew(&mut self, app: &App, tx: &Tx<'_>) -> Result<bool, StoreError> {
+        let Some(bearer) = &self.bearer else { return Ok(true) };
+        if self.epoch == Some(app.store.access_epoch()) {
+            return Ok(true);
         }
-        self.grants.iter().any(|grant| match grant {
-            Grant::Platform(_) => false,
-            Grant::Service { role, scope } => {
-                role_allows(*role, operation) && scope.covers(instance, on)
-            }
-        })
+        let Some(found) = find_bearer(tx, bearer, app.clock.now())? else { return Ok(false) };
+        let Found { epoch, service, access, missing } = found;
+        (self.epoch, self.service, self.access, self.missing) = (epoch, service, access, missing);
+        Ok(true)
     }
 
-    /// Like [`permits`](Self::permits), as the key service's 401.
+    /// The API key that its token was got with.
+    pub(crate) fn api_key(&self) -> Option<Uuid> {
+        match self.bearer.as_ref()?.credential {
+            Credential::ApiKey(key) => Some(key),
+            Credential::Node { .. } | Credential::Trust { .. } => None,
+        }
+    }
+
+    /// Whether the caller may do `operation` on this of the instance.
+    pub fn permits(&self, operation: KeyOperation, instance: InstanceId, on: On<'_>) -> bool {
+        self.access.allows(operation, instance, on).is_some()
+    }
+
+    /// Like [`permits`](Self::permits), as the key service's 401, with the decision on record.
     ///
     /// # Errors
     /// 401 without reasons.
@@ -60,15 +125,31 @@ impl Caller {
         instance: InstanceId,
         on: On<'_>,
     ) -> Result<(), KpError> {
-        if self.permits(operation, instance, on) { Ok(()) } else { Err(KpError::unauthorized()) }
+        let policy = self.access.allows(operation, instance, on);
+        self.decided.set(policy);
+        tracing::debug!(
+            target: DECISIONS,
+            who = self.iam_id,
+            ?operation,
+            %instance,
+            on = Said(on).to_string(),
+            policy = policy.map(tracing::field::display),
+            allowed = policy.is_some(),
+            correlation = self.trace.correlation,
+        );
+        match (policy, on) {
+            (Some(_), _) => Ok(()),
+            // The cluster knows that the key is there: it has used it, or an operator chose it.
+            (None, On::Key(key, _)) if self.missing.contains(&RootKey { instance, key }) => {
+                Err(no_authorization())
+            }
+            (None, _) => Err(KpError::unauthorized()),
+        }
     }
 
-    /// Whether some grant of the caller is about this instance.
+    /// Whether some role of the caller counts for anything in this instance.
     pub fn sees(&self, instance: InstanceId) -> bool {
-        self.grants.iter().any(|grant| match grant {
-            Grant::Platform(_) => false,
-            Grant::Service { scope, .. } => scope.reaches(instance),
-        })
+        self.access.reaches(instance) || self.missing.iter().any(|root| root.instance == instance)
     }
 
     /// The record of what the caller did: a success, with what the request says of itself.
@@ -78,13 +159,32 @@ impl Caller {
         action: impl Into<Cow<'static, str>>,
         target: impl Into<String>,
     ) -> Record {
-        self.trace.record(&*self.iam_id, Credential::Token, at, action, target)
+        let mut record = self.trace.record(&*self.iam_id, Proof::Token, at, action, target);
+        record.data.policy = self.decided.policy();
+        record
     }
 
-    /// Whether the caller holds at least this platform role.
-    pub fn platform(&self, least: PlatformRole) -> bool {
-        self.grants.iter().any(|grant| matches!(grant, Grant::Platform(role) if *role >= least))
+    /// Whether the caller holds at least this platform role on `site`; the decision goes on
+    /// record.
+    pub fn platform(&self, least: PlatformRole, site: Site<'_>) -> bool {
+        let policy = self.access.platform(least, site);
+        self.decided.set(policy);
+        tracing::debug!(
+            target: DECISIONS,
+            who = self.iam_id,
+            role = ?least,
+            ?site,
+            policy = policy.map(tracing::field::display),
+            allowed = policy.is_some(),
+            correlation = self.trace.correlation,
+        );
+        policy.is_some()
     }
+}
+
+fn no_authorization() -> KpError {
+    let what = "No authorization lets this cluster use the key; an administrator can make one: claviger iam authorization create";
+    KpError::new(StatusCode::FORBIDDEN, "AUTHORIZATION_MISSING_ERR", what)
 }
 
 impl FromRequestParts<Arc<App>> for Caller {
@@ -95,65 +195,137 @@ impl FromRequestParts<Arc<App>> for Caller {
         let token = parts.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
         // Tokens are bearer secrets: nothing of one is logged or answered.
         let token = token.and_then(bearer).ok_or_else(|| form.unauthorized())?;
-        let now = app.clock.now();
-        let iam_id = match app.tokens.read(token, now) {
-            Ok(iam_id) => iam_id,
-            Err(crate::iam::token::BadToken::Malformed) if form == Form::KeyProtect => {
+        let entry = match identify(app, token).await {
+            Ok(entry) => entry,
+            Err(Unknown::Token(BadToken::Malformed)) if form == Form::KeyProtect => {
                 let what =
                     "The bearer token is not a token of this server; get one from /identity/token";
                 let code = "BEARER_SUB_EXTRACTION_ERR";
                 return Err(KpError::new(StatusCode::BAD_REQUEST, code, what).into_response());
             }
-            Err(_) => return Err(form.unauthorized()),
+            Err(Unknown::Token(_) | Unknown::Nobody) => return Err(form.unauthorized()),
+            Err(Unknown::Store(e)) => {
+                return Err(form.answer(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "STORAGE_ERR",
+                    &format!("The server's database did not answer ({e}). Try again"),
+                    None,
+                ));
+            }
         };
         let ring = parts.headers.get(RING_HEADER).map(|v| String::from_utf8_lossy(v.as_bytes()));
         let ring = ring.map(|ring| ring.trim().to_owned()).filter(|ring| !ring.is_empty());
-        let found = app.blocking(move |app| app.store.read("caller", |tx| find(tx, &iam_id))).await;
-        match found {
-            Ok(Some(caller)) => Ok(Caller { ring, trace, ..caller }),
-            Ok(None) => Err(form.unauthorized()),
-            Err(e) => Err(form.answer(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "STORAGE_ERR",
-                &format!("The server's database did not answer ({e}). Try again"),
-                None,
-            )),
+        let Entry { bearer, found, .. } = entry;
+        let found = caller(&bearer.iam_id, found);
+        Ok(Caller { ring, trace, bearer: Some(bearer), ..found })
+    }
+}
+
+enum Unknown {
+    Token(BadToken),
+    /// The token is good, and whom it is for is there no longer.
+    Nobody,
+    Store(StoreError),
+}
+
+/// Whom a token is for and what he may do, as of now.
+async fn identify(app: &Arc<App>, token: &str) -> Result<Entry, Unknown> {
+    let digest = sha256(token.as_bytes());
+    let now = app.clock.now();
+    // Before the signature is looked at: it may be verified by a key that ends meanwhile.
+    let generation = app.tokens.generation();
+    let known = app.known.get(&digest).filter(|entry| entry.generation == generation);
+    let bearer = match known {
+        Some(entry) if entry.bearer.expired(now) => {
+            return Err(Unknown::Token(BadToken::Expired));
         }
+        Some(entry) if entry.found.epoch == Some(app.store.access_epoch()) => return Ok(entry),
+        Some(entry) => entry.bearer,
+        None => {
+            let (issuer, account, life_s) = (&*app.issuer(), &*app.account.id, app.token_life_s());
+            let expected = Expected { issuer, account, life_s };
+            Arc::new(app.tokens.read(token, now, &expected).map_err(Unknown::Token)?)
+        }
+    };
+    let asked = bearer.clone();
+    let found =
+        app.blocking(move |app| app.store.read("caller", |tx| find_bearer(tx, &asked, now)));
+    let found = found.await.map_err(Unknown::Store)?.ok_or(Unknown::Nobody)?;
+    let entry = Entry { bearer, generation, found };
+    app.known.put(digest, entry.clone());
+    Ok(entry)
+}
+
+/// Who a bearer is, if his credential counts still.
+fn find_bearer(tx: &Tx<'_>, bearer: &Bearer, now: UnixMs) -> Result<Option<Found>, StoreError> {
+    if !alive(tx, &bearer.iam_id, &bearer.credential, now)? {
+        return Ok(None);
+    }
+    found(tx, &bearer.iam_id)
+}
+
+/// Whether what a token was got with counts still.
+pub(crate) fn alive(
+    tx: &Tx<'_>,
+    iam_id: &str,
+    credential: &Credential,
+    now: UnixMs,
+) -> Result<bool, StoreError> {
+    match credential {
+        Credential::ApiKey(key) => Ok(iam::api_key(tx, *key)?.is_some_and(|k| k.iam_id == iam_id)),
+        Credential::Node { agent, fingerprint, not_after } => {
+            let Some(cluster) = cluster_of(iam_id) else { return Ok(false) };
+            let (agent, fingerprint) = (agent.clone(), fingerprint.clone());
+            let node = Node { cluster, agent, fingerprint, not_after: *not_after };
+            crate::clusters::admits(tx, &node, now)
+        }
+        Credential::Trust { issuer, subject, key } => {
+            let may = trust::of_subject(tx, issuer, subject)?.iter().any(|own| own == iam_id);
+            Ok(may && trusts(tx, issuer, key)?)
+        }
+    }
+}
+
+fn found(tx: &Tx<'_>, iam_id: &str) -> Result<Option<Found>, StoreError> {
+    if iam_id.starts_with("crn-") {
+        let Some(cluster) = cluster_of(iam_id) else { return Ok(None) };
+        let of = crate::clusters::access_of(tx, &cluster)?;
+        let (access, missing) = (Arc::new(of.access), of.missing.into());
+        // It rests on the cluster's truth as well, which has no part in the epoch.
+        return Ok(Some(Found { epoch: None, service: true, access, missing }));
+    }
+    let Some(principal) = iam::principal(tx, iam_id)? else { return Ok(None) };
+    let policies = access::of_principal(tx, iam_id)?;
+    let access = Access::compile(policies.iter().map(|stored| &stored.policy), principal.service);
+    let epoch = Some(access::epoch(tx)?);
+    let (service, access) = (principal.service, Arc::new(access));
+    Ok(Some(Found { epoch, service, access, missing: Arc::default() }))
+}
+
+fn cluster_of(iam_id: &str) -> Option<ClusterId> {
+    iam_id.strip_prefix("crn-")?.split(':').nth(7)?.parse().ok()
+}
+
+fn caller(iam_id: &str, found: Found) -> Caller {
+    Caller {
+        iam_id: iam_id.to_owned(),
+        service: found.service,
+        crn: iam_id.strip_prefix("crn-").map(str::to_owned),
+        cluster: cluster_of(iam_id),
+        access: found.access,
+        missing: found.missing,
+        ring: None,
+        trace: Trace::default(),
+        decided: Decided::default(),
+        bearer: None,
+        epoch: found.epoch,
     }
 }
 
 /// The caller with this IAM id, with what it may do as of now but without a request; none if there
 /// is none.
 pub(crate) fn find(tx: &Tx<'_>, iam_id: &str) -> Result<Option<Caller>, StoreError> {
-    if let Some(crn) = iam_id.strip_prefix("crn-") {
-        let cluster = crn.split(':').nth(7).and_then(|id| id.parse::<ClusterId>().ok());
-        let Some(cluster) = cluster else { return Ok(None) };
-        let role = ServiceRole::Reader;
-        let grants = crate::clusters::scope_of(tx, &cluster)?
-            .into_iter()
-            .map(|root| Grant::Service { role, scope: Scope::Key(root) })
-            .collect();
-        return Ok(Some(Caller {
-            iam_id: iam_id.to_owned(),
-            service: true,
-            crn: Some(crn.to_owned()),
-            cluster: Some(cluster),
-            grants,
-            ring: None,
-            trace: Trace::default(),
-        }));
-    }
-    let Some(principal) = iam::principal(tx, iam_id)? else { return Ok(None) };
-    let grants = iam::grants_of(tx, iam_id)?;
-    Ok(Some(Caller {
-        iam_id: principal.iam_id,
-        service: principal.service,
-        crn: None,
-        cluster: None,
-        grants,
-        ring: None,
-        trace: Trace::default(),
-    }))
+    Ok(found(tx, iam_id)?.map(|found| caller(iam_id, found)))
 }
 
 /// The token of an `Authorization: Bearer …` header; the scheme in any case.

@@ -2,6 +2,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use claviger_wire::access::{AccessError, AccessErrorItem};
 use claviger_wire::iam::{ErrorContext, TokenError};
 use claviger_wire::kp::{self, Envelope, ErrorBody, Reason, Target};
 use claviger_wire::ks::ServiceError;
@@ -15,11 +16,19 @@ pub enum Form {
     KeyProtect,
     /// The Resource Controller's object.
     Resource,
-    /// The object of the token endpoint.
-    Token,
+    /// That of policies, groups and users.
+    Access,
+    /// That of tokens, API keys and service IDs.
+    Identity,
     /// The cluster service's object, for everything else.
     Service,
 }
+
+/// How paths of [`Form::Access`] begin.
+const ACCESS: [&str; 6] =
+    ["/v1/policies", "/v1/groups", "/v2/groups", "/v2/roles", "/v2/accounts/", "/acms/"];
+/// How paths of [`Form::Identity`] begin.
+const IDENTITY: [&str; 4] = ["/apikeys", "/serviceids", "/identity/", "/oidc/token"];
 
 impl Form {
     /// The shape that clients of this path read.
@@ -28,8 +37,10 @@ impl Form {
             Form::KeyProtect
         } else if path.starts_with("/v2/resource_") {
             Form::Resource
-        } else if path == "/identity/token" || path == "/oidc/token" {
-            Form::Token
+        } else if ACCESS.iter().any(|begin| path.starts_with(begin)) {
+            Form::Access
+        } else if IDENTITY.iter().any(|begin| path.starts_with(begin)) {
+            Form::Identity
         } else {
             Form::Service
         }
@@ -46,7 +57,8 @@ impl Form {
         match self {
             Form::KeyProtect => KpError::new(status, code, what).into_response(),
             Form::Resource => resource(status, code, what, &Uuid::new_v4().to_string()),
-            Form::Token => token(status, code, what, &Uuid::new_v4().to_string()),
+            Form::Access => access(status, code, what, &Uuid::new_v4().to_string()),
+            Form::Identity => identity(status, code, what, &Uuid::new_v4().to_string()),
             Form::Service => service(status, code, what, recovery.unwrap_or_default()),
         }
     }
@@ -62,7 +74,7 @@ impl Form {
                 "Unauthorized: the token is missing, expired or does not allow this.",
                 &Uuid::new_v4().to_string(),
             ),
-            Form::Token | Form::Service => self.answer(
+            Form::Access | Form::Identity | Form::Service => self.answer(
                 StatusCode::UNAUTHORIZED,
                 "E0001",
                 "Unauthorized: the token is missing, expired or does not allow this.",
@@ -83,12 +95,20 @@ pub fn resource(status: StatusCode, code: &str, what: &str, transaction: &str) -
     (status, axum::Json(body)).into_response()
 }
 
-/// An error answer of the token endpoint.
-pub fn token(status: StatusCode, code: &str, what: &str, correlation: &str) -> Response {
+/// An error answer of policies, groups and users.
+pub fn access(status: StatusCode, code: &str, what: &str, trace: &str) -> Response {
+    let item = AccessErrorItem { code: code.to_owned(), message: what.to_owned() };
+    let (trace, status_code) = (trace.to_owned(), status.as_u16());
+    let body = AccessError { trace, errors: vec![item], status_code };
+    (status, axum::Json(body)).into_response()
+}
+
+/// An error answer of tokens, API keys and service IDs.
+pub fn identity(status: StatusCode, code: &str, what: &str, request: &str) -> Response {
     let body = TokenError {
         error_code: code.to_owned(),
         error_message: what.to_owned(),
-        context: ErrorContext { request_id: correlation.to_owned() },
+        context: ErrorContext { request_id: request.to_owned() },
     };
     (status, axum::Json(body)).into_response()
 }

@@ -85,7 +85,8 @@ pub struct Trace {
     pub correlation: String,
     /// Where it came from.
     pub origin: Origin,
-    /// Path and query, at most [`URI_MAX`] characters of them.
+    /// Path and query, at most [`URI_MAX`] characters of them; of the token endpoint the path alone,
+    /// since some put their credentials into the query.
     pub uri: String,
 }
 
@@ -93,7 +94,11 @@ impl<S: Sync> FromRequestParts<S> for Trace {
     type Rejection = Infallible;
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
         let Ok(Correlation(correlation)) = Correlation::from_request_parts(parts, state).await;
-        let uri = parts.uri.path_and_query().map_or("", |uri| uri.as_str());
+        let path = parts.uri.path();
+        let uri = match path.starts_with("/identity/") || path.starts_with("/oidc/") {
+            true => path,
+            false => parts.uri.path_and_query().map_or(path, |uri| uri.as_str()),
+        };
         let uri = uri.chars().take(URI_MAX).collect();
         Ok(Trace { correlation, origin: Origin::of(&parts.extensions), uri })
     }

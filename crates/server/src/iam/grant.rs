@@ -1,25 +1,45 @@
-//! `POST /identity/token` and `POST /oidc/token`.
+//! `POST /identity/token` and `POST /oidc/token`: what a credential is exchanged for.
 
+use super::token::{BadToken, Bearer, Credential, Issue};
+use super::trust;
 use crate::app::App;
 use crate::http::Trace;
-use crate::http::auth::Node;
+use crate::http::auth::{Node, alive};
 use crate::http::body::Body;
 use crate::http::error;
-use crate::iam::token::Issue;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use claviger_crypto::digest;
-use claviger_domain::audit::{Credential, Record};
+use claviger_domain::audit::{Credential as Proof, Record};
+use claviger_domain::id::UnixMs;
 use claviger_store::iam::{self, Principal};
-use claviger_wire::iam::{GRANT_APIKEY, GRANT_NODE, Token};
+use claviger_wire::iam::{GRANT_APIKEY, GRANT_CR_TOKEN, GRANT_NODE, GRANT_REFRESH, Token};
 use std::sync::Arc;
 
-struct Refused {
-    status: StatusCode,
-    code: &'static str,
-    message: &'static str,
+/// Why no token is given.
+pub(super) struct Refused {
+    pub(super) status: StatusCode,
+    pub(super) code: &'static str,
+    pub(super) message: &'static str,
+}
+
+impl Refused {
+    pub(super) fn bad(code: &'static str, message: &'static str) -> Refused {
+        Refused { status: StatusCode::BAD_REQUEST, code, message }
+    }
+}
+
+/// Who asked, by what, and until when a refresh token of his is good.
+pub(super) struct Login {
+    pub(super) principal: Principal,
+    pub(super) credential: Credential,
+    /// When the credential ends by itself, in seconds since the Unix epoch: no access token of it
+    /// lives longer.
+    pub(super) until_s: Option<i64>,
+    /// Seconds since the Unix epoch; none where the credential itself is at hand anyway.
+    pub(super) refresh_until_s: Option<i64>,
 }
 
 pub(crate) async fn token(
@@ -29,28 +49,38 @@ pub(crate) async fn token(
     body: Body,
 ) -> Response {
     let fields = form(&body.0);
-    let field = |name: &str| fields.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
-    let grant = field("grant_type").unwrap_or_default();
-    let found = match grant {
-        GRANT_APIKEY => by_api_key(&app, field("apikey").unwrap_or_default()).await,
-        GRANT_NODE => by_certificate(&app, node.map(|n| n.0)).await,
-        _ => Err(Refused {
-            status: StatusCode::BAD_REQUEST,
-            code: "BXNIM0106E",
-            message: "This grant_type is not supported; use an API key.",
-        }),
+    let field = |name: &str| {
+        let found = fields.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+        found.unwrap_or_default()
     };
-    let now = app.clock.now();
+    let (grant, now) = (field("grant_type"), app.clock.now());
+    let found = match grant.as_str() {
+        GRANT_APIKEY => by_api_key(&app, field("apikey"), now).await,
+        GRANT_REFRESH => by_refresh_token(&app, field("refresh_token"), now).await,
+        GRANT_CR_TOKEN => {
+            let profile = ["profile_id", "profile_crn", "profile_name"].map(field);
+            let profile = profile.into_iter().find(|text| !text.is_empty());
+            trust::login(&app, field("cr_token"), profile, now).await
+        }
+        GRANT_NODE => by_certificate(&app, node.map(|n| n.0)).await,
+        _ => Err(Refused::bad(
+            "BXNIM0106E",
+            "This grant_type is not supported; use an API key, a refresh token or a cr-token.",
+        )),
+    };
     let (who, status, reason) = match &found {
-        Ok(principal) => (&*principal.iam_id, 200, ""),
+        Ok(login) => (&*login.principal.iam_id, 200, ""),
         Err(refused) => ("-", refused.status.as_u16(), refused.code),
     };
-    let credential = if grant == GRANT_NODE { Credential::Certificate } else { Credential::ApiKey };
+    let proof = match grant.as_str() {
+        GRANT_NODE => Proof::Certificate,
+        GRANT_APIKEY => Proof::ApiKey,
+        _ => Proof::Token,
+    };
     let target: String = grant.chars().take(80).collect();
-    let login = trace.record(who, credential, now, "iam-identity.user-apikey.login", target);
-    let record = Record { status, reason: reason.into(), ..login };
-    let recorded = app.recorder.record(record).await;
-    let found = match recorded {
+    let record = trace.record(who, proof, now, "iam-identity.user-apikey.login", target);
+    let record = Record { status, reason: reason.into(), ..record };
+    let found = match app.recorder.record(record).await {
         Ok(()) => found,
         Err(e) => Err(Refused {
             status: StatusCode::SERVICE_UNAVAILABLE,
@@ -59,61 +89,93 @@ pub(crate) async fn token(
         }),
     };
     match found {
-        Ok(principal) => {
-            let life_s = app.settings.token_life.as_secs() as i64;
-            let issuer = format!("{}/identity", app.settings.url);
-            let access_token = app.tokens.issue(&Issue {
-                principal: &principal,
-                account: &app.account.id,
-                issuer: &issuer,
-                grant_type: grant,
-                now,
-                life_s,
-            });
-            Json(Token {
-                access_token,
-                refresh_token: "not_supported".to_owned(),
-                token_type: "Bearer".to_owned(),
-                expires_in: app.settings.token_life.as_secs(),
-                expiration: now.0.div_euclid(1000) + life_s,
-                scope: "ibm openid".to_owned(),
-            })
-            .into_response()
-        }
+        Ok(login) => Json(issue(&app, &login, &grant, now)).into_response(),
         Err(refused) => {
-            error::token(refused.status, refused.code, refused.message, &trace.correlation)
+            error::identity(refused.status, refused.code, refused.message, &trace.correlation)
         }
     }
 }
 
-async fn by_api_key(app: &Arc<App>, api_key: &str) -> Result<Principal, Refused> {
-    let unknown = Refused {
-        status: StatusCode::BAD_REQUEST,
-        code: "BXNIM0415E",
-        message: "Provided API key could not be found.",
+fn issue(app: &App, login: &Login, grant: &str, now: UnixMs) -> Token {
+    let now_s = now.0.div_euclid(1000);
+    let left_s = |until_s: i64| until_s.saturating_sub(now_s).max(0);
+    let life_s = login.until_s.map_or(i64::MAX, left_s).min(app.token_life_s());
+    let access_token = app.tokens.issue(&Issue {
+        principal: &login.principal,
+        credential: &login.credential,
+        account: &app.account.id,
+        issuer: &app.issuer(),
+        grant_type: grant,
+        now,
+        life_s,
+    });
+    let refresh_token = match login.refresh_until_s {
+        None => "not_supported".to_owned(),
+        Some(expires_s) => {
+            let (iam_id, credential) = (login.principal.iam_id.clone(), login.credential.clone());
+            app.tokens.refresh_token(&Bearer { iam_id, credential, expires_s }, now)
+        }
     };
-    if api_key.is_empty() {
-        return Err(unknown);
+    Token {
+        access_token,
+        refresh_token,
+        token_type: "Bearer".to_owned(),
+        expires_in: life_s.unsigned_abs(),
+        expiration: now_s + life_s,
+        scope: "ibm openid".to_owned(),
     }
-    let mac = app.tokens.api_key_mac(api_key);
+}
+
+async fn by_api_key(app: &Arc<App>, api_key: String, now: UnixMs) -> Result<Login, Refused> {
+    let unknown = || Refused::bad("BXNIM0415E", "Provided API key could not be found.");
+    if api_key.is_empty() {
+        return Err(unknown());
+    }
+    let mac = app.tokens.api_key_mac(&api_key);
     let found = app
         .blocking(move |app| app.store.read("api key", |tx| iam::by_api_key(tx, &mac)))
         .await
         .map_err(storage)?;
     match found {
-        Some((principal, stored)) if digest::equal(&stored, &mac) => Ok(principal),
-        _ => Err(unknown),
+        Some((principal, key, stored)) if digest::equal(&stored, &mac) => {
+            let until = now.0.div_euclid(1000) + app.settings.refresh_life.as_secs() as i64;
+            let credential = Credential::ApiKey(key);
+            Ok(Login { principal, credential, until_s: None, refresh_until_s: Some(until) })
+        }
+        _ => Err(unknown()),
     }
 }
 
-async fn by_certificate(app: &Arc<App>, node: Option<Node>) -> Result<Principal, Refused> {
-    let refused = Refused {
+/// The same caller again, for as long as the login is good and its credential counts. The new
+/// refresh token ends when the old one would have.
+async fn by_refresh_token(app: &Arc<App>, token: String, now: UnixMs) -> Result<Login, Refused> {
+    // The code on which clients log in anew.
+    let over = || Refused::bad("BXNIM0407E", "Provided refresh_token is invalid; log in again.");
+    let bearer = app.tokens.read_refresh(&token, now).map_err(|bad| match bad {
+        BadToken::Malformed | BadToken::Foreign | BadToken::Expired => over(),
+    })?;
+    let Bearer { iam_id, credential, expires_s } = bearer;
+    let asked = credential.clone();
+    let found = app.blocking(move |app| {
+        app.store.read("refresh token", |tx| {
+            if alive(tx, &iam_id, &asked, now)? { iam::principal(tx, &iam_id) } else { Ok(None) }
+        })
+    });
+    let principal = found.await.map_err(storage)?.ok_or_else(over)?;
+    Ok(Login { principal, credential, until_s: None, refresh_until_s: Some(expires_s) })
+}
+
+async fn by_certificate(app: &Arc<App>, node: Option<Node>) -> Result<Login, Refused> {
+    let refused = || Refused {
         status: StatusCode::UNAUTHORIZED,
         code: "BXNIM0410E",
         message: "This grant needs the certificate of a node that belongs to a cluster.",
     };
-    let Some(node) = node else { return Err(refused) };
+    let node = node.ok_or_else(refused)?;
     let crn = app.account.cluster_crn(&node.cluster);
+    let until_s = Some(node.not_after.0.div_euclid(1000));
+    let (agent, fingerprint) = (node.agent.clone(), node.fingerprint.clone());
+    let credential = Credential::Node { agent, fingerprint, not_after: node.not_after };
     let known = app
         .blocking(move |app| {
             app.store.read("node", |tx| crate::clusters::admits(tx, &node, app.clock.now()))
@@ -121,13 +183,14 @@ async fn by_certificate(app: &Arc<App>, node: Option<Node>) -> Result<Principal,
         .await
         .map_err(storage)?;
     if !known {
-        return Err(refused);
+        return Err(refused());
     }
     let iam_id = format!("crn-{crn}");
-    Ok(Principal { name: crn, service: true, email: String::new(), iam_id })
+    let principal = Principal { name: crn, service: true, email: String::new(), iam_id };
+    Ok(Login { principal, credential, until_s, refresh_until_s: None })
 }
 
-fn storage(e: claviger_store::StoreError) -> Refused {
+pub(super) fn storage(e: claviger_store::StoreError) -> Refused {
     tracing::error!(error = %e, "database");
     Refused {
         status: StatusCode::SERVICE_UNAVAILABLE,

@@ -1,13 +1,34 @@
-//! Tokens: who calls. What they may do is looked up for each request.
+//! Identity and access: who calls, by which token, and who may do what. What a caller may do is
+//! compiled from the policies about him and counts for as long as none of them changes.
 
+mod about;
 mod grant;
+mod groups;
+mod identities;
+mod issuers;
+pub(crate) mod known;
+mod policies;
 mod principals;
+pub(crate) mod said;
+mod shape;
+pub(crate) mod signing;
+mod text;
 pub mod token;
+pub(crate) mod trust;
+
+pub(crate) use policies::POLICIES_MAX;
+#[cfg(test)]
+pub(crate) use policies::fill;
 
 use crate::http::api::content::{Content, json};
 use crate::http::api::{Api, Description, Kind, post, says};
-use claviger_wire::iam::{GRANT_APIKEY, GRANT_NODE, MadePrincipal, NewPrincipal, Token};
+use claviger_wire::iam::{
+    GRANT_APIKEY, GRANT_CR_TOKEN, GRANT_NODE, GRANT_REFRESH, MadePrincipal, NewPrincipal, Token,
+};
 use schemars::json_schema;
+
+/// The heading of all of it in the description.
+const TAG: &str = "access";
 
 /// Paths of IAM.
 pub(crate) fn api() -> Api {
@@ -15,17 +36,22 @@ pub(crate) fn api() -> Api {
         .takes(json::<NewPrincipal>())
         .answers(201, json::<MadePrincipal>())
         .refuses(&[409]);
-    Api::new("access", Kind::Token)
+    Api::new(TAG, Kind::Token)
         .at("/identity/token", [post(grant::token, token("createToken"))])
         .at("/oidc/token", [post(grant::token, token("createTokenOidc"))])
         .merge(
-            Api::new("access", Kind::Service)
+            Api::new(TAG, Kind::Service)
                 .at("/v3/principals", [post(principals::create, principal)]),
         )
+        .merge(about::api())
+        .merge(groups::api())
+        .merge(identities::api())
+        .merge(issuers::api())
+        .merge(policies::api())
 }
 
 fn token(id: &'static str) -> Description {
-    says(id, "A token for an API key, or for the certificate of a node")
+    says(id, "A token for an API key, a refresh token, a pod's token or a node's certificate")
         .takes(FORM)
         .answers(200, json::<Token>())
 }
@@ -37,10 +63,24 @@ const FORM: Content = Content {
         json_schema!({
             "type": "object",
             "properties": {
-                "grant_type": { "enum": [GRANT_APIKEY, GRANT_NODE] },
-                "apikey": { "type": "string", "description": "Only with the first grant type." },
+                "grant_type": {
+                    "enum": [GRANT_APIKEY, GRANT_REFRESH, GRANT_CR_TOKEN, GRANT_NODE],
+                },
+                "apikey": { "type": "string", "description": "With the first grant type." },
+                "refresh_token": { "type": "string", "description": "With the second." },
+                "cr_token": { "type": "string", "description": "With the third." },
+                "profile_id": {
+                    "type": "string",
+                    "description": "With the third: which service ID to become, where several \
+                        may be; so are the next two.",
+                },
+                "profile_crn": { "type": "string" },
+                "profile_name": { "type": "string" },
             },
             "required": ["grant_type"],
         })
     },
 };
+
+#[cfg(test)]
+mod tests;

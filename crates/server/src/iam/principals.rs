@@ -1,7 +1,9 @@
 //! `POST /v3/principals`: lets a person or a service in, with roles and one API key.
 
+use super::policies;
+use super::said::said_of_all;
 use crate::app::App;
-use crate::http::admin::{Doing, Refusal, parse};
+use crate::http::admin::{Doing, Needs, Refusal, facts, parse};
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::Form;
@@ -9,16 +11,19 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use claviger_domain::access::{PlatformRole, Scope};
+use claviger_domain::access::Scope;
+use claviger_domain::audit::Facts;
+use claviger_domain::id::{InstanceId, KeyId};
 use claviger_domain::key::RootKey;
-use claviger_store::iam::{self, Grant, Principal};
-use claviger_store::{Tx, keys, rings};
+use claviger_domain::policy::Subject;
+use claviger_store::iam::{self, ApiKey, Grant, Principal};
+use claviger_store::{Tx, access, keys, rings};
 use claviger_wire::iam::{MadePrincipal, NewPrincipal, RoleOn};
 use std::sync::Arc;
 use uuid::Uuid;
 
 /// Principals of one server; a bound on the database, generous for people and services.
-const PRINCIPALS_MAX: u64 = 10_000;
+pub(super) const PRINCIPALS_MAX: u64 = 10_000;
 /// Roles of one principal; each request looks at all of them.
 const ROLES_MAX: usize = 100;
 const TEXT_MAX: usize = 180;
@@ -39,7 +44,7 @@ pub(super) async fn create(
         ("iam-identity.user-apikey.create", format!("IBMid-{}", &text[..10]))
     };
     let (form, target) = (Form::Service, iam_id.clone());
-    let doing = Doing { caller, form, action, target, least: PlatformRole::Administrator };
+    let doing = Doing::new(caller, form, action, target, Needs::Administrator);
     let made = doing.run(&app, move |app, tx, doing, now| {
         let new = new.as_ref().map_err(Clone::clone)?;
         let grants = check(tx, new)?;
@@ -59,10 +64,22 @@ pub(super) async fn create(
             iam::set_owner(tx, &iam_id, owner)?;
         }
         for grant in &grants {
-            iam::add_grant(tx, &iam_id, grant)?;
+            iam::add_grant(tx, &iam_id, grant, &doing.caller.iam_id, now)?;
         }
         let apikey = app.tokens.new_api_key();
-        iam::add_api_key(tx, &iam_id, &new.name, &app.tokens.api_key_mac(&apikey), now)?;
+        let mut key = ApiKey::new(&iam_id, &new.name, &doing.caller.iam_id, now);
+        key.created_with = doing.caller.api_key();
+        iam::add_api_key(tx, &key, &app.tokens.api_key_mac(&apikey))?;
+        let given = access::about(tx, &Subject::Principal(iam_id.clone()))?;
+        doing.changed(
+            Facts::new(),
+            facts([
+                ("name", new.name.clone()),
+                ("email", new.email.clone()),
+                ("api_keys", key.id.to_string()),
+                ("policies", said_of_all(&given)),
+            ]),
+        );
         Ok(MadePrincipal { iam_id: iam_id.clone(), name: new.name.clone(), apikey })
     });
     let mut answer = (StatusCode::CREATED, Json(made.await?)).into_response();
@@ -90,6 +107,7 @@ fn check(tx: &Tx<'_>, new: &NewPrincipal) -> Result<Vec<Grant>, Refusal> {
         let what = format!("There are {PRINCIPALS_MAX} principals, as many as there may be");
         return Err(Refusal::new(StatusCode::CONFLICT, "PRINCIPAL_QUOTA_ERR", what));
     }
+    policies::room(tx, new.roles.len() + new.platform.len())?;
     let service = new
         .roles
         .iter()
@@ -106,20 +124,31 @@ fn scope(tx: &Tx<'_>, on: &RoleOn) -> Result<Scope, Refusal> {
             _ => Err(Refusal::bad("a role on a key ring or a key must name its instance")),
         };
     };
+    within(tx, instance, on.ring.as_deref(), on.key)
+}
+
+/// An instance, or a key ring or a key of it. What is named must be there: a role on a key ring that
+/// somebody makes later would count for keys that nobody meant.
+pub(super) fn within(
+    tx: &Tx<'_>,
+    instance: InstanceId,
+    ring: Option<&str>,
+    key: Option<KeyId>,
+) -> Result<Scope, Refusal> {
     if !iam::has_instance(tx, instance)? {
-        return Err(Refusal::bad(format!("there is no instance {instance}")));
+        return Err(Refusal::bad(format!("there is no instance {instance} of the key service")));
     }
-    match (&on.ring, on.key) {
+    match (ring, key) {
         (None, None) => Ok(Scope::Instance(instance)),
         (Some(ring), None) if rings::exists(tx, instance, ring)? => {
-            Ok(Scope::Ring(instance, ring.clone()))
+            Ok(Scope::Ring(instance, ring.to_owned()))
         }
         (Some(_), None) => Err(Refusal::bad("there is no such key ring in the instance")),
         (None, Some(key)) => {
             let root = RootKey { instance, key };
             match keys::get(tx, &root)? {
                 Some(_) => Ok(Scope::Key(root)),
-                None => Err(Refusal::bad(format!("there is no key {key}"))),
+                None => Err(Refusal::bad(format!("there is no key {key} in the instance"))),
             }
         }
         (Some(_), Some(_)) => Err(Refusal::bad("a role is on a key ring or on a key, not on both")),

@@ -103,32 +103,26 @@ impl Act {
         + Send
         + 'static,
     ) -> Result<T, KpError> {
-        let doing = self.begin(app.clock.now());
-        let (doing, done) = app
-            .blocking(move |app| {
-                let done = app.store.tx(doing.action, |tx| {
-                    // The transaction may be done over.
-                    doing.noted.replace(doing.act.asked());
-                    doing.admit(tx)?;
-                    let changed = work(app, tx, &doing, doing.now)?;
-                    audit::add(tx, &doing.record(app, 200, ""))?;
-                    Ok::<_, KpError>(changed)
-                });
-                if let Ok(changed) = &done {
-                    for version in &changed.forget {
-                        app.custodian.forget(version);
-                    }
-                    if let Some(event) = &changed.event {
-                        app.announce(event.clone());
-                    }
-                }
-                (doing, done)
-            })
-            .await;
-        match done {
-            Ok(changed) => Ok(changed.value),
-            Err(error) => Err(doing.refuse(app, error).await),
-        }
+        let mut doing = self.begin(app.clock.now());
+        let change = move |app: &App| {
+            let done = app.store.tx(doing.action, |tx| {
+                // The transaction may be done over.
+                doing.noted.replace(doing.act.asked());
+                doing.act.admit(app, tx)?;
+                let changed = work(app, tx, &doing, doing.now)?;
+                audit::add(tx, &doing.record(app, 200, ""))?;
+                Ok::<_, KpError>(changed)
+            });
+            let changed = done.map_err(|error| doing.refuse(app, error))?;
+            for version in &changed.forget {
+                app.custodian.forget(version);
+            }
+            if let Some(event) = &changed.event {
+                app.announce(event.clone());
+            }
+            Ok(changed.value)
+        };
+        app.blocking(change).await
     }
 
     /// Does what changes nothing; answers once it is on record.
@@ -137,24 +131,21 @@ impl Act {
         app: &Arc<App>,
         work: impl FnOnce(&App, &Tx<'_>, &Doing, UnixMs) -> Result<T, KpError> + Send + 'static,
     ) -> Result<T, KpError> {
-        let doing = self.begin(app.clock.now());
-        let (doing, done) = app
-            .blocking(move |app| {
-                let done = app.store.read(doing.action, |tx| {
-                    doing.admit(tx)?;
-                    work(app, tx, &doing, doing.now)
-                });
-                (doing, done)
-            })
-            .await;
-        match done {
-            Ok(value) => {
-                let (record, failed) = (doing.record(app, 200, ""), doing.failed);
-                app.recorder.record(record).await.map_err(|e| KpError::from(e).failing(failed))?;
-                Ok(value)
+        let mut doing = self.begin(app.clock.now());
+        let look = move |app: &App| {
+            let done = app.store.read(doing.action, |tx| {
+                doing.act.admit(app, tx)?;
+                work(app, tx, &doing, doing.now)
+            });
+            match done {
+                Ok(value) => Ok((doing, value)),
+                Err(error) => Err(doing.refuse(app, error)),
             }
-            Err(error) => Err(doing.refuse(app, error).await),
-        }
+        };
+        let (doing, value) = app.blocking(look).await?;
+        let (record, failed) = (doing.record(app, 200, ""), doing.failed);
+        app.recorder.record(record).await.map_err(|e| KpError::from(e).failing(failed))?;
+        Ok(value)
     }
 
     /// The operation under way since `now`.
@@ -173,8 +164,11 @@ impl Act {
         }
     }
 
-    /// Whether the instance takes calls from where the caller is.
-    fn admit(&self, tx: &Tx<'_>) -> Result<(), KpError> {
+    /// Whether the caller counts still, and the instance takes calls from where it is.
+    fn admit(&mut self, app: &App, tx: &Tx<'_>) -> Result<(), KpError> {
+        if !self.caller.renew(app, tx)? {
+            return Err(KpError::unauthorized());
+        }
         // Who is barred by his address asks this to learn where he could come from.
         let any_address = self.action == ALLOWED_IP_PORT;
         network::admit(tx, self.instance, &self.caller, any_address)
@@ -245,17 +239,19 @@ impl Doing {
         }
     }
 
-    async fn refuse(self, app: &Arc<App>, error: KpError) -> KpError {
+    /// Puts a refusal on record where it is decided, so that nobody can try without a trace by
+    /// hanging up.
+    fn refuse(&self, app: &App, error: KpError) -> KpError {
         let record = self.record(app, error.status.as_u16(), error.code());
-        let Act { action, failed, .. } = self.act;
-        if app.recorder.record(record).await.is_err() {
-            tracing::warn!(action, "a refusal could not be put on record");
+        if app.recorder.record_blocking(&record).is_err() {
+            tracing::warn!(action = self.action, "a refusal could not be put on record");
         }
-        error.failing(failed)
+        error.failing(self.failed)
     }
 
     fn record(&self, app: &App, status: u16, reason: &'static str) -> Record {
-        let data = self.noted.borrow().clone();
+        let mut data = self.noted.borrow().clone();
+        data.policy = self.caller.decided.policy();
         let target = match (&data.key, self.key.strip_prefix(RING)) {
             (Some(key), _) => {
                 app.account.key_crn(&RootKey { instance: self.instance, key: key.id })

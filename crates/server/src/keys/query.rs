@@ -38,6 +38,19 @@ impl Query {
         self.0.iter().find(|(n, v)| n == name && !v.trim().is_empty()).map(|(_, v)| v.as_str())
     }
 
+    /// `path` with this query again, but for these numbers.
+    pub(crate) fn with(&self, path: &str, numbers: &[(&str, usize)]) -> String {
+        let encode = |text: &str| {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~');
+            let one = |b: u8| if plain(b) { (b as char).to_string() } else { format!("%{b:02X}") };
+            text.bytes().map(one).collect::<String>()
+        };
+        let kept = self.0.iter().filter(|(n, _)| numbers.iter().all(|(name, _)| n != name));
+        let kept = kept.map(|(n, v)| format!("{}={}", encode(n), encode(v)));
+        let numbers = numbers.iter().map(|(name, number)| format!("{name}={number}"));
+        format!("{path}?{}", kept.chain(numbers).collect::<Vec<_>>().join("&"))
+    }
+
     /// A boolean.
     pub(crate) fn flag(&self, name: &str) -> Result<Option<bool>, KpError> {
         let Some(text) = self.get(name) else { return Ok(None) };

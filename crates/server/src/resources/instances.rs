@@ -2,7 +2,7 @@
 
 use super::view;
 use crate::app::App;
-use crate::http::admin::{Doing, Refusal, parse};
+use crate::http::admin::{Doing, Needs, Refusal, parse};
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::Form;
@@ -13,6 +13,7 @@ use axum::http::StatusCode;
 use claviger_domain::access::PlatformRole;
 use claviger_domain::cluster::write_root;
 use claviger_domain::id::InstanceId;
+use claviger_domain::policy::Site;
 use claviger_store::instances::{self as store, Placed};
 use claviger_store::{Tx, clusters};
 use claviger_wire::rc::{
@@ -35,13 +36,19 @@ fn doing(
     caller: Caller,
     action: &'static str,
     instance: Option<InstanceId>,
-    least: PlatformRole,
+    needs: Needs,
 ) -> Doing {
     let target = match instance {
         Some(instance) => app.account.instance_crn(instance),
         None => format!("a/{}", app.account.id),
     };
-    Doing { caller, form: Form::Resource, action, target, least }
+    Doing::new(caller, Form::Resource, action, target, needs)
+}
+
+/// A role on an instance; on all of them where none is named, as only who sees all may learn that
+/// one is not there.
+fn on(least: PlatformRole, instance: Option<InstanceId>) -> Needs {
+    Needs::Role(least, instance.map_or(Site::Instances, Site::Instance))
 }
 
 /// The instance that a path names: a GUID, or a CRN whose eighth segment is one.
@@ -63,8 +70,9 @@ pub(super) async fn list(
     caller: Caller,
     query: Query,
 ) -> Result<Json<ResourceInstances>, Refusal> {
-    let doing = doing(&app, caller, "kms.instance.list", None, PlatformRole::Viewer);
-    let page = doing.run(&app, move |app, tx, _, _| {
+    let needs = Needs::Role(PlatformRole::Viewer, Site::SomeInstance);
+    let doing = doing(&app, caller, "kms.instance.list", None, needs);
+    let page = doing.look(&app, move |app, tx, doing, _| {
         let limit = match query.get("limit").map(str::parse) {
             None => LIMIT_MAX,
             Some(Ok(limit)) if (1..=LIMIT_MAX).contains(&limit) => limit,
@@ -78,6 +86,10 @@ pub(super) async fn list(
         let mut fits: Vec<ResourceInstance> = store::all(tx)?
             .iter()
             .filter(|i| start.is_none_or(|start| i.id > start))
+            .filter(|i| {
+                let site = Site::Instance(i.id);
+                doing.caller.access.platform(PlatformRole::Viewer, site).is_some()
+            })
             .map(|i| view::instance(app, i))
             .filter(|i| wanted(&query, i))
             .collect();
@@ -137,7 +149,8 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, Json<ResourceInstance>), Refusal> {
     let id = InstanceId::random();
     let new = parse::<NewResourceInstance>(&body);
-    let doing = doing(&app, caller, "kms.instance.create", Some(id), PlatformRole::Editor);
+    let needs = Needs::Role(PlatformRole::Editor, Site::Instances);
+    let doing = doing(&app, caller, "kms.instance.create", Some(id), needs);
     let made = doing.run(&app, move |app, tx, doing, now| {
         let new = new.as_ref().map_err(Clone::clone)?;
         let group = match new.resource_group.as_deref().filter(|text| !text.is_empty()) {
@@ -204,8 +217,8 @@ pub(super) async fn get(
     Path(id): Path<String>,
 ) -> Result<Json<ResourceInstance>, Refusal> {
     let id = named(&id);
-    let doing = doing(&app, caller, "kms.instance.read", id, PlatformRole::Viewer);
-    let seen = doing.run(&app, move |app, tx, _, _| Ok(view::instance(app, &found(tx, id)?)));
+    let doing = doing(&app, caller, "kms.instance.read", id, on(PlatformRole::Viewer, id));
+    let seen = doing.look(&app, move |app, tx, _, _| Ok(view::instance(app, &found(tx, id)?)));
     Ok(Json(seen.await?))
 }
 
@@ -218,7 +231,7 @@ pub(super) async fn change(
 ) -> Result<Json<ResourceInstance>, Refusal> {
     let id = named(&id);
     let change = parse::<ResourceInstanceChange>(&body);
-    let doing = doing(&app, caller, "kms.instance.update", id, PlatformRole::Editor);
+    let doing = doing(&app, caller, "kms.instance.update", id, on(PlatformRole::Editor, id));
     let changed = doing.run(&app, move |app, tx, _, _| {
         let mut placed = found(tx, id)?;
         let change = change.as_ref().map_err(Clone::clone)?;
@@ -238,7 +251,7 @@ pub(super) async fn delete(
     Path(id): Path<String>,
 ) -> Result<StatusCode, Refusal> {
     let id = named(&id);
-    let doing = doing(&app, caller, "kms.instance.delete", id, PlatformRole::Editor);
+    let doing = doing(&app, caller, "kms.instance.delete", id, on(PlatformRole::Editor, id));
     doing
         .run(&app, move |_, tx, _, _| {
             let instance = found(tx, id)?.id;

@@ -2,8 +2,8 @@
 //! Kubernetes Service know.
 
 use crate::connect::Connection;
-use crate::exit::Done;
-use crate::render::Look;
+use crate::exit::{self, Done, Failure};
+use crate::render::{Look, attended, confirm};
 use clap::Subcommand;
 
 mod cluster;
@@ -42,6 +42,22 @@ enum Noun {
 enum ApiKey {
     /// Show the owner
     Info(Which),
+    /// Make yourself the owner, for all clusters of a region
+    ///
+    /// Whoever enables a cluster with a root key must be able to unwrap with that key himself, or
+    /// the owner must. Nothing else is done with his rights: what talks to the key service is
+    /// always the cluster itself.
+    Reset(Reset),
+}
+
+#[derive(clap::Args)]
+struct Reset {
+    /// The region; `local` unless the server says otherwise
+    #[arg(long, value_name = "REGION")]
+    region: String,
+    /// Do not ask
+    #[arg(short = 'f', long)]
+    yes: bool,
 }
 
 /// Which cluster.
@@ -59,5 +75,21 @@ pub fn run(args: Args) -> Done {
         Noun::Cluster(verb) => cluster::run(verb, look, link).await,
         Noun::Kms(verb) => kms::run(verb, look, link).await,
         Noun::ApiKey(ApiKey::Info(which)) => cluster::owner(&which, look, link).await,
+        Noun::ApiKey(ApiKey::Reset(reset)) => {
+            let question = format!(
+                "Your rights will count when clusters in {} are enabled, instead of those of the \
+                 owner now. Reset?",
+                reset.region
+            );
+            if !reset.yes && attended() && !confirm(&question) {
+                return Err(Failure::new(exit::NO, "not confirmed; nothing was changed", ""));
+            }
+            look.doing(&format!("Resetting the API key of region {}", reset.region));
+            link.clusters.reset_api_key(&reset.region).await?;
+            look.ok();
+            let now = serde_json::json!({ "region": reset.region });
+            look.answer(&now, || vec!["You are the owner of the API key now.".to_owned()]);
+            Ok(())
+        }
     })
 }

@@ -1,6 +1,7 @@
 //! The cluster service in process, over the whole router, against a real database.
 
 mod agents;
+mod authorizations;
 mod giving_up;
 mod nodes;
 mod operators;

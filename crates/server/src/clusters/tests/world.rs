@@ -7,14 +7,14 @@ use axum::body::Body;
 use axum::http::{Request, Response, StatusCode, header};
 use claviger_crypto::Key32;
 use claviger_custody::software::Software;
-use claviger_domain::access::PlatformRole;
+use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
 use claviger_domain::id::{
     AgentName, ClusterId, InstanceId, KeyId, KeyVersionId, RestoreId, UnixMs,
 };
 use claviger_domain::key::{KeyState, RootKey, RootVersion};
 use claviger_domain::life::Life;
 use claviger_store::events::EventKind;
-use claviger_store::iam::{Grant, Principal};
+use claviger_store::iam::{ApiKey, Grant, Principal};
 use claviger_store::keys::Key;
 use claviger_store::registrations::Registration;
 use claviger_store::{Store, StoreError, events, iam, keys, registrations};
@@ -64,7 +64,7 @@ impl World {
         world
     }
 
-    /// A person with this platform role, and a token of an hour.
+    /// A person with this platform role, who may use keys as well, and a token of an hour.
     pub fn person(&self, name: &str, role: Option<PlatformRole>) -> String {
         let principal = Principal {
             iam_id: format!("IBMid-{name}"),
@@ -75,17 +75,23 @@ impl World {
         let added = self.app.store.tx("t", |tx| -> Result<(), StoreError> {
             if iam::principal(tx, &principal.iam_id)?.is_none() {
                 iam::add_principal(tx, &principal, START)?;
-                if let Some(role) = role {
-                    iam::add_grant(tx, &principal.iam_id, &Grant::Platform(role))?;
+                let (scope, role_on_keys) = (Scope::Everywhere, ServiceRole::Reader);
+                let on_keys = Grant::Service { role: role_on_keys, scope };
+                for grant in role.map(|role| [Grant::Platform(role), on_keys]).iter().flatten() {
+                    iam::add_grant(tx, &principal.iam_id, grant, "t", START)?;
                 }
             }
             Ok(())
         });
         added.unwrap();
+        let key = ApiKey::new(&principal.iam_id, "t", "t", START);
+        let mac = self.app.tokens.api_key_mac(&self.app.tokens.new_api_key());
+        self.app.store.tx("t", |tx| iam::add_api_key(tx, &key, &mac)).unwrap();
         self.app.tokens.issue(&crate::iam::token::Issue {
             principal: &principal,
+            credential: &crate::iam::token::Credential::ApiKey(key.id),
             account: &self.app.account.id,
-            issuer: "t",
+            issuer: &self.app.issuer(),
             grant_type: "t",
             now: self.app.clock.now(),
             life_s: 3600,
@@ -117,6 +123,17 @@ impl World {
     pub async fn call(&self, by: By<'_>, line: &str, body: &Value) -> (StatusCode, Value) {
         let body = if body.is_null() { Vec::new() } else { serde_json::to_vec(body).unwrap() };
         let response = self.send(by, line, body).await;
+        self.read(response).await
+    }
+
+    /// Sends a request as it is.
+    pub async fn answer(&self, request: Request<Body>) -> (StatusCode, Value) {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        self.read(response).await
+    }
+
+    /// Reads JSON (`null` for nothing).
+    pub async fn read(&self, response: Response<Body>) -> (StatusCode, Value) {
         let status = response.status();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         let value = if bytes.is_empty() {

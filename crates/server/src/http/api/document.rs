@@ -4,6 +4,7 @@ use super::content::{self, Content};
 use super::parameters::{self, Header};
 use super::{Api, Kind, Placed};
 use crate::http::error::Form;
+use claviger_wire::access::AccessError;
 use claviger_wire::iam::TokenError;
 use claviger_wire::kp::{self, Envelope, ErrorBody};
 use claviger_wire::ks::ServiceError;
@@ -46,8 +47,8 @@ fn value(api: &Api) -> Value {
         "info": {
             "title": "Claviger",
             "summary": "Root keys, and clusters encrypted under them.",
-            "description": "The key service (IBM Key Protect v2), its tokens (IBM Cloud IAM) and \
-                instances (Resource Controller), the cluster service (IBM Cloud Kubernetes \
+            "description": "The key service (IBM Key Protect v2), its tokens and access policies (IBM \
+                Cloud IAM) and instances (Resource Controller), the cluster service (IBM Cloud Kubernetes \
                 Service and our own under /v3) and the agents' API. Content types of requests \
                 are not looked at. Every GET can be asked as HEAD.",
             "version": env!("CARGO_PKG_VERSION"),
@@ -111,7 +112,7 @@ fn operation(
         }
         parameter
     }));
-    parameters.extend(said.headers.iter().map(|header| asked(header, false)));
+    parameters.extend(said.headers.iter().map(|(header, must)| asked(header, *must)));
     let shared = match kind {
         Kind::KeyProtect => &[parameters::INSTANCE, parameters::RING, parameters::CORRELATION][..],
         _ => &[parameters::CORRELATION][..],
@@ -155,7 +156,11 @@ fn operation(
         "parameters": parameters,
         "responses": answers,
         "security": match kind {
-            Kind::KeyProtect | Kind::Resource | Kind::Service => json!([{ "token": [] }]),
+            Kind::KeyProtect
+            | Kind::Resource
+            | Kind::Access
+            | Kind::Identity
+            | Kind::Service => json!([{ "token": [] }]),
             Kind::Node => json!([{ "node": [] }]),
             Kind::Token | Kind::Open => json!([]),
         },
@@ -186,8 +191,9 @@ fn refused(form: Form, status: u16, schemas: &mut Schemas) -> Value {
     let content = match form {
         Form::KeyProtect => content::typed::<Envelope<ErrorBody>>(kp::ERROR_TYPE),
         Form::Resource => content::json::<ResourceError>(),
+        Form::Access => content::json::<AccessError>(),
+        Form::Identity => content::json::<TokenError>(),
         Form::Service => content::json::<ServiceError>(),
-        Form::Token => content::json::<TokenError>(),
     };
     let mut headers =
         json!({ (kp::CORRELATION_HEADER): { "$ref": "#/components/headers/Correlation" } });
@@ -206,6 +212,7 @@ fn why(status: u16) -> &'static str {
         201 => "Made.",
         202 => "Accepted: others will do it.",
         204 => "Done; there is nothing to show.",
+        207 => "What became of each.",
         400 => "The request is wrong; the answer says what.",
         401 => "The caller is not known, or may not do this. It is not said which.",
         403 => "The caller may not do this from where he is, or as what he is.",
@@ -213,7 +220,7 @@ fn why(status: u16) -> &'static str {
         408 => "The body did not arrive in time.",
         409 => "As things stand it cannot be done; the answer says why.",
         410 => "The key was deleted already.",
-        412 => "The cluster's API servers cannot be encrypted as they are.",
+        412 => "What it needs is not so; the answer says what.",
         413 => "The body is too long.",
         422 => "It was understood and cannot be done; the answer says why.",
         429 => "There are as many as there may be.",

@@ -26,6 +26,10 @@ pub(crate) enum Kind {
     KeyProtect,
     /// The Resource Controller: a token.
     Resource,
+    /// Policies, groups and users: a token.
+    Access,
+    /// API keys and service IDs: a token.
+    Identity,
     /// The cluster service and our own: a token.
     Service,
     /// The agents' API: a node's certificate.
@@ -42,7 +46,8 @@ impl Kind {
         match self {
             Kind::KeyProtect => Form::KeyProtect,
             Kind::Resource => Form::Resource,
-            Kind::Token => Form::Token,
+            Kind::Access => Form::Access,
+            Kind::Token | Kind::Identity => Form::Identity,
             Kind::Service | Kind::Node | Kind::Open => Form::Service,
         }
     }
@@ -51,7 +56,9 @@ impl Kind {
     fn refusals(self) -> &'static [u16] {
         match self {
             Kind::KeyProtect => &[400, 401, 403, 404, 503],
-            Kind::Resource | Kind::Service | Kind::Node => &[401, 503],
+            Kind::Resource | Kind::Access | Kind::Identity | Kind::Service | Kind::Node => {
+                &[401, 503]
+            }
             Kind::Token => &[400, 401, 503],
             Kind::Open => &[],
         }
@@ -65,7 +72,8 @@ pub(crate) struct Description {
     summary: &'static str,
     deprecated: bool,
     query: Vec<Query>,
-    headers: Vec<Header>,
+    /// Headers, and whether they must be there.
+    headers: Vec<(Header, bool)>,
     /// The body, and whether there must be one.
     takes: Option<(Content, bool)>,
     answers: Vec<(u16, Option<Content>)>,
@@ -103,7 +111,13 @@ impl Description {
 
     /// A header that it heeds.
     pub(crate) fn header(mut self, header: Header) -> Self {
-        self.headers.push(header);
+        self.headers.push((header, false));
+        self
+    }
+
+    /// A header that it needs.
+    pub(crate) fn needs(mut self, header: Header) -> Self {
+        self.headers.push((header, true));
         self
     }
 

@@ -177,6 +177,81 @@ pub(crate) const GROUPS: [Query; 3] = [
     query("account_id", "Only of this account.", string),
 ];
 
+const ACCOUNT: Query = query("account_id", "Only of this account.", string);
+/// Which access policies.
+pub(crate) const POLICIES: [Query; 6] = [
+    ACCOUNT,
+    query("iam_id", "Only about this person or service ID.", string),
+    query("subjectId", "The same.", string),
+    query("access_group_id", "Only about this access group.", string),
+    query("accessGroupId", "The same.", string),
+    query("type", "Only of this type: access or authorization.", string),
+];
+/// Which access groups.
+pub(crate) const ACCESS_GROUPS: [Query; 3] = [
+    ACCOUNT,
+    query("account", "The same.", string),
+    query("iam_id", "Only those that this person or service ID is in.", string),
+];
+/// A page of access groups or of members.
+pub(crate) const OFFSETS: [Query; 2] = [
+    query(
+        "limit",
+        "Most elements of the answer; 100 if not given, and at most.",
+        || json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX }),
+    ),
+    OFFSET,
+];
+pub(crate) const FORCE_GROUP: Query = query(
+    "force",
+    "Delete it though it has members, who lose its roles.",
+    || json!({ "enum": ["true", "false"] }),
+);
+/// Which API keys.
+pub(crate) const API_KEYS: [Query; 2] = [
+    query("boundTo", "CRN or IAM id of whose they are; the caller's own if not given.", string),
+    PAGE_TOKEN,
+];
+pub(crate) const CASCADE: Query = query(
+    "cascade",
+    "Remove the API keys, too, that were made by its tokens, and by those of these.",
+    || json!({ "enum": ["true", "false"] }),
+);
+/// Which service IDs.
+pub(crate) const SERVICE_IDS: [Query; 2] =
+    [query("boundTo", "Only of this account, by id or CRN.", string), PAGE_TOKEN];
+const PAGE_TOKEN: Query = query(
+    "pagetoken",
+    "Out of `nextPageToken`: where to go on.",
+    || json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX }),
+);
+/// Which people.
+pub(crate) const USERS: Query = query("_start", "Out of `next_url`: after whom to go on.", string);
+pub(crate) const ROLES: Query =
+    query("service_name", "Roles of this service, too; kms has some.", string);
+pub(crate) const OLD_ROLES: [Query; 2] = [
+    query("serviceName", "Roles of this service, too; kms has some.", string),
+    query("policyType", "`authorization` for roles that one can give.", string),
+];
+
+pub(crate) const NOW: Query = query(
+    "now",
+    "End all keys before it at once, with all access and refresh tokens that there are.",
+    || json!({ "enum": ["true", "false"] }),
+);
+
+/// `If-Match`: nobody changes what he has not seen.
+pub(crate) const IF_MATCH: Header = Header {
+    name: "If-Match",
+    what: "The version that was read last: `ETag` of an answer, or its `version`; `*` for any.",
+    schema: string,
+};
+/// `ETag`, for `If-Match`.
+pub(crate) const ETAG: Header =
+    Header { name: "ETag", what: "The version, for `If-Match`.", schema: string };
+/// `X-Region`: which region is meant.
+pub(crate) const REGION: Header =
+    Header { name: "X-Region", what: "The region, which must be the server's.", schema: string };
 /// `Prefer`, for operations whose answer may be long or secret.
 pub(crate) const PREFER: Header = Header {
     name: "Prefer",
@@ -236,6 +311,14 @@ pub(crate) fn of_path(name: &str) -> (&'static str, Value) {
         "instance" => ("Id of an instance of the key service.", uuid()),
         "resource_instance" => ("GUID or percent-encoded CRN of an instance.", text()),
         "group" => ("Id of a resource group.", text()),
+        "policy" => ("Id of an access policy.", text()),
+        "access_group" => ("Id of an access group.", text()),
+        "iam_id" => ("IAM id of a person or a service ID.", text()),
+        "api_key" => ("Id of an API key.", text()),
+        "service_id" => ("Id, IAM id or CRN of a service ID.", text()),
+        "account" => ("Id of the account.", text()),
+        "scope" => ("Id of the account, with or without `a/` before it.", text()),
+        "issuer" => ("An issuer, percent-encoded or not.", text()),
         "key" => ("Id of a key.", uuid()),
         "cluster" => ("Id or name of a cluster.", text()),
         "node" => (

@@ -43,7 +43,7 @@ async fn roles_count_for_their_instance_only_and_strangers_learn_nothing() {
 
 #[tokio::test]
 async fn tokens_are_given_for_api_keys_and_end() {
-    let w = World::new();
+    let w = World::exactly(crate::app::Settings::default());
     let bootstrap = w.app.blocking(|app| crate::first::bootstrap(app).unwrap().unwrap()).await;
     let ask = |path: &str, form: String| {
         let request = Request::post(path).header("authorization", "Basic Yng6Yng=");

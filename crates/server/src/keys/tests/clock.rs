@@ -115,7 +115,7 @@ async fn what_is_long_deleted_is_shredded_then_removed_with_all_that_hangs_on_it
         "event_acks",
         "event_answers",
         "registrations",
-        "grants",
+        "access_policies",
     ] {
         assert_eq!(w.rows(table, &id), 0, "{table}");
     }
