@@ -364,7 +364,7 @@ impl Driver {
             Some(bytes) => encryption::stage_of(bytes, &config.socket),
             None => Some(Stage::Bare),
         };
-        let flags = observed.process.is_some_and(|p| self.flags(p));
+        let flags = observed.process.is_some_and(|p| self.flags(p) != Some(false));
         let loaded = probe.loaded_by(observed.process);
         let taken = loaded.as_deref().and_then(|h| encryption::stage_of_hash(h, &config.socket));
         Moment {
@@ -382,9 +382,12 @@ impl Driver {
         }
     }
 
-    fn flags(&self, process: Process) -> bool {
+    /// Whether a process was started with our flags; none while that cannot be told, as in the
+    /// moment in which the kernel puts the program into the process.
+    fn flags(&self, process: Process) -> Option<bool> {
         let line = std::fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
-        take_up::has_flags(&line, &self.node.config.api_server.encryption_config)
+        let file = &self.node.config.api_server.encryption_config;
+        (!line.is_empty()).then(|| take_up::has_flags(&line, file))
     }
 
     fn write(&mut self, stage: Stage, take_up: Option<TakeUp>) {
@@ -473,8 +476,10 @@ impl Driver {
         let process = self.node.supervisor.observe().ok().and_then(|o| o.process);
         let file = file::read(&config.api_server.encryption_config).ok().flatten();
         let on_disk = file.as_deref().and_then(|f| encryption::stage_of(f, &config.socket));
+        let flags = process.and_then(|p| self.flags(p));
         let loaded = match (process, probe.loaded_by(process)) {
-            (Some(p), _) if !self.flags(p) => Some(Stage::Bare),
+            (Some(_), _) if flags == Some(false) => Some(Stage::Bare),
+            (Some(_), _) if flags.is_none() => None,
             // It will be ended, so what it has loaded counts for nothing.
             (Some(_), _) if self.due.stands() => None,
             (Some(_), Some(hash)) => {

@@ -28,7 +28,7 @@ pub struct Moment {
     pub disk_hash: Option<String>,
     /// The API server's process, while it lives.
     pub process: Option<Process>,
-    /// Whether that process was started with the flag that names our file.
+    /// Whether that process was started with the flag that names our file, or it cannot be told yet.
     pub flags: bool,
     /// The hash that exactly this process publishes; none until it was read.
     pub loaded: Option<String>,

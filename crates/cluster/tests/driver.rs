@@ -626,10 +626,11 @@ async fn a_restart_is_not_forgotten_wherever_the_agent_is_killed() {
         let second = loop {
             assert!(Instant::now() < until, "{point}: restarted");
             let seen = b.driver.look(&quick(&program)).await;
+            let loaded = seen.stage_loaded == Some(Stage::WriteFirst);
             match seen.process {
-                Some(process) if process != first => break process,
-                Some(_) => assert_ne!(seen.stage_loaded, Some(Stage::WriteFirst), "{point}"),
-                None => {}
+                Some(process) if process == first => assert!(!loaded, "{point}"),
+                Some(process) if loaded => break process,
+                _ => {}
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         };

@@ -310,9 +310,9 @@ pub fn stamp(path: &Path, name: &str, value: &[u8]) -> Result<(), StoreError> {
     connection.pragma_update(None, "journal_mode", "DELETE")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     {
-        let tx = Tx(connection.transaction()?);
+        let tx = Tx::new(connection.transaction()?);
         meta::put(&tx, name, value)?;
-        tx.0.commit()?;
+        tx.inner.commit()?;
     }
     Ok(connection.close().map_err(|(_, e)| e)?)
 }
