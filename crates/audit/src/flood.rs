@@ -50,7 +50,7 @@ impl Flood {
     pub fn count(&mut self, at: UnixMs, source: IpAddr) -> Vec<Counted> {
         let over = self.take(at);
         self.second = at.0.div_euclid(1000);
-        let source = network(source);
+        let source = source_of(source);
         let full = self.counts.len() >= SOURCES_COUNTED;
         match self.counts.get_mut(&source) {
             Some(count) => *count += 1,
@@ -84,7 +84,8 @@ impl Flood {
     }
 }
 
-fn network(source: IpAddr) -> IpAddr {
+/// What counts as one source: an IPv4 address, or the /64 network of an IPv6 one.
+pub fn source_of(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
         address => address,

@@ -44,7 +44,7 @@ pub use checkpoint::{
 };
 pub use engine::{CHECKPOINT_MS_MAX, Durability, Options, SYNC_AFTER, WINDOW};
 pub use files::{Dir, DirFile, File, Files};
-pub use flood::{Counted, Flood, SOURCES_COUNTED, SOURCES_NAMED, Source};
+pub use flood::{Counted, Flood, SOURCES_COUNTED, SOURCES_NAMED, Source, source_of};
 pub use format::{BODY_MAX, Ended, GROUP_MAX};
 pub use read::{Entry, ReadError, Reader};
 pub use recover::{OpenError, Recovery};

@@ -171,6 +171,9 @@ pub struct Data {
     /// How many resources a list had.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
+    /// How many refusals of one second the record stands for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
     /// When a purged key was deleted, and when it could and would have been purged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub purge: Option<Purge>,

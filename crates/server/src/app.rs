@@ -6,6 +6,7 @@ use crate::iam::known::Known;
 use crate::iam::token::Tokens;
 use crate::metrics::Metrics;
 use crate::record::Recorder;
+use crate::refusals::Refusals;
 use claviger_audit::Durability;
 use claviger_custody::Custodian;
 use claviger_domain::audit::Record;
@@ -259,6 +260,7 @@ pub struct App {
     pub(crate) tokens: Tokens,
     pub(crate) known: Known,
     pub(crate) recorder: Recorder,
+    pub(crate) refusals: Refusals,
     pub(crate) metrics: Metrics,
 }
 
@@ -289,6 +291,7 @@ impl App {
             tokens: parts.tokens,
             known: Known::default(),
             recorder,
+            refusals: Refusals::default(),
             metrics: Metrics::new(),
         }))
     }

@@ -18,6 +18,7 @@ mod metrics;
 pub mod place;
 mod pulse;
 pub mod record;
+mod refusals;
 pub mod resources;
 pub mod status;
 pub mod unlock;

@@ -161,6 +161,7 @@ pub async fn serve(
     let mut clockwork = JoinSet::new();
     clockwork.spawn(crate::keys::clock::watch(app.clone()));
     clockwork.spawn(crate::audit::retention::watch(app.clone()));
+    clockwork.spawn(crate::refusals::watch(app.clone()));
     if let Some(status) = listeners.status.take() {
         clockwork.spawn(crate::status::serve(app.clone(), status));
     }

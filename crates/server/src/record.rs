@@ -125,6 +125,11 @@ impl Recorder {
         self.queue(&record)?.await.unwrap_or(Err(NotRecorded::Failed))
     }
 
+    /// Like [`record`](Self::record), without waiting for it.
+    pub(crate) fn note(&self, record: &Record) -> Result<(), NotRecorded> {
+        self.queue(record).map(drop)
+    }
+
     /// Like [`record`](Self::record), for a thread that may block.
     pub(crate) fn record_blocking(&self, record: &Record) -> Result<(), NotRecorded> {
         self.queue(record)?.blocking_recv().unwrap_or(Err(NotRecorded::Failed))

@@ -159,6 +159,9 @@ pub struct ResponseData {
     pub rewrapped_key_version_id: Option<KeyVersionId>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub total_resources: Option<u64>,
+    /// How many refusals of one second the event stands for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub count: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub deletion_date: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]

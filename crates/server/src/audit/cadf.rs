@@ -127,6 +127,7 @@ fn data(
     let mut came = ResponseData {
         rewrapped_key_version_id: data.rewrapped,
         total_resources: data.total,
+        count: data.count,
         ..ResponseData::default()
     };
     if let Some(key) = &data.key {
@@ -366,6 +367,12 @@ mod tests {
                 Data { total: Some(9), ..Data::default() },
                 json!({}),
                 json!({"totalResources": 9}),
+            ),
+            (
+                "iam-identity.token.verify",
+                Data { count: Some(70), ..Data::default() },
+                json!({}),
+                json!({"count": 70}),
             ),
             (
                 "kms.secrets.patch",

@@ -194,16 +194,24 @@ impl FromRequestParts<Arc<App>> for Caller {
         let Ok(trace) = Trace::from_request_parts(parts, app).await;
         let token = parts.headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
         // Tokens are bearer secrets: nothing of one is logged or answered.
-        let token = token.and_then(bearer).ok_or_else(|| form.unauthorized())?;
+        let refused = || app.refusals.bad_token(app, app.clock.now(), trace.origin.address);
+        let token = token.and_then(bearer).ok_or_else(|| {
+            refused();
+            form.unauthorized()
+        })?;
         let entry = match identify(app, token).await {
             Ok(entry) => entry,
             Err(Unknown::Token(BadToken::Malformed)) if form == Form::KeyProtect => {
+                refused();
                 let what =
                     "The bearer token is not a token of this server; get one from /identity/token";
                 let code = "BEARER_SUB_EXTRACTION_ERR";
                 return Err(KpError::new(StatusCode::BAD_REQUEST, code, what).into_response());
             }
-            Err(Unknown::Token(_) | Unknown::Nobody) => return Err(form.unauthorized()),
+            Err(Unknown::Token(_) | Unknown::Nobody) => {
+                refused();
+                return Err(form.unauthorized());
+            }
             Err(Unknown::Store(e)) => {
                 return Err(form.answer(
                     StatusCode::SERVICE_UNAVAILABLE,

@@ -7,9 +7,10 @@ use crate::http::Trace;
 use crate::http::auth::{Node, alive};
 use crate::http::body::Body;
 use crate::http::error;
+use crate::refusals::RETRY_AFTER_S;
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use claviger_crypto::digest;
 use claviger_domain::audit::{Credential as Proof, Record};
@@ -68,6 +69,16 @@ pub(crate) async fn token(
             "This grant_type is not supported; use an API key, a refresh token or a cr-token.",
         )),
     };
+    if let Err(refused) = &found
+        && refused.status == StatusCode::BAD_REQUEST
+        && app.refusals.login_failed(&app, now, trace.origin.address)
+    {
+        let what = "Too many logins from this address have failed. Wait, and use a credential that is good.";
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        let mut answer = error::identity(status, "BXNIM0429E", what, &trace.correlation);
+        answer.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_S.into());
+        return answer;
+    }
     let (who, status, reason) = match &found {
         Ok(login) => (&*login.principal.iam_id, 200, ""),
         Err(refused) => ("-", refused.status.as_u16(), refused.code),

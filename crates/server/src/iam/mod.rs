@@ -54,6 +54,7 @@ fn token(id: &'static str) -> Description {
     says(id, "A token for an API key, a refresh token, a pod's token or a node's certificate")
         .takes(FORM)
         .answers(200, json::<Token>())
+        .refuses(&[429])
 }
 
 /// What the token endpoint takes.

@@ -223,7 +223,7 @@ fn why(status: u16) -> &'static str {
         412 => "What it needs is not so; the answer says what.",
         413 => "The body is too long.",
         422 => "It was understood and cannot be done; the answer says why.",
-        429 => "There are as many as there may be.",
+        429 => "There are as many as there may be, or too many have failed.",
         500 => "The server's data does not open; its operator must look at the log.",
         503 => "The server cannot do it now; nothing was changed. Try again.",
         507 => "The server cannot write to its disk; nothing was changed.",

@@ -41,6 +41,39 @@ async fn a_refresh_token_is_good_for_a_day_and_as_long_as_its_api_key() {
     }
 }
 
+/// A flood of refusals is a few records, and locks nobody out.
+#[tokio::test]
+async fn failed_logins_are_limited_by_source_and_then_counted() {
+    let (w, _) = world().await;
+    let person = w.api_key("p", &[]);
+    let mut answers = Vec::new();
+    for _ in 0..25 {
+        let answer = w.login("clv_wrong").await;
+        answers.push((answer.status, answer.headers.contains_key("retry-after")));
+    }
+    let (first, rest) = answers.split_at(20);
+    assert!(first.iter().all(|answer| *answer == (400, false)), "{answers:?}");
+    assert!(rest.iter().all(|answer| *answer == (429, true)), "{answers:?}");
+    let good = w.login(&person).await.is(200);
+    assert_eq!(w.lists_keys("none").await, 400);
+    assert_eq!(w.lists_keys("none").await, 400);
+    let _ = good;
+
+    w.clock.advance(std::time::Duration::from_secs(3));
+    w.app.refusals.settle(&w.app, w.app.clock.now());
+    let acts = w.acts();
+    let of = |action: &str, status: u16| {
+        let found = acts.iter().filter(|act| act.action == action && act.status == status);
+        found.map(|act| act.data.count).collect::<Vec<_>>()
+    };
+    assert_eq!(of("iam-identity.user-apikey.login", 400), [None; 20]);
+    assert_eq!(of("iam-identity.user-apikey.login", 429), [Some(5)]);
+    assert_eq!(of("iam-identity.token.verify", 401), [Some(2)]);
+    // One is forgiven every three seconds.
+    assert_eq!(w.login("clv_wrong").await.status, 400);
+    assert_eq!(w.login("clv_wrong").await.status, 429);
+}
+
 #[tokio::test]
 async fn credentials_in_a_query_are_on_no_record() {
     let (w, _) = world().await;
