@@ -12,6 +12,7 @@ use crate::keys::Keys;
 use crate::node::Node;
 use crate::observe::Probe;
 use crate::ring::{Opener, Opening};
+use crate::silence;
 use crate::take_up::{self, Act, Due, Moment};
 use claviger_domain::cluster::plan::not_told;
 use claviger_domain::cluster::ring::Role;
@@ -219,7 +220,8 @@ impl Driver {
         let node = self.node.clone();
         let mut nothing = |_: &str| {};
         let done = tokio::task::block_in_place(|| {
-            self.fence.impose(record, &mut nothing, &*node.supervisor)
+            let silent = || silence::prove(&node.config.kube.url);
+            self.fence.impose(record, &mut nothing, &*node.supervisor, &silent)
         });
         if let Err(e) = done {
             self.complain("the fence is not complete", &e);
@@ -237,8 +239,10 @@ impl Driver {
             tested.clear();
         };
         let fence = &mut self.fence;
-        let done =
-            tokio::task::block_in_place(|| fence.impose(record, &mut wipe, &*node.supervisor));
+        let silent = || silence::prove(&node.config.kube.url);
+        let done = tokio::task::block_in_place(|| {
+            fence.impose(record, &mut wipe, &*node.supervisor, &silent)
+        });
         match done {
             Ok(()) => self.last_error = None,
             Err(e) => self.complain("the fence is not complete", &e),
@@ -448,8 +452,8 @@ impl Driver {
     }
 
     fn access(&self) -> Access {
-        if let Some(record) = self.fence.record() {
-            return record.access();
+        if let Some(access) = self.fence.access() {
+            return access;
         }
         let needs = self.node.cluster_truth().is_some_and(|c| !c.ring.keks.is_empty());
         let known = self.node.latest().is_some() || needs;
@@ -515,8 +519,7 @@ impl Driver {
         let Some(latest) = self.node.latest() else { return Vec::new() };
         let fenced = self.fence.record().is_some();
         // Fenced means that the API server is gone, not only that it is to go.
-        let observed = self.node.supervisor.observe().ok();
-        if fenced && observed.is_none_or(|o| o.process.is_some()) {
+        if fenced && !self.fence.is_complete() {
             return Vec::new();
         }
         let open = !fenced && self.is_open();

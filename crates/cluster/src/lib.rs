@@ -14,6 +14,7 @@
 //! | [`sync`] | the server's state, and what the server is told |
 //! | [`ring`] | the opened KEKs |
 //! | [`fence`] | no process with keys or plaintext while a root key is suspended |
+//! | [`silence`] | the proof that no API server answers any more |
 //! | [`take_up`] | which file the API server has, and how it takes it up |
 //! | `peers` | which API servers share its etcd |
 //! | `preflight` | what could make an operation fail, looked for beforehand |
@@ -51,6 +52,7 @@ pub mod ring;
 pub mod run;
 pub mod scrub;
 pub mod service_keys;
+pub mod silence;
 pub mod sync;
 pub mod take_up;
 mod truth;

@@ -18,6 +18,7 @@ use crate::observe::{Probe, Prober};
 use crate::ring::Kept;
 use crate::scrub;
 use crate::service_keys::ServiceKeys;
+use crate::silence;
 use crate::sync;
 use crate::take_up::Due;
 use claviger_etcd::{Etcd, EtcdConfig, EtcdError};
@@ -397,9 +398,10 @@ fn close_first(
     };
     // Nothing is open yet, so there is nothing to wipe. The driver tries a failure again.
     if let Some(record) = record
-        && let Err(error) = fence.impose(record, &mut |_| {}, server)
+        && let Err(error) =
+            fence.impose(record, &mut |_| {}, server, &|| silence::prove(&config.kube.url))
     {
-        tracing::error!(%error, "the fence is not complete");
+        tracing::error!(error = %with_causes(&error), "the fence is not complete");
     }
     Ok(())
 }

@@ -255,6 +255,17 @@ fn bench_of<P: Supervisor + 'static>(
     program: Arc<P>,
     url: &str,
 ) -> Bench<P> {
+    bench_with(dir, state, program, url, "https://localhost:1")
+}
+
+/// The same, its API server at `kube`.
+fn bench_with<P: Supervisor + 'static>(
+    dir: &Path,
+    state: State,
+    program: Arc<P>,
+    url: &str,
+    kube: &str,
+) -> Bench<P> {
     let path = |name: &str| dir.join(name);
     let home = path("state");
     std::fs::create_dir_all(&home).unwrap();
@@ -267,7 +278,7 @@ fn bench_of<P: Supervisor + 'static>(
     let config = AgentConfig::parse(&format!(
         "server = \"https://localhost:1\"\nca = \"{cert}\"\nstate_dir = \"{}\"\n\
          name = \"a\"\nsocket = \"{}\"\n\
-         [kube]\nurl = \"https://localhost:1\"\nca = \"{cert}\"\ncert = \"{cert}\"\n\
+         [kube]\nurl = \"{kube}\"\nca = \"{cert}\"\ncert = \"{cert}\"\n\
          key = \"{private}\"\n\
          [etcd]\nendpoints = [\"https://localhost:1\"]\nca = \"{cert}\"\ncert = \"{cert}\"\n\
          key = \"{private}\"\n\
@@ -369,6 +380,24 @@ async fn a_suspended_key_fences_and_an_active_one_brings_the_node_back() {
     assert!(told.len() == 1 && !told[0].fenced && told[0].event == 3);
 }
 
+/// The unit knows of no process, and something listens where the API server did.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_confirmed_while_somebody_answers_at_the_api_servers_address() {
+    let survivor = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let kube = format!("https://{}", survivor.local_addr().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let program = Arc::new(Program::default());
+    let mut b = bench_with(dir.path(), first_state(), program, "https://localhost:1", &kube);
+    b.node.took(b.says(KeyState::Suspended, 2)).unwrap();
+    let said = b.look().await;
+    let Access::Closing { event: 2, reason, .. } = &said else { panic!("{said:?}") };
+    assert!(reason.contains("a process still answers"), "{reason}");
+    assert!(b.driver.due_acknowledgements().is_empty());
+    drop(survivor);
+    assert!(matches!(b.look().await, Access::Fenced { event: 2, .. }));
+    assert_eq!(b.driver.due_acknowledgements().len(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_takes_nothing_does_not_hide_a_suspended_key() {
     let mut b = bench();
@@ -379,7 +408,7 @@ async fn a_disk_that_takes_nothing_does_not_hide_a_suspended_key() {
     let mut said = b.says(KeyState::Suspended, 2);
     said.key_service = "https://elsewhere:1".to_owned();
     assert!(b.node.took(said).is_err());
-    assert!(matches!(b.look().await, Access::Fenced { .. }));
+    assert!(matches!(b.look().await, Access::Closing { event: 2, .. }));
     assert!(!b.alive() && b.node.plugin.key_id().is_none());
 }
 

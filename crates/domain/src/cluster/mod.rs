@@ -347,7 +347,18 @@ pub enum Access {
         /// The last authenticated contact.
         since: UnixMs,
     },
-    /// No: ring wiped, API server killed.
+    /// No, and yet the API server may still answer: the fence is not complete.
+    Closing {
+        /// The root key that is not active.
+        root: RootKey,
+        /// The key event that said so; 0 when an answer to unwrap said so.
+        event: u64,
+        /// Since when the node is to be fenced.
+        since: UnixMs,
+        /// What is missing, in words for an operator.
+        reason: String,
+    },
+    /// No: ring wiped, API server killed, and nobody answers where it did.
     Fenced {
         /// The root key that is not active.
         root: RootKey,

@@ -59,7 +59,8 @@ pub fn project(
     if seen.iter().any(|(a, s)| cluster.servers.contains_key(a) && s.observation.ahead.is_some()) {
         return Projection { state: "critical", ..calm(FORGOTTEN) };
     }
-    let fenced = |s: &Seen| matches!(s.observation.access, Access::Fenced { .. });
+    let fenced =
+        |s: &Seen| matches!(s.observation.access, Access::Fenced { .. } | Access::Closing { .. });
     if seen.iter().any(|(a, s)| cluster.servers.contains_key(a) && fenced(s)) {
         return Projection {
             state: "warning",

@@ -285,6 +285,9 @@ fn access_text(access: &Access, now: UnixMs) -> String {
         Access::Fenced { root, since, .. } => {
             format!("fenced {} (root key {})", ago(*since, now), root.key)
         }
+        Access::Closing { since, reason, .. } => {
+            format!("not confirmed, to be fenced since {}: {reason}", ago(*since, now))
+        }
         Access::Waiting { reason } => format!("waiting: {reason}"),
     }
 }
