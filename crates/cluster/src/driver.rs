@@ -9,7 +9,7 @@ use crate::fence::{Fence, Record};
 use crate::file;
 use crate::hand_over::Ring;
 use crate::keys::Keys;
-use crate::node::Node;
+use crate::node::{Node, Part};
 use crate::observe::Probe;
 use crate::ring::{Opener, Opening};
 use crate::silence;
@@ -381,7 +381,7 @@ impl Driver {
             loaded,
             fell: taken > on_disk,
             held: observed.held.is_some(),
-            open: self.is_open(),
+            open: self.is_open() && self.node.trouble(Part::Socket).is_none(),
             due: self.due.stands(),
         }
     }
@@ -455,6 +455,9 @@ impl Driver {
         if let Some(access) = self.fence.access() {
             return access;
         }
+        if let Some(reason) = self.node.trouble(Part::Socket) {
+            return Access::Waiting { reason };
+        }
         let needs = self.node.cluster_truth().is_some_and(|c| !c.ring.keks.is_empty());
         let known = self.node.latest().is_some() || needs;
         if !known || (needs && (self.waiting.is_some() || !self.is_open())) {
@@ -510,6 +513,7 @@ impl Driver {
             files: self.node.files(),
             ahead,
             restored,
+            troubles: self.node.troubles(),
         }
     }
 

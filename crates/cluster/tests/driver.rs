@@ -10,7 +10,7 @@ use claviger_cluster::drive::{Acks, drive};
 use claviger_cluster::driver::Driver;
 use claviger_cluster::fence::Fence;
 use claviger_cluster::keys::{Calling, KeyFailure, Keys};
-use claviger_cluster::node::{Clients, Node, Parts};
+use claviger_cluster::node::{Clients, Node, Part, Parts};
 use claviger_cluster::observe::Probe;
 use claviger_cluster::take_up::Due;
 use claviger_cluster::{encryption, sync, take_up};
@@ -396,6 +396,35 @@ async fn nothing_is_confirmed_while_somebody_answers_at_the_api_servers_address(
     drop(survivor);
     assert!(matches!(b.look().await, Access::Fenced { event: 2, .. }));
     assert_eq!(b.driver.due_acknowledgements().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_nobody_can_reach_is_not_open() {
+    let mut b = bench();
+    b.node.took(b.says(KeyState::Active, 1)).unwrap();
+    assert_eq!(b.look().await, Access::Open);
+    assert!(b.node.note(Part::Socket, Some("gone".to_owned())));
+    assert_eq!(b.look().await, Access::Waiting { reason: "gone".to_owned() });
+    assert!(!b.node.note(Part::Socket, Some("gone".to_owned())), "no news");
+    assert!(b.node.note(Part::Socket, None));
+    assert_eq!(b.look().await, Access::Open);
+}
+
+/// What only the agent's log says helps nobody who looks at the status.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_directory_that_takes_nothing_is_reported() {
+    let mut b = bench();
+    b.node.took(b.says(KeyState::Active, 1)).unwrap();
+    std::fs::remove_dir_all(&b.home).unwrap();
+    let mut said = b.says(KeyState::Active, 2);
+    said.key_service = "https://elsewhere:1".to_owned();
+    assert!(b.node.took(said.clone()).is_err());
+    let troubles = b.driver.look(&Probe::default()).await.troubles;
+    assert!(troubles.len() == 1 && troubles[0].contains("ring.json"), "{troubles:?}");
+    std::fs::create_dir(&b.home).unwrap();
+    said.now = UnixMs(2000);
+    b.node.took(said).unwrap();
+    assert!(b.driver.look(&Probe::default()).await.troubles.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

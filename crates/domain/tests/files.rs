@@ -127,5 +127,6 @@ fn observation(agent: &AgentName, files: Option<EtcdFiles>) -> Observation {
         files,
         ahead: None,
         restored: None,
+        troubles: Vec::new(),
     }
 }

@@ -99,6 +99,7 @@ impl Case {
                 files: None,
                 ahead: None,
                 restored: None,
+                troubles: Vec::new(),
                 preflight: self.cluster.operation.as_ref().map(|o| Preflight {
                     operation: o.id,
                     failure: None,
@@ -997,6 +998,15 @@ fn an_api_server_without_an_agent_stops_what_would_cut_it_off() {
     assert_eq!(shown(Case::enabled(2)).master_status, "Ready");
     let warned = shown(Case::enabled(2).but(0, three));
     assert!(warned.state == "warning" && warned.master_status.contains("3 API servers live"));
+}
+
+#[test]
+fn what_keeps_an_agent_from_its_work_is_said() {
+    let trouble = |s: &mut Seen| s.observation.troubles = vec!["the disk is gone".to_owned()];
+    let case = Case::enabled(2).but(1, trouble);
+    let shown = project::project(&case.cluster, &case.seen, &case.roots, case.now);
+    assert_eq!((shown.state, shown.master_health), ("warning", "normal"));
+    assert_eq!(shown.master_status, "m1: the disk is gone.");
 }
 
 /// A machine that joins again, or leaves, may have left plaintext, which `[kms]` neither reads nor

@@ -309,6 +309,9 @@ pub struct Observation {
     /// what the nodes hold.
     #[serde(default)]
     pub restored: Option<RestoreId>,
+    /// What else keeps the agent from its work, in words for an operator; at most four texts.
+    #[serde(default)]
+    pub troubles: Vec<String>,
 }
 
 /// A Secret written through one API server, and the key it was found under in etcd.

@@ -94,6 +94,12 @@ pub fn project(
             ..calm(&format!("No word from agent {agent}; its API server may serve cached keys."))
         };
     }
+    let said = |a: &AgentName| seen.get(a).map(|s| &s.observation);
+    let trouble =
+        cluster.servers.keys().find_map(|a| said(a)?.troubles.first().map(|trouble| (a, trouble)));
+    if let Some((agent, trouble)) = trouble {
+        return Projection { state: "warning", ..calm(&format!("{agent}: {trouble}.")) };
+    }
     if let Some(unattended) = unattended(cluster, seen)
         && !cluster.ring.keks.is_empty()
     {
