@@ -4,6 +4,7 @@
 
 use crate::acknowledgements::{self, Acknowledged};
 use crate::contact::{COASTS_AFTER, Moment as Clocks, wall};
+use crate::down::down;
 use crate::encryption;
 use crate::fence::{Fence, Record};
 use crate::file;
@@ -44,6 +45,7 @@ pub struct Driver {
     tested: Vec<Serial>,
     waiting: Option<String>,
     dead_since: Option<Instant>,
+    unready_since: Option<Instant>,
     starts: u32,
     start_after: Option<Instant>,
     acknowledged: Acknowledged,
@@ -64,6 +66,7 @@ impl Driver {
             tested: Vec::new(),
             waiting: None,
             dead_since: None,
+            unready_since: None,
             starts: 0,
             start_after: None,
             acknowledged: Acknowledged::new(),
@@ -90,7 +93,15 @@ impl Driver {
             }
             self.take_up(probe);
         }
-        self.observation(probe)
+        let mut observation = self.observation(probe);
+        if observation.ready {
+            self.unready_since = None;
+        } else {
+            let since = *self.unready_since.get_or_insert_with(Instant::now);
+            let seen = self.node.supervisor.observe();
+            observation.down = down(since.elapsed(), &observation, seen.ok().as_ref(), probe);
+        }
+        observation
     }
 
     /// Gives what is open away, for a successor, and holds no key afterwards; none if nothing is
@@ -513,6 +524,7 @@ impl Driver {
             files: self.node.files(),
             ahead,
             restored,
+            down: None,
             troubles: self.node.troubles(),
         }
     }

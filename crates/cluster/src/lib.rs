@@ -22,6 +22,7 @@
 //! | [`observe`] | what the API server does |
 //! | [`hand_over`] | the open ring on its way to a successor |
 //! | [`desk`] | what the operator's commands on the node ask a running agent |
+//! | `down` | whether an API server that is not ready is worth a word |
 //! | [`drive`] | the pace of the one task that acts on the node |
 //! | [`driver`] | what it does at each look |
 //! | [`control`] | the loop of the agent that holds the lease |
@@ -33,6 +34,7 @@ pub mod config;
 pub mod contact;
 pub mod control;
 pub mod desk;
+mod down;
 pub mod drive;
 pub mod driver;
 pub mod encryption;

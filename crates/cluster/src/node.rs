@@ -10,7 +10,7 @@ use crate::truth::{Truth, keep_newer};
 use claviger_client::{AgentApi, KeyService};
 use claviger_domain::cluster::files::EtcdFiles;
 use claviger_domain::cluster::plan::{must_fence, not_told};
-use claviger_domain::cluster::{Access, Cluster, Observation, Stage};
+use claviger_domain::cluster::{Access, Cluster, Observation};
 use claviger_domain::id::{ClusterId, RestoreId};
 use claviger_etcd::Etcd;
 use claviger_kms_plugin::Plugin;
@@ -113,24 +113,9 @@ impl Node {
         let truth = Truth::open(config.state("ring.json"), &cluster)?;
         let contact = Contact::open(config.state("contact.json"))?;
         let observation = Observation {
-            agent: config.name.clone(),
             build: env!("CARGO_PKG_VERSION").to_owned(),
-            kubernetes: None,
-            ring_revision: 0,
-            opened: Vec::new(),
-            key_id: None,
-            stage_on_disk: Stage::Bare,
-            stage_loaded: None,
-            process: None,
-            ready: false,
-            canary: None,
-            preflight: None,
             access: Access::Waiting { reason: "the agent has just started".to_owned() },
-            api_servers: Vec::new(),
-            files: None,
-            ahead: None,
-            restored: None,
-            troubles: Vec::new(),
+            ..Observation::nothing(config.name.clone())
         };
         Ok(Self {
             config,

@@ -99,6 +99,7 @@ impl Case {
                 files: None,
                 ahead: None,
                 restored: None,
+                down: None,
                 troubles: Vec::new(),
                 preflight: self.cluster.operation.as_ref().map(|o| Preflight {
                     operation: o.id,
@@ -998,6 +999,22 @@ fn an_api_server_without_an_agent_stops_what_would_cut_it_off() {
     assert_eq!(shown(Case::enabled(2)).master_status, "Ready");
     let warned = shown(Case::enabled(2).but(0, three));
     assert!(warned.state == "warning" && warned.master_status.contains("3 API servers live"));
+}
+
+#[test]
+fn an_api_server_that_does_not_serve_is_named() {
+    let down = |s: &mut Seen| s.observation.down = Some("it has no process".to_owned());
+    let shown = |case: Case| {
+        let p = project::project(&case.cluster, &case.seen, &case.roots, case.now);
+        (p.state, p.master_health, p.master_status)
+    };
+    let said = "API server m1 does not serve: it has no process.".to_owned();
+    assert_eq!(shown(Case::enabled(3).but(1, down)), ("warning", "unavailable", said.clone()));
+    assert_eq!(shown(Case::new(2).but(1, down)).2, said, "whether encrypted or not");
+    // An operation restarts API servers, and says so itself.
+    let (state, health, text) =
+        shown(Case::enabled(2).open(OperationKind::Rotate, 10, TakeUp::Restart).but(1, down));
+    assert_eq!((state, health, text.as_str()), ("normal", "normal", project::IN_PROGRESS));
 }
 
 #[test]

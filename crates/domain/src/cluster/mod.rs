@@ -309,9 +309,40 @@ pub struct Observation {
     /// what the nodes hold.
     #[serde(default)]
     pub restored: Option<RestoreId>,
+    /// Why the API server does not serve, in words for an operator, once that has lasted for half a
+    /// minute: longer than a restart takes. None while the node is fenced.
+    #[serde(default)]
+    pub down: Option<String>,
     /// What else keeps the agent from its work, in words for an operator; at most four texts.
     #[serde(default)]
     pub troubles: Vec<String>,
+}
+
+impl Observation {
+    /// What an agent says that has seen nothing yet.
+    pub fn nothing(agent: AgentName) -> Self {
+        Self {
+            agent,
+            build: String::new(),
+            kubernetes: None,
+            ring_revision: 0,
+            opened: Vec::new(),
+            key_id: None,
+            stage_on_disk: Stage::Bare,
+            stage_loaded: None,
+            process: None,
+            ready: false,
+            canary: None,
+            preflight: None,
+            access: Access::Open,
+            api_servers: Vec::new(),
+            files: None,
+            ahead: None,
+            restored: None,
+            down: None,
+            troubles: Vec::new(),
+        }
+    }
 }
 
 /// A Secret written through one API server, and the key it was found under in etcd.

@@ -27,6 +27,15 @@ pub const IN_PROGRESS: &str = "Key management service feature enablement in prog
 /// The text while the key server lacks keys that nodes hold.
 pub const FORGOTTEN: &str = "The key server has forgotten keys that the nodes hold. Restore a newer backup of it; restart no agent before that, or its Secrets are lost.";
 
+/// The first API server of the cluster that does not serve, and why, as its agent said.
+pub fn down<'a>(
+    cluster: &'a Cluster,
+    seen: &'a BTreeMap<AgentName, Seen>,
+) -> Option<(&'a AgentName, &'a str)> {
+    let why = |agent| seen.get(agent)?.observation.down.as_deref();
+    cluster.servers.keys().find_map(|agent| Some((agent, why(agent)?)))
+}
+
 /// Projects the cluster's truth and what its agents said.
 pub fn project(
     cluster: &Cluster,
@@ -95,6 +104,14 @@ pub fn project(
         };
     }
     let said = |a: &AgentName| seen.get(a).map(|s| &s.observation);
+    // The words of a silent agent are no longer about now; that it is silent was said above.
+    if let Some((agent, why)) = down(cluster, seen) {
+        return Projection {
+            state: "warning",
+            master_health: "unavailable",
+            ..calm(&format!("API server {agent} does not serve: {why}."))
+        };
+    }
     let trouble =
         cluster.servers.keys().find_map(|a| said(a)?.troubles.first().map(|trouble| (a, trouble)));
     if let Some((agent, trouble)) = trouble {

@@ -545,6 +545,7 @@ impl World {
             files: None,
             ahead: None,
             restored: None,
+            down: None,
             troubles: Vec::new(),
             preflight: node.preflight.map(|operation| Preflight {
                 operation,

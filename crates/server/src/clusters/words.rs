@@ -1,6 +1,7 @@
 //! The next step of a cluster, in words for people.
 
 use claviger_domain::cluster::plan::{Facts, Step, Why, plan, unattended};
+use claviger_domain::cluster::project::down;
 use claviger_domain::cluster::ring::Role;
 use claviger_domain::cluster::{Cluster, RootStatus, Seen, Tally};
 use claviger_domain::id::{AgentName, UnixMs};
@@ -33,6 +34,10 @@ pub fn next(
         return match (&step, unattended(cluster, seen)) {
             (Step::Wait(Why::NoTally), _) => COUNTS.to_owned(),
             (Step::Rest, Some(unattended)) => unattended.to_string(),
+            (Step::Rest, None) => match down(cluster, seen) {
+                Some((agent, why)) => format!("wait: API server {agent} does not serve: {why}"),
+                None => of(&step),
+            },
             _ => of(&step),
         };
     };

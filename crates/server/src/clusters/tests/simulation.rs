@@ -52,6 +52,7 @@ impl<'w> Sim<'w> {
             files: None,
             ahead: None,
             restored: None,
+            down: None,
             troubles: Vec::new(),
             preflight: None,
             access: Access::Open,
