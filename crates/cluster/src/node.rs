@@ -77,6 +77,8 @@ pub enum Part {
     Socket,
     /// The state directory: what the server says cannot be kept.
     State,
+    /// The cluster's loop, where no operation is there to say it.
+    Loop,
 }
 
 impl fmt::Debug for Node {
