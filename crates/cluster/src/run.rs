@@ -566,6 +566,7 @@ mod tests {
                 public_endpoint: false,
                 verified: None,
                 residue: None,
+                disproof: None,
             };
             let kept = Kept { cluster, key_service: "https://keys".to_owned() };
             kept.save(&config.state("ring.json")).unwrap();

@@ -215,6 +215,7 @@ fn first_state() -> State {
             public_endpoint: false,
             verified: None,
             residue: None,
+            disproof: None,
         },
         seen: BTreeMap::new(),
         roots: vec![RootStatus {

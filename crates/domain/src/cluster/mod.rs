@@ -112,6 +112,17 @@ pub struct Cluster {
     /// Plaintext found in etcd's files at the last look of the agent that held the lease, in its own
     /// member; see [`files::left`] for all of them.
     pub residue: Option<Residue>,
+    /// The count that found records which are not under the write key, though a proof said that all
+    /// were; none once they are rewritten or gone.
+    #[serde(default)]
+    pub disproof: Option<Tally>,
+}
+
+impl Cluster {
+    /// Whether etcd's bytes proved that nothing is stored in plaintext, and none disproved it since.
+    pub fn is_proven(&self) -> bool {
+        self.verified.is_some() && self.disproof.is_none_or(|tally| tally.plaintext == 0)
+    }
 }
 
 /// How many finished operations a cluster remembers.
@@ -453,6 +464,24 @@ pub struct Tally {
     pub plaintext: u64,
     /// Under a KEK or provider that the ring does not know or has lost, or not decodable.
     pub unknown: u64,
+}
+
+impl Tally {
+    /// Records that a rewrite brings under the write key.
+    pub fn rewritable(&self) -> u64 {
+        self.stale + self.plaintext
+    }
+}
+
+impl fmt::Display for Tally {
+    /// Of what is not under the write key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} records are under an older key, {} are plaintext, {} are unknown",
+            self.stale, self.plaintext, self.unknown
+        )
+    }
 }
 
 /// The root version of the KEK that writes, if any.

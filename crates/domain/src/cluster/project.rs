@@ -43,7 +43,7 @@ pub fn project(
     roots: &[RootStatus],
     now: UnixMs,
 ) -> Projection {
-    let enabled = cluster.verified.is_some();
+    let enabled = cluster.is_proven();
     let calm = |master_status: &str| Projection {
         state: "normal",
         master_state: "deployed",
@@ -111,6 +111,14 @@ pub fn project(
             master_health: "unavailable",
             ..calm(&format!("API server {agent} does not serve: {why}."))
         };
+    }
+    if let Some(tally) = &cluster.disproof {
+        let then = if tally.rewritable() > 0 {
+            "They are to be rewritten."
+        } else {
+            "`claviger census` names them; nothing touches them."
+        };
+        return Projection { state: "warning", ..calm(&format!("A count found: {tally}. {then}")) };
     }
     let trouble =
         cluster.servers.keys().find_map(|a| said(a)?.troubles.first().map(|trouble| (a, trouble)));

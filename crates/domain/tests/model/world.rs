@@ -152,6 +152,7 @@ impl World {
             public_endpoint: false,
             verified: None,
             residue: None,
+            disproof: None,
         };
         let nodes: Vec<Node> = (0..n).map(|i| node(i, Some(Stage::Bare))).collect();
         for node in &nodes {

@@ -111,7 +111,7 @@ pub fn status(app: &App, tx: &Tx<'_>, whole: &Whole, now: UnixMs) -> Result<KmsS
         None => false,
     };
     let kubernetes = versions(cluster, &whole.seen);
-    let enabled = cluster.verified.is_some();
+    let enabled = cluster.is_proven();
     let facts = features::Facts { kubernetes: &kubernetes, registered, enabled };
     let rows = features::table(&facts).into_iter().map(|f| FeatureRow {
         name: f.name.to_owned(),

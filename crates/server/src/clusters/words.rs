@@ -35,9 +35,12 @@ pub fn next(
         return match (&step, unattended(cluster, seen)) {
             (Step::Wait(Why::NoTally), _) => COUNTS.to_owned(),
             (Step::Rest, Some(unattended)) => unattended.to_string(),
-            (Step::Rest, None) => match down(cluster, seen) {
-                Some((agent, why)) => format!("wait: API server {agent} does not serve: {why}"),
-                None => of(&step),
+            (Step::Rest, None) => match (&cluster.disproof, down(cluster, seen)) {
+                (Some(tally), _) => of(&Step::Wait(Why::Unknown(tally.unknown))),
+                (None, Some((agent, why))) => {
+                    format!("wait: API server {agent} does not serve: {why}")
+                }
+                (None, None) => of(&step),
             },
             _ => of(&step),
         };

@@ -411,6 +411,13 @@ fn proof(status: &KmsStatus, now: UnixMs) -> Vec<String> {
             ago(v.at, now)
         ));
     }
+    if let Some(tally) = &cluster.disproof {
+        lines.push(format!(
+            "void since: etcd revision {}, {}: {tally}",
+            tally.revision,
+            ago(tally.at, now)
+        ));
+    }
     let left = files::left(cluster, &status.state.seen);
     if let Some(r) = &left.sum {
         let members =
@@ -537,6 +544,7 @@ mod tests {
             public_endpoint: false,
             verified: None,
             residue: None,
+            disproof: None,
         };
         for (spoke, unfenced, access, expected) in rows {
             let said = Observation { access, ..Observation::nothing("a".parse().unwrap()) };
