@@ -99,6 +99,7 @@ mod tests {
             public_endpoint: false,
             verified: None,
             residue: None,
+            disproof: None,
         };
         let status = |state| RootStatus {
             root,

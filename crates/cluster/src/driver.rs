@@ -4,14 +4,16 @@
 
 use crate::acknowledgements::{self, Acknowledged};
 use crate::contact::{COASTS_AFTER, Moment as Clocks, wall};
+use crate::down::down;
 use crate::encryption;
 use crate::fence::{Fence, Record};
 use crate::file;
 use crate::hand_over::Ring;
 use crate::keys::Keys;
-use crate::node::Node;
+use crate::node::{Node, Part};
 use crate::observe::Probe;
 use crate::ring::{Opener, Opening};
+use crate::silence;
 use crate::take_up::{self, Act, Due, Moment};
 use claviger_domain::cluster::plan::not_told;
 use claviger_domain::cluster::ring::Role;
@@ -43,6 +45,7 @@ pub struct Driver {
     tested: Vec<Serial>,
     waiting: Option<String>,
     dead_since: Option<Instant>,
+    unready_since: Option<Instant>,
     starts: u32,
     start_after: Option<Instant>,
     acknowledged: Acknowledged,
@@ -63,6 +66,7 @@ impl Driver {
             tested: Vec::new(),
             waiting: None,
             dead_since: None,
+            unready_since: None,
             starts: 0,
             start_after: None,
             acknowledged: Acknowledged::new(),
@@ -89,7 +93,15 @@ impl Driver {
             }
             self.take_up(probe);
         }
-        self.observation(probe)
+        let mut observation = self.observation(probe);
+        if observation.ready {
+            self.unready_since = None;
+        } else {
+            let since = *self.unready_since.get_or_insert_with(Instant::now);
+            let seen = self.node.supervisor.observe();
+            observation.down = down(since.elapsed(), &observation, seen.ok().as_ref(), probe);
+        }
+        observation
     }
 
     /// Gives what is open away, for a successor, and holds no key afterwards; none if nothing is
@@ -219,7 +231,8 @@ impl Driver {
         let node = self.node.clone();
         let mut nothing = |_: &str| {};
         let done = tokio::task::block_in_place(|| {
-            self.fence.impose(record, &mut nothing, &*node.supervisor)
+            let silent = || silence::prove(&node.config.kube.url);
+            self.fence.impose(record, &mut nothing, &*node.supervisor, &silent)
         });
         if let Err(e) = done {
             self.complain("the fence is not complete", &e);
@@ -237,8 +250,10 @@ impl Driver {
             tested.clear();
         };
         let fence = &mut self.fence;
-        let done =
-            tokio::task::block_in_place(|| fence.impose(record, &mut wipe, &*node.supervisor));
+        let silent = || silence::prove(&node.config.kube.url);
+        let done = tokio::task::block_in_place(|| {
+            fence.impose(record, &mut wipe, &*node.supervisor, &silent)
+        });
         match done {
             Ok(()) => self.last_error = None,
             Err(e) => self.complain("the fence is not complete", &e),
@@ -377,7 +392,7 @@ impl Driver {
             loaded,
             fell: taken > on_disk,
             held: observed.held.is_some(),
-            open: self.is_open(),
+            open: self.is_open() && self.node.trouble(Part::Socket).is_none(),
             due: self.due.stands(),
         }
     }
@@ -451,8 +466,11 @@ impl Driver {
     }
 
     fn access(&self) -> Access {
-        if let Some(record) = self.fence.record() {
-            return record.access();
+        if let Some(access) = self.fence.access() {
+            return access;
+        }
+        if let Some(reason) = self.node.trouble(Part::Socket) {
+            return Access::Waiting { reason };
         }
         let needs = self.node.cluster_truth().is_some_and(|c| !c.ring.keks.is_empty());
         let known = self.node.latest().is_some() || needs;
@@ -511,6 +529,8 @@ impl Driver {
             files: self.node.files(),
             ahead,
             restored,
+            down: None,
+            troubles: self.node.troubles(),
         }
     }
 
@@ -520,8 +540,7 @@ impl Driver {
         let Some(latest) = self.node.latest() else { return Vec::new() };
         let fenced = self.fence.record().is_some();
         // Fenced means that the API server is gone, not only that it is to go.
-        let observed = self.node.supervisor.observe().ok();
-        if fenced && observed.is_none_or(|o| o.process.is_some()) {
+        if fenced && !self.fence.is_complete() {
             return Vec::new();
         }
         let open = !fenced && self.is_open();

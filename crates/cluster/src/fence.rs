@@ -2,11 +2,14 @@
 //! that holds plaintext or keys.
 //!
 //! Order: the record on disk; the ring wiped and the plugin refusing; the hold on the API server;
-//! SIGKILL and wait. Each step is safe to repeat and is repeated at each look while the record
-//! stands, so a kill between any two of them changes nothing but the time. Only a fresh
-//! successful unwrap takes the record away.
+//! SIGKILL and wait; the proof that nobody answers where it did. Each step is safe to repeat and is repeated at each look while the record
+//! stands, so a kill between any two of them changes nothing but the time. Until all are done the
+//! node is closing, not fenced, and nobody is told otherwise. Only a fresh successful unwrap takes
+//! the record away.
 
 use crate::file::{self, FileError};
+use crate::run::with_causes;
+use crate::silence::NotSilent;
 use claviger_domain::cluster::plan::must_fence;
 use claviger_domain::cluster::{Access, Cluster, RootStatus};
 use claviger_domain::id::UnixMs;
@@ -69,11 +72,6 @@ impl Record {
             ),
         })
     }
-
-    /// How it is reported.
-    pub fn access(&self) -> Access {
-        Access::Fenced { root: self.root, event: self.event, since: self.since }
-    }
 }
 
 /// A fence that is not complete; it is tried again at the next look.
@@ -85,6 +83,9 @@ pub enum FenceError {
     /// The API server could not be held, killed or released.
     #[error(transparent)]
     Supervise(#[from] SuperviseError),
+    /// An API server may still serve.
+    #[error(transparent)]
+    NotSilent(#[from] NotSilent),
 }
 
 /// The fence of this node.
@@ -93,6 +94,8 @@ pub struct Fence {
     path: PathBuf,
     record: Option<Record>,
     durable: bool,
+    /// Why the fence that stands is not complete.
+    lacks: Option<String>,
 }
 
 impl Fence {
@@ -101,7 +104,7 @@ impl Fence {
     pub fn open(path: PathBuf) -> Result<Self, FileError> {
         let record: Option<Record> = file::read_json(&path)?;
         let durable = record.is_some();
-        Ok(Self { path, record, durable })
+        Ok(Self { path, record, durable, lacks: Some("it was not looked at yet".to_owned()) })
     }
 
     /// The record, while the fence stands.
@@ -109,14 +112,42 @@ impl Fence {
         self.record.as_ref()
     }
 
+    /// Whether the fence stands and was complete at the last look: no process is left that holds
+    /// plaintext or keys.
+    pub fn is_complete(&self) -> bool {
+        self.record.is_some() && self.lacks.is_none()
+    }
+
+    /// How it is reported, while it stands.
+    pub fn access(&self) -> Option<Access> {
+        let Record { root, event, since, .. } = *self.record.as_ref()?;
+        Some(match &self.lacks {
+            None => Access::Fenced { root, event, since },
+            Some(reason) => Access::Closing { root, event, since, reason: reason.clone() },
+        })
+    }
+
     /// Fences, or completes a fence that stands. `wipe` wipes the ring and lets the plugin
-    /// refuse. On an error every later step was tried all the same: a full disk must not keep
-    /// plaintext in memory.
+    /// refuse; `silent` proves that no API server answers any more. On an error every later step
+    /// was tried all the same: a full disk must not keep plaintext in memory.
     pub fn impose(
         &mut self,
         record: Record,
         wipe: &mut dyn FnMut(&str),
         server: &dyn Supervisor,
+        silent: &dyn Fn() -> Result<(), NotSilent>,
+    ) -> Result<(), FenceError> {
+        let done = self.try_impose(record, wipe, server, silent);
+        self.lacks = done.as_ref().err().map(|error| with_causes(error));
+        done
+    }
+
+    fn try_impose(
+        &mut self,
+        record: Record,
+        wipe: &mut dyn FnMut(&str),
+        server: &dyn Supervisor,
+        silent: &dyn Fn() -> Result<(), NotSilent>,
     ) -> Result<(), FenceError> {
         if self.record.is_none() {
             tracing::warn!(reason = %record.reason, event = record.event, "fencing this node");
@@ -134,7 +165,7 @@ impl Fence {
         written?;
         hold?;
         killed?;
-        Ok(())
+        Ok(silent()?)
     }
 
     /// Takes the record away. Only after a fresh unwrap of every KEK in use and a self-test.
@@ -234,6 +265,10 @@ mod tests {
         }
     }
 
+    fn nobody_answers() -> Result<(), NotSilent> {
+        Ok(())
+    }
+
     fn record() -> Record {
         let root = RootKey { instance: InstanceId::random(), key: KeyId::random() };
         Record { event: 7, ..Record::of_denial(root, KeyState::Suspended, UnixMs(5)) }
@@ -251,10 +286,10 @@ mod tests {
             assert!(path.exists(), "the record comes before the wipe");
             assert!(program.calls().is_empty(), "the wipe comes before the hold");
         };
-        fence.impose(record(), &mut wipe, &program).unwrap();
+        fence.impose(record(), &mut wipe, &program, &nobody_answers).unwrap();
         assert_eq!(program.calls(), ["hold", "kill"]);
         // Completing what is complete does nothing to the API server.
-        fence.impose(record(), &mut |_| wiped += 1, &program).unwrap();
+        fence.impose(record(), &mut |_| wiped += 1, &program, &nobody_answers).unwrap();
         assert_eq!(program.calls(), ["hold", "kill"]);
         assert_eq!(wiped, 2);
     }
@@ -267,15 +302,19 @@ mod tests {
             let program = Program::running();
             program.inner.lock().unwrap().killed_after = Some(steps);
             let first = record();
-            let done =
-                Fence::open(path.clone()).unwrap().impose(first.clone(), &mut |_| {}, &program);
+            let done = Fence::open(path.clone()).unwrap().impose(
+                first.clone(),
+                &mut |_| {},
+                &program,
+                &nobody_answers,
+            );
             assert_eq!(done.is_ok(), steps == 2);
             // The next agent finds the record and needs no word from the server.
             program.inner.lock().unwrap().killed_after = None;
             let mut fence = Fence::open(path).unwrap();
             assert_eq!(fence.record(), Some(&first), "the record was durable before all else");
             let mut wiped = false;
-            fence.impose(record(), &mut |_| wiped = true, &program).unwrap();
+            fence.impose(record(), &mut |_| wiped = true, &program, &nobody_answers).unwrap();
             assert_eq!(fence.record(), Some(&first), "the first reason stays");
             let seen = program.observe().unwrap();
             assert!(wiped && seen.process.is_none() && seen.held.is_some(), "after {steps} steps");
@@ -283,14 +322,37 @@ mod tests {
         }
     }
 
+    /// A process that outlived its unit's record: the supervisor sees nothing, and it serves.
+    #[test]
+    fn while_somebody_answers_the_node_is_closing_and_not_fenced() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = Program::default();
+        let mut fence = Fence::open(dir.path().join("fence.json")).unwrap();
+        let answers = || Err(NotSilent::Answers(([127, 0, 0, 1], 6443).into()));
+        let done = fence.impose(record(), &mut |_| {}, &program, &answers);
+        assert!(matches!(done, Err(FenceError::NotSilent(_))));
+        let said = fence.access().unwrap();
+        assert!(
+            matches!(&said, Access::Closing { event: 7, reason, .. } if reason.contains(":6443")),
+            "{said:?}"
+        );
+        assert!(!fence.is_complete());
+        fence.impose(record(), &mut |_| {}, &program, &nobody_answers).unwrap();
+        assert!(fence.is_complete());
+        assert!(matches!(fence.access(), Some(Access::Fenced { event: 7, .. })));
+        // What the last run completed is proven anew.
+        let fence = Fence::open(dir.path().join("fence.json")).unwrap();
+        assert!(!fence.is_complete() && matches!(fence.access(), Some(Access::Closing { .. })));
+    }
+
     #[test]
     fn an_api_server_that_came_back_under_a_fence_is_killed_again() {
         let dir = tempfile::tempdir().unwrap();
         let program = Program::running();
         let mut fence = Fence::open(dir.path().join("fence.json")).unwrap();
-        fence.impose(record(), &mut |_| {}, &program).unwrap();
+        fence.impose(record(), &mut |_| {}, &program, &nobody_answers).unwrap();
         program.inner.lock().unwrap().alive = true;
-        fence.impose(record(), &mut |_| {}, &program).unwrap();
+        fence.impose(record(), &mut |_| {}, &program, &nobody_answers).unwrap();
         assert!(program.observe().unwrap().process.is_none());
     }
 
@@ -300,7 +362,7 @@ mod tests {
         let program = Program::running();
         let mut fence = Fence::open(dir.path().join("missing").join("fence.json")).unwrap();
         let mut wiped = false;
-        let done = fence.impose(record(), &mut |_| wiped = true, &program);
+        let done = fence.impose(record(), &mut |_| wiped = true, &program, &nobody_answers);
         assert!(matches!(done, Err(FenceError::File(_))));
         assert!(wiped && program.observe().unwrap().process.is_none());
         assert!(fence.record().is_some());
@@ -312,7 +374,7 @@ mod tests {
         let path = dir.path().join("fence.json");
         let program = Program::running();
         let mut fence = Fence::open(path.clone()).unwrap();
-        fence.impose(record(), &mut |_| {}, &program).unwrap();
+        fence.impose(record(), &mut |_| {}, &program, &nobody_answers).unwrap();
         assert!(!fence.release(&program).unwrap());
         fence.lift().unwrap();
         assert!(!path.exists());

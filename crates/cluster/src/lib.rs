@@ -14,6 +14,7 @@
 //! | [`sync`] | the server's state, and what the server is told |
 //! | [`ring`] | the opened KEKs |
 //! | [`fence`] | no process with keys or plaintext while a root key is suspended |
+//! | [`silence`] | the proof that no API server answers any more |
 //! | [`take_up`] | which file the API server has, and how it takes it up |
 //! | `peers` | which API servers share its etcd |
 //! | `preflight` | what could make an operation fail, looked for beforehand |
@@ -21,6 +22,7 @@
 //! | [`observe`] | what the API server does |
 //! | [`hand_over`] | the open ring on its way to a successor |
 //! | [`desk`] | what the operator's commands on the node ask a running agent |
+//! | `down` | whether an API server that is not ready is worth a word |
 //! | [`drive`] | the pace of the one task that acts on the node |
 //! | [`driver`] | what it does at each look |
 //! | [`control`] | the loop of the agent that holds the lease |
@@ -32,6 +34,7 @@ pub mod config;
 pub mod contact;
 pub mod control;
 pub mod desk;
+mod down;
 pub mod drive;
 pub mod driver;
 pub mod encryption;
@@ -51,6 +54,7 @@ pub mod ring;
 pub mod run;
 pub mod scrub;
 pub mod service_keys;
+pub mod silence;
 pub mod sync;
 pub mod take_up;
 mod truth;

@@ -5,16 +5,18 @@ use crate::config::AgentConfig;
 use crate::contact::{Contact, Mark, Moment};
 use crate::control::kube::Kube;
 use crate::file::FileError;
+use crate::run::with_causes;
 use crate::truth::{Truth, keep_newer};
 use claviger_client::{AgentApi, KeyService};
 use claviger_domain::cluster::files::EtcdFiles;
 use claviger_domain::cluster::plan::{must_fence, not_told};
-use claviger_domain::cluster::{Access, Cluster, Observation, Stage};
+use claviger_domain::cluster::{Access, Cluster, Observation};
 use claviger_domain::id::{ClusterId, RestoreId};
 use claviger_etcd::Etcd;
 use claviger_kms_plugin::Plugin;
 use claviger_supervise::Supervisor;
 use claviger_wire::agent::State;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -65,6 +67,18 @@ pub struct Node {
     look: Notify,
     refused: AtomicBool,
     files: Mutex<Option<EtcdFiles>>,
+    troubles: Mutex<BTreeMap<Part, String>>,
+}
+
+/// What of an agent can be in trouble, besides its key and its API server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// The plugin's socket: nobody can reach it.
+    Socket,
+    /// The state directory: what the server says cannot be kept.
+    State,
+    /// The cluster's loop, where no operation is there to say it.
+    Loop,
 }
 
 impl fmt::Debug for Node {
@@ -101,23 +115,9 @@ impl Node {
         let truth = Truth::open(config.state("ring.json"), &cluster)?;
         let contact = Contact::open(config.state("contact.json"))?;
         let observation = Observation {
-            agent: config.name.clone(),
             build: env!("CARGO_PKG_VERSION").to_owned(),
-            kubernetes: None,
-            ring_revision: 0,
-            opened: Vec::new(),
-            key_id: None,
-            stage_on_disk: Stage::Bare,
-            stage_loaded: None,
-            process: None,
-            ready: false,
-            canary: None,
-            preflight: None,
             access: Access::Waiting { reason: "the agent has just started".to_owned() },
-            api_servers: Vec::new(),
-            files: None,
-            ahead: None,
-            restored: None,
+            ..Observation::nothing(config.name.clone())
         };
         Ok(Self {
             config,
@@ -134,6 +134,7 @@ impl Node {
             look: Notify::new(),
             refused: AtomicBool::new(false),
             files: Mutex::new(None),
+            troubles: Mutex::new(BTreeMap::new()),
         })
     }
 
@@ -196,8 +197,11 @@ impl Node {
         drop(contact);
         self.latest.send_replace(Some(Arc::new(Latest { state, at: Instant::now() })));
         drop(truth);
+        let done = kept.and(counted);
+        let why = done.as_ref().err().map(|e| with_causes(e));
+        self.note(Part::State, why.map(|why| format!("what the server says is not kept: {why}")));
         self.look.notify_one();
-        kept.and(counted)
+        done
     }
 
     /// Why this node does not follow the server's truth, if so.
@@ -293,6 +297,32 @@ impl Node {
     pub fn set_files(&self, files: EtcdFiles) {
         *lock(&self.files) = Some(files);
         self.look_now();
+    }
+
+    /// Notes what is wrong with a part of the agent; none if nothing is any more. Whether that is
+    /// news.
+    pub fn note(&self, part: Part, trouble: Option<String>) -> bool {
+        let mut troubles = lock(&self.troubles);
+        let news = troubles.get(&part) != trouble.as_ref();
+        match trouble {
+            Some(text) => troubles.insert(part, text),
+            None => troubles.remove(&part),
+        };
+        drop(troubles);
+        if news {
+            self.look_now();
+        }
+        news
+    }
+
+    /// What is wrong with a part.
+    pub fn trouble(&self, part: Part) -> Option<String> {
+        lock(&self.troubles).get(&part).cloned()
+    }
+
+    /// All that is wrong.
+    pub fn troubles(&self) -> Vec<String> {
+        lock(&self.troubles).values().cloned().collect()
     }
 
     /// Makes the agent look at once rather than at the next second.

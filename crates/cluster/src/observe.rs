@@ -10,6 +10,7 @@ use crate::keys::{KeyFailure, Keys};
 use crate::node::Node;
 use crate::peers::Peers;
 use crate::preflight;
+use crate::run::with_causes;
 use claviger_crypto::{Key32, digest};
 use claviger_domain::cluster::ring::serial_of;
 use claviger_domain::cluster::{Canary, Cluster, Operation, PROVIDER, Preflight, Process, Stage};
@@ -36,6 +37,8 @@ pub struct Probe {
     pub process: Option<Process>,
     /// Whether it answered /readyz with ok.
     pub ready: bool,
+    /// What it answered instead.
+    pub unready: Option<String>,
     /// Its `gitVersion`, once known.
     pub kubernetes: Option<String>,
     /// The hash of the file that it has taken up.
@@ -104,7 +107,12 @@ impl Prober {
             self.probe.ready = false;
             return;
         }
-        self.probe.ready = matches!(self.node.kube.readyz().await, Ok(Health::Ok));
+        self.probe.unready = match self.node.kube.readyz().await {
+            Ok(Health::Ok) => None,
+            Ok(Health::Failing(checks)) => Some(format!("/readyz says {checks}")),
+            Err(error) => Some(with_causes(&error)),
+        };
+        self.probe.ready = self.probe.unready.is_none();
         if !self.probe.ready {
             return;
         }

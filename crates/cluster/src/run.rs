@@ -13,11 +13,12 @@ use crate::file::{self, FileError};
 use crate::files;
 use crate::hand_over;
 use crate::identity::{Identity, IdentityError};
-use crate::node::{Node, Parts};
+use crate::node::{Node, Part, Parts};
 use crate::observe::{Probe, Prober};
 use crate::ring::Kept;
 use crate::scrub;
 use crate::service_keys::ServiceKeys;
+use crate::silence;
 use crate::sync;
 use crate::take_up::Due;
 use claviger_etcd::{Etcd, EtcdConfig, EtcdError};
@@ -39,6 +40,8 @@ use tokio::task::JoinHandle;
 
 /// How long a successor may take to say its version.
 const VERSION: Duration = Duration::from_secs(10);
+/// How often to look whether the plugin's socket is still where the API server looks for it.
+const SOCKET_LOOK: Duration = Duration::from_secs(1);
 /// How long the tasks may take to end when the agent does.
 const ENDING: Duration = Duration::from_secs(5);
 /// Acknowledgements that the driver has not counted yet: one for each root key of a ring, and more
@@ -122,7 +125,7 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
         }
         None => (None, None),
     };
-    let listener = Arc::new(listener(&config, socket)?);
+    let mut listener = Arc::new(listener(&config, socket)?);
     let etcd = Etcd::prepare(&EtcdConfig {
         endpoints: config.etcd.endpoints.clone(),
         ca: Some(config.etcd.ca.clone()),
@@ -199,6 +202,14 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
                 order.say(&Said::Not { why }).await;
                 serving = Serving::start(&listener, &plugin);
             }
+            () = tokio::time::sleep(SOCKET_LOOK) => {
+                if let Some(anew) = reachable(&node, &listener) {
+                    listener = Arc::new(anew);
+                    let mut former =
+                        std::mem::replace(&mut serving, Serving::start(&listener, &plugin));
+                    former.end(true).await;
+                }
+            }
         }
     };
     tasks.end().await;
@@ -217,6 +228,39 @@ fn listener(
         Some(listener) => Ok(listener),
         None => Listener::bind(&config.socket),
     }
+}
+
+/// Looks whether the API server can find the plugin, and gives the socket that is to be served from
+/// now on if it could not.
+fn reachable(node: &Node, listener: &Listener) -> Option<Listener> {
+    match again(listener) {
+        Ok(anew) => {
+            node.note(Part::Socket, None);
+            anew.inspect(|anew| {
+                let path = anew.path().display();
+                tracing::warn!(%path, "the plugin's socket was gone; it is there again");
+            })
+        }
+        Err(error) => {
+            let path = listener.path().display();
+            let why = format!(
+                "the plugin's socket {path} is gone and cannot be made: {}",
+                with_causes(&error)
+            );
+            if node.note(Part::Socket, Some(why.clone())) {
+                tracing::error!("{why}");
+            }
+            None
+        }
+    }
+}
+
+/// The plugin's socket made anew if its file is gone or another's; none if it is in place.
+fn again(listener: &Listener) -> Result<Option<Listener>, SocketError> {
+    if listener.is_in_place() {
+        return Ok(None);
+    }
+    Listener::bind(listener.path()).map(Some)
 }
 
 /// The agent's tasks, of which none returns while it lives. An agent that lived on without one of
@@ -397,9 +441,10 @@ fn close_first(
     };
     // Nothing is open yet, so there is nothing to wipe. The driver tries a failure again.
     if let Some(record) = record
-        && let Err(error) = fence.impose(record, &mut |_| {}, server)
+        && let Err(error) =
+            fence.impose(record, &mut |_| {}, server, &|| silence::prove(&config.kube.url))
     {
-        tracing::error!(%error, "the fence is not complete");
+        tracing::error!(error = %with_causes(&error), "the fence is not complete");
     }
     Ok(())
 }
@@ -463,6 +508,26 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_socket_whose_file_is_gone_is_made_anew() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kms.sock");
+        let first = Listener::bind(&path).unwrap();
+        assert!(again(&first).unwrap().is_none());
+        std::fs::remove_file(&path).unwrap();
+        let second = again(&first).unwrap().unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        std::os::unix::net::UnixStream::connect(&path).unwrap();
+        // The first one's end leaves the second one's file alone.
+        drop(first);
+        assert!(again(&second).unwrap().is_none());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "somebody's").unwrap();
+        assert!(matches!(again(&second), Err(SocketError::NotASocket(_))));
+        assert_eq!(std::fs::read(&path).unwrap(), b"somebody's");
+    }
+
     #[test]
     fn a_fence_that_stands_is_completed_before_anything_else() {
         let dir = tempfile::tempdir().unwrap();
@@ -501,6 +566,7 @@ mod tests {
                 public_endpoint: false,
                 verified: None,
                 residue: None,
+                disproof: None,
             };
             let kept = Kept { cluster, key_service: "https://keys".to_owned() };
             kept.save(&config.state("ring.json")).unwrap();

@@ -135,7 +135,7 @@ impl Truth {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use claviger_domain::cluster::ring::{Kek, Ring, Role};
     use claviger_domain::id::{InstanceId, KeyId, KeyVersionId, Serial};
@@ -144,7 +144,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_millis(5);
 
-    fn state(revision: u64, serials: u64, now: i64, template: Option<&State>) -> State {
+    pub(crate) fn state(revision: u64, serials: u64, now: i64, template: Option<&State>) -> State {
         let root = match template {
             Some(t) => t.cluster.ring.keks[0].root,
             None => RootVersion {
@@ -173,6 +173,7 @@ mod tests {
                 public_endpoint: false,
                 verified: None,
                 residue: None,
+                disproof: None,
             },
             seen: BTreeMap::new(),
             roots: Vec::new(),

@@ -10,7 +10,7 @@ use claviger_cluster::drive::{Acks, drive};
 use claviger_cluster::driver::Driver;
 use claviger_cluster::fence::Fence;
 use claviger_cluster::keys::{Calling, KeyFailure, Keys};
-use claviger_cluster::node::{Clients, Node, Parts};
+use claviger_cluster::node::{Clients, Node, Part, Parts};
 use claviger_cluster::observe::Probe;
 use claviger_cluster::take_up::Due;
 use claviger_cluster::{encryption, sync, take_up};
@@ -215,6 +215,7 @@ fn first_state() -> State {
             public_endpoint: false,
             verified: None,
             residue: None,
+            disproof: None,
         },
         seen: BTreeMap::new(),
         roots: vec![RootStatus {
@@ -255,6 +256,17 @@ fn bench_of<P: Supervisor + 'static>(
     program: Arc<P>,
     url: &str,
 ) -> Bench<P> {
+    bench_with(dir, state, program, url, "https://localhost:1")
+}
+
+/// The same, its API server at `kube`.
+fn bench_with<P: Supervisor + 'static>(
+    dir: &Path,
+    state: State,
+    program: Arc<P>,
+    url: &str,
+    kube: &str,
+) -> Bench<P> {
     let path = |name: &str| dir.join(name);
     let home = path("state");
     std::fs::create_dir_all(&home).unwrap();
@@ -267,7 +279,7 @@ fn bench_of<P: Supervisor + 'static>(
     let config = AgentConfig::parse(&format!(
         "server = \"https://localhost:1\"\nca = \"{cert}\"\nstate_dir = \"{}\"\n\
          name = \"a\"\nsocket = \"{}\"\n\
-         [kube]\nurl = \"https://localhost:1\"\nca = \"{cert}\"\ncert = \"{cert}\"\n\
+         [kube]\nurl = \"{kube}\"\nca = \"{cert}\"\ncert = \"{cert}\"\n\
          key = \"{private}\"\n\
          [etcd]\nendpoints = [\"https://localhost:1\"]\nca = \"{cert}\"\ncert = \"{cert}\"\n\
          key = \"{private}\"\n\
@@ -369,6 +381,53 @@ async fn a_suspended_key_fences_and_an_active_one_brings_the_node_back() {
     assert!(told.len() == 1 && !told[0].fenced && told[0].event == 3);
 }
 
+/// The unit knows of no process, and something listens where the API server did.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_confirmed_while_somebody_answers_at_the_api_servers_address() {
+    let survivor = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let kube = format!("https://{}", survivor.local_addr().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let program = Arc::new(Program::default());
+    let mut b = bench_with(dir.path(), first_state(), program, "https://localhost:1", &kube);
+    b.node.took(b.says(KeyState::Suspended, 2)).unwrap();
+    let said = b.look().await;
+    let Access::Closing { event: 2, reason, .. } = &said else { panic!("{said:?}") };
+    assert!(reason.contains("a process still answers"), "{reason}");
+    assert!(b.driver.due_acknowledgements().is_empty());
+    drop(survivor);
+    assert!(matches!(b.look().await, Access::Fenced { event: 2, .. }));
+    assert_eq!(b.driver.due_acknowledgements().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_nobody_can_reach_is_not_open() {
+    let mut b = bench();
+    b.node.took(b.says(KeyState::Active, 1)).unwrap();
+    assert_eq!(b.look().await, Access::Open);
+    assert!(b.node.note(Part::Socket, Some("gone".to_owned())));
+    assert_eq!(b.look().await, Access::Waiting { reason: "gone".to_owned() });
+    assert!(!b.node.note(Part::Socket, Some("gone".to_owned())), "no news");
+    assert!(b.node.note(Part::Socket, None));
+    assert_eq!(b.look().await, Access::Open);
+}
+
+/// What only the agent's log says helps nobody who looks at the status.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_directory_that_takes_nothing_is_reported() {
+    let mut b = bench();
+    b.node.took(b.says(KeyState::Active, 1)).unwrap();
+    std::fs::remove_dir_all(&b.home).unwrap();
+    let mut said = b.says(KeyState::Active, 2);
+    said.key_service = "https://elsewhere:1".to_owned();
+    assert!(b.node.took(said.clone()).is_err());
+    let troubles = b.driver.look(&Probe::default()).await.troubles;
+    assert!(troubles.len() == 1 && troubles[0].contains("ring.json"), "{troubles:?}");
+    std::fs::create_dir(&b.home).unwrap();
+    said.now = UnixMs(2000);
+    b.node.took(said).unwrap();
+    assert!(b.driver.look(&Probe::default()).await.troubles.is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_takes_nothing_does_not_hide_a_suspended_key() {
     let mut b = bench();
@@ -379,7 +438,7 @@ async fn a_disk_that_takes_nothing_does_not_hide_a_suspended_key() {
     let mut said = b.says(KeyState::Suspended, 2);
     said.key_service = "https://elsewhere:1".to_owned();
     assert!(b.node.took(said).is_err());
-    assert!(matches!(b.look().await, Access::Fenced { .. }));
+    assert!(matches!(b.look().await, Access::Closing { event: 2, .. }));
     assert!(!b.alive() && b.node.plugin.key_id().is_none());
 }
 

@@ -5,10 +5,10 @@
 use claviger_domain::cluster::commit::{Commit, Refusal, apply};
 use claviger_domain::cluster::ring::{Kek, Ring, Role};
 use claviger_domain::cluster::{
-    Cluster, HISTORY_MAX, OperationKind, Residue, Rewrite, Stage, TakeUp, Verified,
+    Cluster, HISTORY_MAX, OperationKind, Residue, Rewrite, Stage, TakeUp, Tally, Verified,
 };
 use claviger_domain::id::{
-    AgentName, ClusterId, InstanceId, KeyId, KeyVersionId, OperationId, Serial, UnixMs,
+    AgentName, ClusterId, InstanceId, JobId, KeyId, KeyVersionId, OperationId, Serial, UnixMs,
 };
 use claviger_domain::key::{RootKey, RootVersion};
 use proptest::prelude::*;
@@ -38,6 +38,7 @@ fn empty() -> Cluster {
         public_endpoint: false,
         verified: None,
         residue: None,
+        disproof: None,
     }
 }
 
@@ -87,6 +88,10 @@ fn draw() -> impl Strategy<Value = Draw> {
         4 => Just(Commit::Verified { verified }),
         2 => Just(Commit::Compacted { revision: 7 }),
         1 => Just(Commit::Residue { residue: Residue { live: 0, db: 0, wal: 9, at: UnixMs(7) } }),
+        1 => (0u64..2, 0u64..2, 0u64..2).prop_map(|(stale, plaintext, unknown)| Commit::Counted {
+            job: JobId(Uuid::from_u128(1)),
+            tally: Tally { total: 9, stale, plaintext, unknown, ..Tally::default() },
+        }),
         1 => any::<bool>().prop_map(|on| Commit::Stuck { reason: on.then(|| "why".into()) }),
         4 => Just(Commit::Finished),
         1 => Just(Commit::Cancelled { by: "me".into() }),
@@ -196,10 +201,23 @@ fn check(before: &Cluster, commit: &Commit, result: &Result<(), Refusal>, after:
             assert!(!keys || !after.servers.is_empty(), "nobody knows the stage any more");
             continue;
         };
-        let moved = matches!(commit, Commit::Joined { .. } | Commit::Left { .. });
+        let moved = match commit {
+            Commit::Joined { .. } | Commit::Left { .. } => true,
+            Commit::Counted { tally, .. } => tally.stale + tally.plaintext > 0,
+            _ => false,
+        };
         let fell = (target.stage, now.stage) == (Stage::Only, Stage::WriteFirst);
         assert!(now.stage >= target.stage || moved && fell, "{commit:?}: a stage falls");
         assert!(!moved || now.stage < Stage::Only, "{commit:?}: the proof stands");
+    }
+    if let Commit::Counted { tally, .. } = commit {
+        assert!(before.operation.is_none() && before.ring.write().is_some());
+        let found = tally.stale + tally.plaintext + tally.unknown > 0;
+        assert_eq!(after.disproof, found.then_some(*tally));
+    } else if after.disproof != before.disproof {
+        let rested = before.operation.is_none();
+        let counted = matches!(commit, Commit::TakeUp { stage: Stage::Only, .. }) && rested;
+        assert!(counted || matches!(commit, Commit::Verified { .. }), "{commit:?} proves nothing");
     }
     assert!(after.used.starts_with(&before.used), "used root keys stay used");
     for kek in &after.ring.keks {

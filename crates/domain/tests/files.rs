@@ -127,5 +127,7 @@ fn observation(agent: &AgentName, files: Option<EtcdFiles>) -> Observation {
         files,
         ahead: None,
         restored: None,
+        down: None,
+        troubles: Vec::new(),
     }
 }

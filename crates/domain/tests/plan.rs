@@ -49,6 +49,7 @@ impl Case {
             public_endpoint: false,
             verified: None,
             residue: None,
+            disproof: None,
         };
         let status = |n| RootStatus {
             root: root(n),
@@ -99,6 +100,8 @@ impl Case {
                 files: None,
                 ahead: None,
                 restored: None,
+                down: None,
+                troubles: Vec::new(),
                 preflight: self.cluster.operation.as_ref().map(|o| Preflight {
                     operation: o.id,
                     failure: None,
@@ -1001,6 +1004,85 @@ fn an_api_server_without_an_agent_stops_what_would_cut_it_off() {
     assert_eq!(shown(Case::enabled(2)).master_status, "Ready");
     let warned = shown(Case::enabled(2).but(0, three));
     assert!(warned.state == "warning" && warned.master_status.contains("3 API servers live"));
+}
+
+/// What a count of a cluster at rest finds is rewritten as a newcomer's plaintext is, and said until
+/// then.
+#[test]
+fn a_count_that_disproves_the_proof_leads_to_a_rewrite() {
+    let counted = |change: fn(&mut Tally)| {
+        let mut case = Case::enabled(2);
+        let mut tally = Tally { total: 9, current: 8, ..Tally::default() };
+        change(&mut tally);
+        case.commit(Commit::Counted { job: JobId(Uuid::from_u128(1)), tally });
+        case.all_see()
+    };
+    let plaintext = || counted(|t| t.plaintext = 1);
+    let gone = || {
+        let mut case = plaintext().counted(|_| ());
+        for i in 0..2 {
+            assert_eq!(case.step(), take_up(i, Stage::Only));
+            case.commit(Commit::TakeUp { agent: agent(i), stage: Stage::Only });
+        }
+        case.all_see()
+    };
+    check(vec![
+        ("plaintext => count again", plaintext(), Step::Wait(Why::NoTally)),
+        (
+            "still there => a whole rewrite",
+            plaintext().counted(|t| t.plaintext = 1),
+            Step::Open { target: root(10) },
+        ),
+        (
+            "an older key => a whole rewrite",
+            counted(|t| t.stale = 1).counted(|t| t.stale = 1),
+            Step::Open { target: root(10) },
+        ),
+        ("gone meanwhile => nobody reads plaintext again", gone(), Step::Rest),
+        ("what nobody can read is left alone", counted(|t| t.unknown = 1), Step::Rest),
+        ("nothing found", counted(|_| ()), Step::Rest),
+    ]);
+    let shown = |case: Case| {
+        let p = project::project(&case.cluster, &case.seen, &case.roots, case.now);
+        (p.master_status, p.enabled)
+    };
+    let (text, enabled) = shown(plaintext());
+    assert!(text.contains("1 are plaintext") && text.contains("rewritten") && !enabled, "{text}");
+    let (text, enabled) = shown(counted(|t| t.unknown = 1));
+    assert!(text.contains("1 are unknown") && text.contains("census") && enabled, "{text}");
+    for case in [gone(), counted(|_| ())] {
+        assert_eq!(shown(case), ("Ready".to_owned(), true));
+    }
+    // A rewrite that is proven is the end of it.
+    let mut done = plaintext().open(OperationKind::Rotate, 10, TakeUp::Restart).minted().promoted();
+    let verified = Verified { revision: 9, at: done.now, records: 9, sampled: 1 };
+    done.commit(Commit::Verified { verified });
+    assert_eq!(done.cluster.disproof, None);
+}
+
+#[test]
+fn an_api_server_that_does_not_serve_is_named() {
+    let down = |s: &mut Seen| s.observation.down = Some("it has no process".to_owned());
+    let shown = |case: Case| {
+        let p = project::project(&case.cluster, &case.seen, &case.roots, case.now);
+        (p.state, p.master_health, p.master_status)
+    };
+    let said = "API server m1 does not serve: it has no process.".to_owned();
+    assert_eq!(shown(Case::enabled(3).but(1, down)), ("warning", "unavailable", said.clone()));
+    assert_eq!(shown(Case::new(2).but(1, down)).2, said, "whether encrypted or not");
+    // An operation restarts API servers, and says so itself.
+    let (state, health, text) =
+        shown(Case::enabled(2).open(OperationKind::Rotate, 10, TakeUp::Restart).but(1, down));
+    assert_eq!((state, health, text.as_str()), ("normal", "normal", project::IN_PROGRESS));
+}
+
+#[test]
+fn what_keeps_an_agent_from_its_work_is_said() {
+    let trouble = |s: &mut Seen| s.observation.troubles = vec!["the disk is gone".to_owned()];
+    let case = Case::enabled(2).but(1, trouble);
+    let shown = project::project(&case.cluster, &case.seen, &case.roots, case.now);
+    assert_eq!((shown.state, shown.master_health), ("warning", "normal"));
+    assert_eq!(shown.master_status, "m1: the disk is gone.");
 }
 
 /// A machine that joins again, or leaves, may have left plaintext, which `[kms]` neither reads nor

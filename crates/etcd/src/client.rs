@@ -33,6 +33,9 @@ pub const SWAPS_MAX: usize = 64;
 /// Largest file read for a certificate or key, in bytes.
 const PEM_MAX: u64 = 1 << 20;
 
+/// How much longer than its deadline a call is waited for. The deadline counts once the connection
+/// stands: a member that is stopped takes connections, and never says a word of TLS.
+const DEADLINE_GRACE: Duration = Duration::from_secs(1);
 /// A compaction that waits for the disk walks the whole database.
 const COMPACT_DEADLINE: Duration = Duration::from_secs(300);
 /// Defragmentation copies the whole database, at most 8 GiB by etcd's own advice.
@@ -261,7 +264,7 @@ impl Etcd {
     pub async fn get(&self, key: &[u8]) -> Result<Found, EtcdError> {
         let request =
             rpc::RangeRequest { key: key.to_vec().into(), limit: 1, ..Default::default() };
-        let answer = self.ask("read", 0, |mut kv, timeout| {
+        let answer = self.ask("read", 0, self.timeout, |mut kv, timeout| {
             let request = deadline(request.clone(), timeout);
             async move { kv.range(request).await }
         });
@@ -278,7 +281,7 @@ impl Etcd {
             count_only: true,
             ..Default::default()
         };
-        let answer = self.ask("count", 0, |mut kv, timeout| {
+        let answer = self.ask("count", 0, self.timeout, |mut kv, timeout| {
             let request = deadline(request.clone(), timeout);
             async move { kv.range(request).await }
         });
@@ -324,7 +327,7 @@ impl Etcd {
             success: puts.collect(),
             failure: Vec::new(),
         };
-        let answer = self.ask("swap records", 0, |mut kv, timeout| {
+        let answer = self.ask("swap records", 0, self.timeout, |mut kv, timeout| {
             let request = deadline(request.clone(), timeout);
             async move { kv.txn(request).await }
         });
@@ -338,8 +341,8 @@ impl Etcd {
     /// A revision that is compacted already is no error.
     pub async fn compact(&self, revision: i64, physical: bool) -> Result<(), EtcdError> {
         let request = rpc::CompactionRequest { revision, physical };
-        let done = self.ask("compact", revision, |mut kv, _| {
-            let request = deadline(request, COMPACT_DEADLINE);
+        let done = self.ask("compact", revision, COMPACT_DEADLINE, |mut kv, limit| {
+            let request = deadline(request, limit);
             async move { kv.compact(request).await }
         });
         match done.await {
@@ -354,7 +357,7 @@ impl Etcd {
         for remote in self.in_order() {
             let mut client = ClusterClient::new(remote.channel.clone());
             let request = deadline(rpc::MemberListRequest { linearizable: true }, self.timeout);
-            match client.member_list(request).await {
+            match within(self.timeout, client.member_list(request)).await {
                 Ok(answer) => {
                     return Ok(answer.into_inner().members.into_iter().map(member).collect());
                 }
@@ -371,8 +374,8 @@ impl Etcd {
     pub async fn status(&self, endpoint: &str) -> Result<MemberStatus, EtcdError> {
         let remote = self.remote(endpoint)?;
         let mut client = MaintenanceClient::new(remote.channel);
-        let answer = client
-            .status(deadline(rpc::StatusRequest {}, self.timeout))
+        let asked = client.status(deadline(rpc::StatusRequest {}, self.timeout));
+        let answer = within(self.timeout, asked)
             .await
             .map_err(|s| failed(endpoint, "tell its status", 0, s))?
             .into_inner();
@@ -406,8 +409,8 @@ impl Etcd {
     pub async fn defragment(&self, endpoint: &str) -> Result<(), EtcdError> {
         let remote = self.remote(endpoint)?;
         let mut client = MaintenanceClient::new(remote.channel);
-        client
-            .defragment(deadline(rpc::DefragmentRequest {}, DEFRAGMENT_DEADLINE))
+        let asked = client.defragment(deadline(rpc::DefragmentRequest {}, DEFRAGMENT_DEADLINE));
+        within(DEFRAGMENT_DEADLINE, asked)
             .await
             .map_err(|s| failed(endpoint, "defragment", 0, s))?;
         Ok(())
@@ -470,6 +473,7 @@ impl Etcd {
         &self,
         doing: &'static str,
         revision: i64,
+        limit: Duration,
         call: F,
     ) -> Result<T, EtcdError>
     where
@@ -483,7 +487,7 @@ impl Etcd {
             let remote = &self.remotes[at];
             let client =
                 KvClient::new(remote.channel.clone()).max_decoding_message_size(ANSWER_MAX);
-            match call(client, self.timeout).await {
+            match within(limit, call(client, limit)).await {
                 Ok(answer) => {
                     self.preferred.store(at, Ordering::Relaxed);
                     return Ok(answer.into_inner());
@@ -524,7 +528,7 @@ impl Pages {
             revision: self.revision,
             ..Default::default()
         };
-        let answer = self.etcd.ask("list", self.revision, |mut kv, timeout| {
+        let answer = self.etcd.ask("list", self.revision, self.etcd.timeout, |mut kv, timeout| {
             let request = deadline(request.clone(), timeout);
             async move { kv.range(request).await }
         });
@@ -552,6 +556,20 @@ fn deadline<T>(message: T, timeout: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(timeout);
     request
+}
+
+/// Waits for an answer, a little longer than the `limit` in its request.
+async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    match tokio::time::timeout(limit + DEADLINE_GRACE, call).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            let text = format!("no answer within {} s", limit.as_secs());
+            Err(Status::deadline_exceeded(text))
+        }
+    }
 }
 
 fn header(header: &Option<rpc::ResponseHeader>) -> Result<i64, EtcdError> {
@@ -671,6 +689,32 @@ mod tests {
         ] {
             assert_eq!(end_of(prefix), end);
         }
+    }
+
+    /// As a member that is stopped: the kernel takes connections, and nobody reads them.
+    #[tokio::test]
+    async fn a_member_that_takes_connections_and_says_nothing_is_given_up() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let dir = tempfile::tempdir().expect("a directory");
+        let pair = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]);
+        let ca = dir.path().join("ca");
+        std::fs::write(&ca, pair.expect("a certificate").cert.pem()).expect("written");
+        let etcd = Etcd::prepare(&EtcdConfig {
+            endpoints: vec![format!("https://{}", listener.local_addr().expect("its address"))],
+            ca: Some(ca),
+            cert: None,
+            key: None,
+            timeout: Duration::from_millis(10),
+        })
+        .expect("a client");
+        let unreachable = |error| match error {
+            EtcdError::Unreachable { source, .. } => source.message().to_owned(),
+            other => panic!("{other}"),
+        };
+        let read = unreachable(etcd.get(b"a").await.expect_err("nobody reads"));
+        assert!(read.starts_with("no answer within"), "{read}");
+        let listed = unreachable(etcd.members().await.expect_err("nobody reads"));
+        assert!(listed.starts_with("no answer within"), "{listed}");
     }
 
     #[test]

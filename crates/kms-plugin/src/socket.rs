@@ -93,11 +93,17 @@ struct Owned {
     uid: u32,
 }
 
+impl Owned {
+    /// Whether this very file is at its path. Its number is nobody else's while it is listened on.
+    fn is_in_place(&self) -> bool {
+        std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|m| (m.dev(), m.ino()) == (self.device, self.inode))
+    }
+}
+
 impl Drop for Owned {
     fn drop(&mut self) {
-        let ours = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|m| (m.dev(), m.ino()) == (self.device, self.inode));
-        if ours {
+        if self.is_in_place() {
             let _ = std::fs::remove_file(&self.path);
         }
     }
@@ -161,6 +167,12 @@ impl Listener {
     /// Where it listens.
     pub fn path(&self) -> &Path {
         &self.file.path
+    }
+
+    /// Whether its file is where callers look for it. Where it is not, who is connected is served
+    /// on, and nobody else comes: it must be [`bind`](Self::bind)ed anew.
+    pub fn is_in_place(&self) -> bool {
+        self.file.is_in_place()
     }
 
     /// Which file its socket is; for a successor that [`inherit`](Self::inherit)s it.

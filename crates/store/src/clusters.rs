@@ -661,6 +661,7 @@ mod tests {
                 public_endpoint: false,
                 verified: None,
                 residue: None,
+                disproof: None,
             },
             server_url: "https://127.0.0.1:6443".into(),
             ca: String::new(),

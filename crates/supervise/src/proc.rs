@@ -72,39 +72,30 @@ pub(crate) fn boot_id() -> String {
         .unwrap_or_default()
 }
 
-/// What a search by environment found.
-pub(crate) enum Found {
-    /// The session leader that carries the variable: the program itself.
-    Leader(Process),
-    /// Only processes that carry it and lead no session (yet).
-    Others,
-    /// Nothing.
-    Nobody,
-}
-
-/// Looks through all processes for one whose environment holds `variable` (`NAME=value`).
+/// All living session leaders whose environment holds `variable` (`NAME=value`): programs of units.
 /// Descendants of a program inherit its environment but not its place as session leader.
-pub(crate) fn find_by_environment(variable: &str) -> Found {
-    let mut found = Found::Nobody;
+pub(crate) fn leaders(variable: &[u8]) -> Vec<Process> {
+    let mut found = Vec::new();
     let Ok(entries) = fs::read_dir("/proc") else { return found };
     for entry in entries.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
         let Ok(environ) = fs::read(format!("/proc/{pid}/environ")) else { continue };
-        if !environ.split(|b| *b == 0).any(|one| one == variable.as_bytes()) {
+        if !environ.split(|b| *b == 0).any(|one| one == variable) {
             continue;
         }
-        match stat(pid) {
-            Some(s) if matches!(s.state, b'Z' | b'X' | b'x') => {}
-            Some(s) if s.session == pid => {
-                return Found::Leader(Process { pid, start: s.start });
-            }
-            Some(_) => found = Found::Others,
-            None => {}
-        }
+        let stat = stat(pid).filter(|s| s.session == pid && !matches!(s.state, b'Z' | b'X' | b'x'));
+        found.extend(stat.map(|s| Process { pid, start: s.start }));
     }
     found
+}
+
+/// The arguments of a process, its program's name the first; none if they cannot be read.
+pub(crate) fn arguments(process: Process) -> Vec<String> {
+    let line = fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
+    let Some(line) = line.strip_suffix(b"\0") else { return Vec::new() };
+    line.split(|b| *b == 0).map(|one| String::from_utf8_lossy(one).into_owned()).collect()
 }
 
 /// All living processes whose environment says that they belong to a unit below `units`, which

@@ -9,9 +9,10 @@
 //!
 //! The program leads a session of its own, survives whoever started it, and carries two variables:
 //! [`UNIT_VARIABLE`] and [`START_VARIABLE`]. By the second a process is found again whose starter
-//! was killed before it could write down the process id.
+//! was killed before it could write down the process id, by the first one whose record is lost:
+//! a unit has no process only if none on the machine carries its name.
 
-use crate::proc::{self, Found, Signal};
+use crate::proc::{self, Signal};
 use crate::{Observed, SuperviseError, Supervisor, file};
 use claviger_domain::cluster::Process;
 use rustix::fs::FlockOperation;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -36,6 +38,9 @@ const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// How long a child may be under way between fork and its last exec before a start whose
 /// starter died counts as failed.
 const EXEC_WAIT: Duration = Duration::from_secs(1);
+/// Most processes that are ended at once: one, or one more where a record was lost. More are there
+/// only while somebody goes on starting them.
+const ENDS_MAX: usize = 8;
 
 /// What a unit runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,18 +156,46 @@ impl ProcessUnit {
     /// The last start, with a process that is alive or none. To be called under the lock: then
     /// a record without a process means that its starter died half-way.
     fn last(&self) -> Result<Option<Record>, SuperviseError> {
-        let Some(mut record) = self.json::<Record>("process.json")? else { return Ok(None) };
-        if record.boot != proc::boot_id() {
-            record.process = None;
-        } else if record.process.is_none() {
-            record.process = self.search(&record.start);
-            if record.process.is_some() {
-                self.put("process.json", &record)?;
+        let boot = proc::boot_id();
+        let mut last = self.json::<Record>("process.json")?;
+        if let Some(record) = &mut last {
+            if record.boot != boot {
+                record.process = None;
+            } else if record.process.is_none() {
+                record.process = self.search(&record.start);
+                if record.process.is_some() {
+                    self.put("process.json", record)?;
+                }
+            } else {
+                record.process = record.process.filter(|p| proc::is_alive(*p));
             }
-        } else {
-            record.process = record.process.filter(|p| proc::is_alive(*p));
         }
+        if last.as_ref().is_some_and(|record| record.process.is_some()) {
+            return Ok(last);
+        }
+        // The record may be lost, or of a later start that came to nothing.
+        let Some(process) = self.carriers().first().copied() else { return Ok(last) };
+        tracing::warn!(pid = process.pid, unit = %self.dir.display(), "found a process that the unit's record does not name");
+        let start = last.map(|record| record.start).unwrap_or_default();
+        let extra_args = self.extra_args_of(process);
+        let record = Record { start, boot, process: Some(process), extra_args };
+        self.put("process.json", &record)?;
         Ok(Some(record))
+    }
+
+    /// Every process that carries the unit's name.
+    fn carriers(&self) -> Vec<Process> {
+        let mut variable = UNIT_VARIABLE.as_bytes().to_vec();
+        variable.push(b'=');
+        variable.extend_from_slice(self.dir.as_os_str().as_bytes());
+        proc::leaders(&variable)
+    }
+
+    /// What a process has behind the unit's command; nothing where it runs another.
+    fn extra_args_of(&self, process: Process) -> Vec<String> {
+        let argv = self.command().ok().flatten().map(|command| command.argv).unwrap_or_default();
+        let args = proc::arguments(process);
+        args.strip_prefix(argv.as_slice()).map(<[String]>::to_vec).unwrap_or_default()
     }
 
     /// Finds the process of a start whose starter died before it wrote the process id down.
@@ -170,8 +203,8 @@ impl ProcessUnit {
         let variable = format!("{START_VARIABLE}={start}");
         let written = fs::metadata(self.dir.join("process.json")).and_then(|m| m.modified()).ok();
         loop {
-            if let Found::Leader(process) = proc::find_by_environment(&variable) {
-                return Some(process);
+            if let Some(process) = proc::leaders(variable.as_bytes()).first() {
+                return Some(*process);
             }
             // A fresh start may still be between fork and exec, where it cannot be told apart.
             let age = written.and_then(|w| w.elapsed().ok()).unwrap_or(EXEC_WAIT);
@@ -242,14 +275,31 @@ impl ProcessUnit {
     }
 
     fn end(&self, first: Signal, grace: Duration) -> Result<(), SuperviseError> {
-        let process = {
-            let _lock = self.lock()?;
-            self.last()?.and_then(|record| record.process)
+        let end = |process| {
+            // The lock is free from here on: a fence must not wait for somebody's grace to pass.
+            proc::end(process, first, grace)
+                .map_err(|e| file::error("end the process of", &self.dir, e))
         };
-        let Some(process) = process else { return Ok(()) };
-        // The lock is free from here on: a fence must not wait for somebody's grace to pass.
-        proc::end(process, first, grace)
-            .map_err(|e| file::error("end the process of", &self.dir, e))
+        for _ in 0..ENDS_MAX {
+            match self.process() {
+                Ok(None) => return Ok(()),
+                Ok(Some(process)) => end(process)?,
+                Err(error) => {
+                    // What cannot be looked up in the directory is ended all the same.
+                    for process in self.carriers() {
+                        end(process)?;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        let still = io::Error::other("others are started all the time");
+        Err(file::error("end the process of", &self.dir, still))
+    }
+
+    fn process(&self) -> Result<Option<Process>, SuperviseError> {
+        let _lock = self.lock()?;
+        Ok(self.last()?.and_then(|record| record.process))
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // A panic is the report of a test.
 
+use claviger_domain::cluster::Process;
 use claviger_supervise::unit::{Command, ProcessUnit};
 use claviger_supervise::{SuperviseError, Supervisor, proc};
 use std::collections::BTreeMap;
@@ -141,33 +142,93 @@ fn a_hold_forbids_starts_until_it_is_released() {
     unit.start(&[]).unwrap();
 }
 
+/// A process that no unit started.
+struct Innocent(std::process::Child);
+
+impl Innocent {
+    fn new() -> Self {
+        Self(std::process::Command::new("sleep").arg("1000").spawn().unwrap())
+    }
+
+    fn process(&self) -> Process {
+        proc::alive(i32::try_from(self.0.id()).unwrap()).unwrap()
+    }
+}
+
+impl Drop for Innocent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Changes `process.json`.
+fn edit(unit: &ProcessUnit, change: impl FnOnce(&mut serde_json::Value)) {
+    let path = unit.dir().join("process.json");
+    let mut record = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut record);
+    std::fs::write(&path, record.to_string()).unwrap();
+}
+
 #[test]
 fn a_reused_process_id_is_not_hit() {
-    let (scratch, unit) = Scratch::new("exec sleep 1000");
-    let process = unit.start(&[]).unwrap();
+    let (_scratch, unit) = Scratch::new("exec sleep 1000");
+    unit.start(&[]).unwrap();
+    unit.kill().unwrap();
+    let innocent = Innocent::new();
+    let process = innocent.process();
     // As if the id had passed from a process that started earlier to this one.
-    let path = scratch.unit().dir().join("process.json");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let older = text.replace(&process.start.to_string(), &(process.start - 1).to_string());
-    assert_ne!(text, older);
-    std::fs::write(&path, older).unwrap();
+    edit(&unit, |r| {
+        r["process"] = serde_json::json!({ "pid": process.pid, "start": process.start - 1 });
+    });
     assert_eq!(unit.observe().unwrap().process, None);
     unit.kill().unwrap();
     assert!(proc::is_alive(process), "the innocent process lives");
-    std::fs::write(&path, text).unwrap();
 }
 
 #[test]
 fn a_record_of_an_earlier_boot_names_no_process() {
-    let (scratch, unit) = Scratch::new("exec sleep 1000");
+    let (_scratch, unit) = Scratch::new("exec sleep 1000");
     unit.start(&["a".into()]).unwrap();
-    let path = scratch.unit().dir().join("process.json");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    std::fs::write(&path, text.replace(boot.trim(), "another")).unwrap();
+    unit.kill().unwrap();
+    let innocent = Innocent::new();
+    let process = innocent.process();
+    edit(&unit, |r| {
+        r["process"] = serde_json::json!({ "pid": process.pid, "start": process.start });
+        r["boot"] = "another".into();
+    });
     let seen = unit.observe().unwrap();
     assert_eq!((seen.process, seen.extra_args), (None, vec!["a".to_owned()]));
-    std::fs::write(&path, text).unwrap();
+}
+
+#[test]
+fn a_process_whose_record_is_lost_is_found_and_ended() {
+    let (scratch, unit) = Scratch::new("sleep 1000; :");
+    let lost = unit.start(&["x".into()]).unwrap();
+    std::fs::remove_file(unit.dir().join("process.json")).unwrap();
+    let seen = scratch.unit().observe().unwrap();
+    assert_eq!((seen.process, seen.extra_args), (Some(lost), vec!["x".to_owned()]));
+    assert!(matches!(unit.start(&[]), Err(SuperviseError::Running(p)) if p == lost));
+    // The record of a later start that came to nothing.
+    edit(&unit, |r| r["process"] = serde_json::json!({ "pid": lost.pid, "start": 1 }));
+    assert_eq!(unit.observe().unwrap().process, Some(lost));
+    // Two at once: neither outlives a kill.
+    let innocent = Innocent::new();
+    edit(&unit, |r| {
+        let process = innocent.process();
+        r["process"] = serde_json::json!({ "pid": process.pid, "start": process.start });
+    });
+    unit.kill().unwrap();
+    assert!(!proc::is_alive(lost) && unit.observe().unwrap().process.is_none());
+}
+
+#[test]
+fn a_kill_needs_no_directory() {
+    let (_scratch, unit) = Scratch::new("exec sleep 1000");
+    let process = unit.start(&[]).unwrap();
+    std::fs::remove_dir_all(unit.dir()).unwrap();
+    assert!(unit.kill().is_err(), "whether another is started meanwhile, nobody can tell");
+    assert!(!proc::is_alive(process));
 }
 
 #[test]
@@ -175,11 +236,7 @@ fn a_process_whose_starter_died_before_writing_it_down_is_found() {
     // The inner shell carries the same environment but leads no session.
     let (scratch, unit) = Scratch::new("sh -c 'sleep 1000; :' & wait");
     let process = unit.start(&["x".into()]).unwrap();
-    let path = unit.dir().join("process.json");
-    let mut record: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    record["process"] = serde_json::Value::Null;
-    std::fs::write(&path, record.to_string()).unwrap();
+    edit(&unit, |r| r["process"] = serde_json::Value::Null);
     let seen = scratch.unit().observe().unwrap();
     assert_eq!(seen.process, Some(process));
     assert!(matches!(unit.start(&[]), Err(SuperviseError::Running(_))));

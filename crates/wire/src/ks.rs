@@ -227,9 +227,14 @@ pub struct AgentView {
     pub not_after: UnixMs,
     /// When it last proved who it is.
     pub last_contact: UnixMs,
-    /// Whether the newest key event of the key that writes was acknowledged by it; none while
-    /// there is no such event. While it is not: `not confirmed, last seen ...`.
+    /// Whether the newest key event of the root key that closes the cluster, or else of the one
+    /// that writes, was acknowledged by it; none while there is no such event. While it is not:
+    /// `not confirmed, last seen ...`.
     pub acknowledged: Option<bool>,
+    /// Since when the root key closes the cluster without this agent's word that its API server is
+    /// fenced; none where it gave that word, and while no root key closes the cluster.
+    #[serde(default)]
+    pub unfenced_since: Option<UnixMs>,
     /// Whether it said with that acknowledgement that its API server is fenced.
     pub fenced: bool,
 }

@@ -177,6 +177,9 @@ fn tell(status: &Status) {
         Access::Fenced { root, since, .. } => {
             format!("fenced since {}, root key {}", stamp(*since), root.key)
         }
+        Access::Closing { root, since, reason, .. } => {
+            format!("to be fenced since {}, root key {}: {reason}", stamp(*since), root.key)
+        }
     };
     let rows = [
         ("Agent", status.agent.to_string()),

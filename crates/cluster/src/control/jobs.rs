@@ -7,15 +7,15 @@ use crate::contact::wall;
 use crate::node::Node;
 use crate::run::with_causes;
 use crate::scrub::Scrub;
-use claviger_domain::cluster::Cluster;
 use claviger_domain::cluster::commit::Commit;
+use claviger_domain::cluster::{Cluster, Tally, Verified};
 use claviger_domain::id::JobId;
 use claviger_domain::key::RootVersion;
 use claviger_etcd::EtcdConfig;
 use claviger_etcd::census::{Census, Keep};
 use claviger_supervise::Supervisor;
 use claviger_supervise::unit::ProcessUnit;
-use claviger_wire::agent::{CommitRequest, Job, JobKind, JobReport, State};
+use claviger_wire::agent::{CommitRequest, Job, JobKind, JobReport, State, code};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -107,16 +107,17 @@ impl Jobs {
     async fn run(&self, state: &State, job: &Job) -> Result<Value, Undone> {
         tracing::info!(kind = ?job.kind, "doing a job");
         match job.kind {
-            JobKind::Census => Ok(self.census(state).await?),
-            JobKind::Verify => Ok(self.verify(state).await?),
+            JobKind::Census => self.census(state, job).await,
+            JobKind::Verify => self.verify(state, job).await,
             JobKind::Scrub => self.scrub(state, job).await,
         }
     }
 
-    async fn census(&self, state: &State) -> Result<Value, String> {
+    async fn census(&self, state: &State, job: &Job) -> Result<Value, Undone> {
         let census = Census::take(&self.node.etcd, &super::resources(), Keep::Counts, wall())
             .await
             .map_err(chain)?;
+        self.keep(state, job, census.tally(&state.cluster.id, &state.cluster.ring)).await?;
         let used = state.cluster.ring.write().map(|kek| kek.root.root);
         let current = used
             .and_then(|root| state.roots.iter().find(|r| r.root == root))
@@ -124,11 +125,20 @@ impl Jobs {
         Ok(json!({ "census": census, "current": current }))
     }
 
-    async fn verify(&self, state: &State) -> Result<Value, String> {
+    async fn verify(&self, state: &State, job: &Job) -> Result<Value, Undone> {
         let proven = match verify::current(&state.cluster, &state.roots) {
             Ok(()) => verify::prove(&self.node, &state.cluster, state.now).await,
             Err(error) => Err(error),
         };
+        match &proven {
+            Ok(Verified { revision, records, .. }) => {
+                let (revision, total) = (*revision, *records);
+                let tally = Tally { revision, total, current: total, ..Tally::default() };
+                self.keep(state, job, tally).await?;
+            }
+            Err(verify::VerifyError::FallsShort(tally)) => self.keep(state, job, *tally).await?,
+            Err(_) => {}
+        }
         match proven {
             Ok(proof) => Ok(json!({
                 "good": true,
@@ -136,8 +146,32 @@ impl Jobs {
                 "records": proof.records,
                 "sampled": proof.sampled,
             })),
-            Err(verify::VerifyError::Etcd(error)) => Err(chain(error)),
+            Err(verify::VerifyError::Etcd(error)) => Err(chain(error).into()),
             Err(error) => Ok(json!({ "good": false, "why": error.to_string() })),
+        }
+    }
+
+    /// Has the cluster remember what a count found, where that disproves its proof or takes a disproof
+    /// back: then it rewrites what it can. While an operation is in progress that proves by itself.
+    async fn keep(&self, state: &State, job: &Job, tally: Tally) -> Result<(), Undone> {
+        if !is_news(&state.cluster, &tally) {
+            return Ok(());
+        }
+        let over = || Undone::Waits("to be counted again under a new lease".to_owned());
+        let fencing = self.lease.fencing().ok_or_else(over)?;
+        let commit = Commit::Counted { job: job.id, tally: Tally { at: state.now, ..tally } };
+        let request = CommitRequest { fencing, revision: state.cluster.revision, commit };
+        match self.node.clients().api.commit(&request).await {
+            Ok(state) => Ok(self.node.took(state).map_err(chain)?),
+            Err(error) if error.reason() == Some(code::STALE_FENCING) => Err(over()),
+            Err(error) if error.reason() == Some(code::STALE_REVISION) => {
+                Err(Undone::Waits("the cluster changed while it was counted; again".to_owned()))
+            }
+            // The operator gets the result all the same.
+            Err(error) => {
+                tracing::warn!(error = %with_causes(&error), "what a count found is not kept");
+                Ok(())
+            }
         }
     }
 
@@ -174,6 +208,13 @@ impl Jobs {
         }
         Ok(serde_json::to_value(outcome).map_err(chain)?)
     }
+}
+
+/// Whether what a count found is to be remembered.
+fn is_news(cluster: &Cluster, tally: &Tally) -> bool {
+    let rests = cluster.operation.is_none() && cluster.ring.write().is_some();
+    let short = tally.rewritable() + tally.unknown > 0;
+    rests && (short || cluster.disproof.is_some())
 }
 
 /// The scrub of this node's etcd, where that stops everything which writes to it: an API server that
@@ -234,6 +275,18 @@ fn chain(error: impl std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_count_found_is_kept_while_it_changes_what_is_known() {
+        let (good, bad) = (Tally::default(), Tally { unknown: 1, ..Tally::default() });
+        let mut cluster = crate::truth::tests::state(1, 1, 0, None).cluster;
+        assert!(cluster.operation.is_none() && cluster.ring.write().is_some());
+        assert!(!is_news(&cluster, &good) && is_news(&cluster, &bad));
+        cluster.disproof = Some(bad);
+        assert!(is_news(&cluster, &good), "it is taken back");
+        cluster.ring.keks.clear();
+        assert!(!is_news(&cluster, &bad), "nothing seals");
+    }
 
     #[test]
     fn a_scrub_is_made_where_every_api_server_is_stopped() {

@@ -11,7 +11,7 @@
 //! | [`kube`] | the plain HTTPS calls to a kube-apiserver |
 
 use crate::contact::wall;
-use crate::node::Node;
+use crate::node::{Node, Part};
 use crate::run::with_causes;
 use claviger_domain::cluster::Cluster;
 use claviger_domain::cluster::commit::{Commit, NOT_RESTORED};
@@ -58,22 +58,22 @@ pub async fn run(node: Arc<Node>, lease: Lease) {
                     BUSY
                 }
                 Ok(Outcome::Rests) => {
-                    trouble = Trouble::default();
+                    trouble.none(&node);
                     IDLE
                 }
                 Ok(Outcome::Apart) => {
-                    trouble = Trouble::default();
+                    trouble.none(&node);
                     BACK_OFF_MAX
                 }
                 Ok(Outcome::GivesWay) => {
-                    trouble = Trouble::default();
+                    trouble.none(&node);
                     lease.give_way();
                     BUSY
                 }
                 Err(error) => trouble.met(&mut steps, &error).await,
             }
         } else {
-            trouble = Trouble::default();
+            trouble.none(&node);
             IDLE
         };
         if pause.is_zero() {
@@ -183,9 +183,15 @@ struct Trouble {
 }
 
 impl Trouble {
+    /// There is none, or it is somebody else's.
+    fn none(&mut self, node: &Node) {
+        node.note(Part::Loop, None);
+        *self = Trouble::default();
+    }
+
     /// A step was done: whatever was in the way is gone.
     async fn over(&mut self, steps: &mut Steps, state: &State) {
-        *self = Trouble::default();
+        self.none(steps.node());
         if is_stuck(&state.cluster) {
             let _ = steps.commit(state, Commit::Stuck { reason: None }).await;
         }
@@ -198,11 +204,12 @@ impl Trouble {
             why,
             Why::Unknown(_) | Why::PreflightFailed(..) | Why::Root(..) | Why::Unattended(_)
         );
-        if !operators {
+        // At rest the server says by itself what is waited for.
+        if !operators || state.cluster.operation.is_none() {
             if is_stuck(&state.cluster) {
                 let _ = steps.commit(state, Commit::Stuck { reason: None }).await;
             }
-            *self = Trouble::default();
+            self.none(steps.node());
             return;
         }
         self.tell(steps, why.to_string()).await;
@@ -230,6 +237,7 @@ impl Trouble {
         }
         let Some(latest) = steps.node().latest() else { return };
         if latest.state.cluster.operation.is_none() {
+            steps.node().note(Part::Loop, Some(format!("the cluster's loop is stopped: {reason}")));
             return;
         }
         let stuck = Commit::Stuck { reason: Some(reason.clone()) };

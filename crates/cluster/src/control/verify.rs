@@ -28,17 +28,8 @@ pub enum VerifyError {
     #[error("the cluster has no root key: encryption was never enabled")]
     NotEnabled,
     /// Records that are not under the write key.
-    #[error(
-        "{stale} records are under an older key, {plaintext} are plaintext, {unknown} are unknown"
-    )]
-    FallsShort {
-        /// Under another KEK of the ring.
-        stale: u64,
-        /// Not encrypted.
-        plaintext: u64,
-        /// Not decodable, or under a key that the ring does not have.
-        unknown: u64,
-    },
+    #[error("{0}")]
+    FallsShort(Tally),
     /// The root key was rotated, and the cluster has not moved to the new version yet.
     #[error(
         "records are under version {uses} of the root key, and {current} is current: a rotation is on its way; `claviger ks kms status` tells how far"
@@ -72,9 +63,8 @@ pub async fn prove(
     }
     let census = Census::take(&node.etcd, &super::resources(), Keep::Counts, now).await?;
     let tally = census.tally(&cluster.id, &cluster.ring);
-    let Tally { stale, plaintext, unknown, .. } = tally;
-    if stale + plaintext + unknown > 0 {
-        return Err(VerifyError::FallsShort { stale, plaintext, unknown });
+    if tally.rewritable() + tally.unknown > 0 {
+        return Err(VerifyError::FallsShort(tally));
     }
     let sampled = open_sample(node, &cluster.id, &tally).await?;
     Ok(Verified { revision: tally.revision, at: tally.at, records: tally.total, sampled })
@@ -179,6 +169,7 @@ mod tests {
             public_endpoint: false,
             verified: None,
             residue: None,
+            disproof: None,
         };
         let status = |current| RootStatus {
             root,

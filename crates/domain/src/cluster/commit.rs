@@ -3,9 +3,9 @@
 use super::ring::{Kek, Role};
 use super::{
     Cluster, Finished, HISTORY_MAX, Operation, OperationKind, Residue, Rewrite, Stage, TakeUp,
-    Target, Verified,
+    Tally, Target, Verified,
 };
-use crate::id::{AgentName, OperationId, RestoreId, Serial, UnixMs};
+use crate::id::{AgentName, JobId, OperationId, RestoreId, Serial, UnixMs};
 use crate::key::RootKey;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -82,6 +82,13 @@ pub enum Commit {
     Compacted {
         /// etcd's revision.
         revision: i64,
+    },
+    /// etcd's bytes were counted for an operator while the cluster was at rest.
+    Counted {
+        /// The job that asked for it.
+        job: JobId,
+        /// What was found.
+        tally: Tally,
     },
     /// etcd's files were searched for plaintext.
     Residue {
@@ -303,6 +310,11 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
                 return Err(Refusal::OutOfOrder("a stage falls only with its proof"));
             }
             *target = Target { stage: *stage, since: now };
+            // At rest this comes after a count that found nothing to rewrite.
+            if *stage == Stage::Only && cluster.operation.is_none() {
+                let left = cluster.disproof.map(|t| Tally { stale: 0, plaintext: 0, ..t });
+                cluster.disproof = left.filter(|t| t.unknown > 0);
+            }
         }
         Commit::Promoted => {
             let serial = operation(cluster)?
@@ -329,6 +341,16 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
             op.verified = Some(*verified);
             op.first_verified.get_or_insert(now);
             cluster.verified = Some(*verified);
+            cluster.disproof = None;
+        }
+        Commit::Counted { tally, .. } => {
+            if cluster.operation.is_some() || cluster.ring.write().is_none() {
+                return Err(Refusal::OutOfOrder("counted where nothing is proven yet"));
+            }
+            cluster.disproof = Some(*tally).filter(|t| t.rewritable() + t.unknown > 0);
+            if tally.rewritable() > 0 {
+                void_proof(cluster);
+            }
         }
         Commit::Compacted { revision } => {
             let op = operation(cluster)?;
@@ -510,7 +532,7 @@ fn first_stage(cluster: &Cluster) -> Stage {
 }
 
 /// A proof did not know of the requests of an API server that came since, nor of the last ones of
-/// an API server that was silent and is gone. Either may have written plaintext, which an API server
+/// an API server that was silent and is gone; and a newer count may disprove it. Either may have written plaintext, which an API server
 /// at `[kms]` can neither read nor rewrite. So all read plaintext again, and write none, until etcd
 /// was counted anew.
 fn void_proof(cluster: &mut Cluster) {

@@ -112,6 +112,17 @@ pub struct Cluster {
     /// Plaintext found in etcd's files at the last look of the agent that held the lease, in its own
     /// member; see [`files::left`] for all of them.
     pub residue: Option<Residue>,
+    /// The count that found records which are not under the write key, though a proof said that all
+    /// were; none once they are rewritten or gone.
+    #[serde(default)]
+    pub disproof: Option<Tally>,
+}
+
+impl Cluster {
+    /// Whether etcd's bytes proved that nothing is stored in plaintext, and none disproved it since.
+    pub fn is_proven(&self) -> bool {
+        self.verified.is_some() && self.disproof.is_none_or(|tally| tally.plaintext == 0)
+    }
 }
 
 /// How many finished operations a cluster remembers.
@@ -309,6 +320,40 @@ pub struct Observation {
     /// what the nodes hold.
     #[serde(default)]
     pub restored: Option<RestoreId>,
+    /// Why the API server does not serve, in words for an operator, once that has lasted for half a
+    /// minute: longer than a restart takes. None while the node is fenced.
+    #[serde(default)]
+    pub down: Option<String>,
+    /// What else keeps the agent from its work, in words for an operator; at most four texts.
+    #[serde(default)]
+    pub troubles: Vec<String>,
+}
+
+impl Observation {
+    /// What an agent says that has seen nothing yet.
+    pub fn nothing(agent: AgentName) -> Self {
+        Self {
+            agent,
+            build: String::new(),
+            kubernetes: None,
+            ring_revision: 0,
+            opened: Vec::new(),
+            key_id: None,
+            stage_on_disk: Stage::Bare,
+            stage_loaded: None,
+            process: None,
+            ready: false,
+            canary: None,
+            preflight: None,
+            access: Access::Open,
+            api_servers: Vec::new(),
+            files: None,
+            ahead: None,
+            restored: None,
+            down: None,
+            troubles: Vec::new(),
+        }
+    }
 }
 
 /// A Secret written through one API server, and the key it was found under in etcd.
@@ -347,7 +392,18 @@ pub enum Access {
         /// The last authenticated contact.
         since: UnixMs,
     },
-    /// No: ring wiped, API server killed.
+    /// No, and yet the API server may still answer: the fence is not complete.
+    Closing {
+        /// The root key that is not active.
+        root: RootKey,
+        /// The key event that said so; 0 when an answer to unwrap said so.
+        event: u64,
+        /// Since when the node is to be fenced.
+        since: UnixMs,
+        /// What is missing, in words for an operator.
+        reason: String,
+    },
+    /// No: ring wiped, API server killed, and nobody answers where it did.
     Fenced {
         /// The root key that is not active.
         root: RootKey,
@@ -408,6 +464,24 @@ pub struct Tally {
     pub plaintext: u64,
     /// Under a KEK or provider that the ring does not know or has lost, or not decodable.
     pub unknown: u64,
+}
+
+impl Tally {
+    /// Records that a rewrite brings under the write key.
+    pub fn rewritable(&self) -> u64 {
+        self.stale + self.plaintext
+    }
+}
+
+impl fmt::Display for Tally {
+    /// Of what is not under the write key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} records are under an older key, {} are plaintext, {} are unknown",
+            self.stale, self.plaintext, self.unknown
+        )
+    }
 }
 
 /// The root version of the KEK that writes, if any.

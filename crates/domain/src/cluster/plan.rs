@@ -344,7 +344,8 @@ fn idle(facts: &Facts<'_>) -> Step {
 }
 
 /// Brings the API servers of a cluster at rest to where nobody reads plaintext, after one has joined
-/// or left: one that ran unencrypted may have left plaintext, and that takes a whole rewrite.
+/// or left, or a count has disproved the proof: plaintext, or records under an older key, take a whole
+/// rewrite.
 fn newcomers(facts: &Facts<'_>, serial: Serial, target: RootKey) -> Step {
     let behind = || facts.cluster.servers.iter().filter(|(_, t)| t.stage < Stage::Only);
     for (agent, has) in behind() {
@@ -373,7 +374,7 @@ fn newcomers(facts: &Facts<'_>, serial: Serial, target: RootKey) -> Step {
     }
     match facts.tally {
         None => Step::Wait(Why::NoTally),
-        Some(tally) if tally.plaintext > 0 => Step::Open { target },
+        Some(tally) if tally.rewritable() > 0 => Step::Open { target },
         Some(_) => if_attended(facts, Step::TakeUp { agent: agent.clone(), stage: Stage::Only }),
     }
 }

@@ -27,6 +27,15 @@ pub const IN_PROGRESS: &str = "Key management service feature enablement in prog
 /// The text while the key server lacks keys that nodes hold.
 pub const FORGOTTEN: &str = "The key server has forgotten keys that the nodes hold. Restore a newer backup of it; restart no agent before that, or its Secrets are lost.";
 
+/// The first API server of the cluster that does not serve, and why, as its agent said.
+pub fn down<'a>(
+    cluster: &'a Cluster,
+    seen: &'a BTreeMap<AgentName, Seen>,
+) -> Option<(&'a AgentName, &'a str)> {
+    let why = |agent| seen.get(agent)?.observation.down.as_deref();
+    cluster.servers.keys().find_map(|agent| Some((agent, why(agent)?)))
+}
+
 /// Projects the cluster's truth and what its agents said.
 pub fn project(
     cluster: &Cluster,
@@ -34,7 +43,7 @@ pub fn project(
     roots: &[RootStatus],
     now: UnixMs,
 ) -> Projection {
-    let enabled = cluster.verified.is_some();
+    let enabled = cluster.is_proven();
     let calm = |master_status: &str| Projection {
         state: "normal",
         master_state: "deployed",
@@ -59,7 +68,8 @@ pub fn project(
     if seen.iter().any(|(a, s)| cluster.servers.contains_key(a) && s.observation.ahead.is_some()) {
         return Projection { state: "critical", ..calm(FORGOTTEN) };
     }
-    let fenced = |s: &Seen| matches!(s.observation.access, Access::Fenced { .. });
+    let fenced =
+        |s: &Seen| matches!(s.observation.access, Access::Fenced { .. } | Access::Closing { .. });
     if seen.iter().any(|(a, s)| cluster.servers.contains_key(a) && fenced(s)) {
         return Projection {
             state: "warning",
@@ -92,6 +102,28 @@ pub fn project(
             state: "warning",
             ..calm(&format!("No word from agent {agent}; its API server may serve cached keys."))
         };
+    }
+    let said = |a: &AgentName| seen.get(a).map(|s| &s.observation);
+    // The words of a silent agent are no longer about now; that it is silent was said above.
+    if let Some((agent, why)) = down(cluster, seen) {
+        return Projection {
+            state: "warning",
+            master_health: "unavailable",
+            ..calm(&format!("API server {agent} does not serve: {why}."))
+        };
+    }
+    if let Some(tally) = &cluster.disproof {
+        let then = if tally.rewritable() > 0 {
+            "They are to be rewritten."
+        } else {
+            "`claviger census` names them; nothing touches them."
+        };
+        return Projection { state: "warning", ..calm(&format!("A count found: {tally}. {then}")) };
+    }
+    let trouble =
+        cluster.servers.keys().find_map(|a| said(a)?.troubles.first().map(|trouble| (a, trouble)));
+    if let Some((agent, trouble)) = trouble {
+        return Projection { state: "warning", ..calm(&format!("{agent}: {trouble}.")) };
     }
     if let Some(unattended) = unattended(cluster, seen)
         && !cluster.ring.keks.is_empty()

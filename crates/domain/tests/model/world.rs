@@ -152,6 +152,7 @@ impl World {
             public_endpoint: false,
             verified: None,
             residue: None,
+            disproof: None,
         };
         let nodes: Vec<Node> = (0..n).map(|i| node(i, Some(Stage::Bare))).collect();
         for node in &nodes {
@@ -545,6 +546,8 @@ impl World {
             files: None,
             ahead: None,
             restored: None,
+            down: None,
+            troubles: Vec::new(),
             preflight: node.preflight.map(|operation| Preflight {
                 operation,
                 failure: None,

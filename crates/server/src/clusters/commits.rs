@@ -3,7 +3,7 @@
 use super::fault::Fault;
 use super::limits::{REASON_MAX, WRAPPED_MAX};
 use super::state::{Whole, keep_status, row_of};
-use super::{authorizations, give_up, lease, roots};
+use super::{authorizations, give_up, jobs, lease, roots};
 use claviger_domain::cluster::commit::{Commit, NOT_RESTORED, Refusal, apply};
 use claviger_domain::cluster::{Cluster, OperationKind};
 use claviger_domain::id::{AgentName, ClusterId, UnixMs};
@@ -96,6 +96,11 @@ fn checked(tx: &Tx<'_>, row: &ClusterRow, commit: &Commit, now: UnixMs) -> Resul
                 public_endpoint: None,
                 by: "system".into(),
             })
+        }
+        Commit::Counted { job, .. } => {
+            // It lets plaintext be read again, so no node may do that unasked.
+            let asked = jobs::asks_count(tx, &row.cluster.id, *job, now)?;
+            if asked { Ok(commit.clone()) } else { Err(Fault::NoJob(*job)) }
         }
         Commit::Recovered { restore, held } => {
             // Else a node could turn the truth back, or to its own liking, at any time.
@@ -222,6 +227,7 @@ pub fn audit_name(commit: &Commit) -> &'static str {
         Commit::Promoted => "containers-kubernetes.cluster-kek.promote",
         Commit::Rewriting { .. } => "containers-kubernetes.cluster-rewrite.progress",
         Commit::Verified { .. } => "containers-kubernetes.cluster-kms.verify",
+        Commit::Counted { .. } => "containers-kubernetes.cluster-kms.count",
         Commit::Compacted { .. } => "containers-kubernetes.cluster-etcd.compact",
         Commit::Residue { .. } => "containers-kubernetes.cluster-residue.report",
         Commit::Stuck { .. } => "containers-kubernetes.cluster-kms.stuck",

@@ -70,6 +70,18 @@ pub fn job(row: &JobRow) -> Result<Job, StoreError> {
     Ok(Job { id: row.id, kind: read(&row.kind)?, requested: row.requested })
 }
 
+/// Whether an operator asked for this count of etcd's records and waits for it.
+pub fn asks_count(
+    tx: &Tx<'_>,
+    cluster: &ClusterId,
+    id: JobId,
+    now: UnixMs,
+) -> Result<bool, StoreError> {
+    let open = clusters::open_jobs(tx, cluster, asked_after(now))?;
+    let Some(row) = open.iter().find(|row| row.id == id) else { return Ok(false) };
+    Ok(matches!(read(&row.kind)?, JobKind::Census | JobKind::Verify))
+}
+
 fn asked_after(now: UnixMs) -> UnixMs {
     UnixMs(now.0 - JOB_LIFE_MS)
 }

@@ -85,6 +85,7 @@ pub fn register(
             public_endpoint: false,
             verified: None,
             residue: None,
+            disproof: None,
         },
         crn: app.account.cluster_crn(&id),
         server_url: request.server_url.clone(),

@@ -49,7 +49,10 @@ impl Whole {
             .iter()
             .find(|(agent, s)| {
                 servers.contains_key(*agent)
-                    && matches!(s.observation.access, Access::Fenced { .. })
+                    && matches!(
+                        s.observation.access,
+                        Access::Fenced { .. } | Access::Closing { .. }
+                    )
             })
             .map(|(agent, _)| {
                 format!("the API server of agent {agent} is fenced and has not returned yet")

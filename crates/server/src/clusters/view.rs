@@ -4,10 +4,11 @@ use super::authorizations::access_of;
 use super::state::{Whole, state_of};
 use super::{roots, words};
 use crate::app::App;
-use claviger_domain::cluster::{Cluster, Seen, write_root};
+use claviger_domain::cluster::plan::must_fence;
+use claviger_domain::cluster::{Access, Cluster, RootStatus, Seen, write_root};
 use claviger_domain::features::{self, KubeVersion};
 use claviger_domain::id::{AgentName, UnixMs};
-use claviger_store::{StoreError, Tx, clusters};
+use claviger_store::{StoreError, Tx, clusters, events};
 use claviger_wire::ks::{
     AgentView, ClusterView, FeatureRow, Features, KmsStatus, KmsView, Lifecycle,
 };
@@ -111,7 +112,7 @@ pub fn status(app: &App, tx: &Tx<'_>, whole: &Whole, now: UnixMs) -> Result<KmsS
         None => false,
     };
     let kubernetes = versions(cluster, &whole.seen);
-    let enabled = cluster.verified.is_some();
+    let enabled = cluster.is_proven();
     let missing = access_of(tx, &cluster.id)?.missing;
     let authorised = write_root(cluster).is_none_or(|version| !missing.contains(&version.root));
     let facts = features::Facts { kubernetes: &kubernetes, registered, enabled, authorised };
@@ -121,20 +122,28 @@ pub fn status(app: &App, tx: &Tx<'_>, whole: &Whole, now: UnixMs) -> Result<KmsS
         known: f.available.is_some(),
         because: f.because,
     });
+    let agents = agents(tx, whole)?;
+    let next = words::closed(cluster, &whole.roots, &agents)
+        .unwrap_or_else(|| words::next(cluster, &whole.seen, &whole.roots, now));
     Ok(KmsStatus {
         view: view(app, whole, now),
         state: state_of(tx, whole, app.url(cluster.public_endpoint), now)?,
-        next: words::next(cluster, &whole.seen, &whole.roots, now),
+        next,
         features: rows.collect(),
-        agents: agents(tx, whole)?,
+        agents,
     })
 }
 
-/// Every agent, and whether it acted on the newest event of the key that writes.
+/// Every agent, and whether it acted on the newest event of the key that closes the cluster, or else
+/// of the one that writes.
 fn agents(tx: &Tx<'_>, whole: &Whole) -> Result<Vec<AgentView>, StoreError> {
     let cluster = &whole.row.cluster;
+    let closes = must_fence(cluster, &whole.roots);
     let write = write_root(cluster).map(|version| version.root);
-    let status = whole.roots.iter().find(|r| Some(r.root) == write && r.event > 0);
+    let status = closes.or_else(|| whole.roots.iter().find(|r| Some(r.root) == write));
+    let status = status.filter(|r| r.event > 0);
+    let event = status.map(|r| events::get(tx, r.event)).transpose()?.flatten();
+    let closed = event.filter(|_| closes.is_some()).map(|event| event.at);
     let acks = match status {
         Some(status) => clusters::acks_of_key(tx, &status.root)?,
         None => Vec::new(),
@@ -142,8 +151,15 @@ fn agents(tx: &Tx<'_>, whole: &Whole) -> Result<Vec<AgentView>, StoreError> {
     let rows = clusters::agents(tx, &cluster.id)?.into_iter().map(|row| {
         let ack = acks.iter().find(|a| a.cluster == cluster.id && a.agent == row.name);
         let spoke = whole.seen.get(&row.name).map_or(row.last_contact, |s| s.at);
+        let newest = |s: &RootStatus| ack.is_some_and(|a| a.event >= s.event);
+        let closing = matches!(
+            whole.seen.get(&row.name).map(|s| &s.observation.access),
+            Some(Access::Closing { .. })
+        );
+        let fenced = status.is_some_and(newest) && ack.is_some_and(|a| a.fenced) && !closing;
         AgentView {
-            acknowledged: status.map(|s| ack.is_some_and(|a| a.event >= s.event)),
+            acknowledged: status.map(newest),
+            unfenced_since: closed.filter(|_| cluster.servers.contains_key(&row.name) && !fenced),
             fenced: ack.is_some_and(|a| a.fenced),
             agent: row.name,
             not_after: row.not_after,

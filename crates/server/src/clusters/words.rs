@@ -1,9 +1,11 @@
 //! The next step of a cluster, in words for people.
 
-use claviger_domain::cluster::plan::{Facts, Step, Why, plan, unattended};
+use claviger_domain::cluster::plan::{Facts, Step, Why, must_fence, plan, unattended};
+use claviger_domain::cluster::project::down;
 use claviger_domain::cluster::ring::Role;
 use claviger_domain::cluster::{Cluster, RootStatus, Seen, Tally};
 use claviger_domain::id::{AgentName, UnixMs};
+use claviger_wire::ks::AgentView;
 use std::collections::BTreeMap;
 
 /// What happens next and why, as far as the server can tell: it never reads etcd itself. Where a
@@ -33,6 +35,13 @@ pub fn next(
         return match (&step, unattended(cluster, seen)) {
             (Step::Wait(Why::NoTally), _) => COUNTS.to_owned(),
             (Step::Rest, Some(unattended)) => unattended.to_string(),
+            (Step::Rest, None) => match (&cluster.disproof, down(cluster, seen)) {
+                (Some(tally), _) => of(&Step::Wait(Why::Unknown(tally.unknown))),
+                (None, Some((agent, why))) => {
+                    format!("wait: API server {agent} does not serve: {why}")
+                }
+                (None, None) => of(&step),
+            },
             _ => of(&step),
         };
     };
@@ -57,6 +66,26 @@ pub fn next(
         ),
         None => text,
     }
+}
+
+/// What happens next while a root key closes the cluster; none while none does, and while an
+/// operation goes on without it. From the same facts as the acknowledgement: what an agent only
+/// says of itself fences nothing.
+pub fn closed(cluster: &Cluster, roots: &[RootStatus], agents: &[AgentView]) -> Option<String> {
+    let root = must_fence(cluster, roots)?;
+    if cluster.operation.as_ref().is_some_and(|op| op.without.is_some()) {
+        return None;
+    }
+    let open: Vec<&str> =
+        agents.iter().filter(|a| a.unfenced_since.is_some()).map(|a| a.agent.as_str()).collect();
+    Some(if open.is_empty() {
+        format!("every API server is fenced; root key {} is {}", root.root.key, root.state)
+    } else {
+        format!(
+            "wait: not confirmed by {} that the API server is fenced; until then it may serve what it holds",
+            open.join(", ")
+        )
+    })
 }
 
 /// A step in words.

@@ -242,7 +242,11 @@ fn servers(status: &KmsStatus, now: UnixMs) -> Vec<String> {
             let mut row = vec![agent.to_string(), target.stage.to_string()];
             match status.state.seen.get(agent) {
                 None => row.extend(["-", "-", "-", "not confirmed, never seen"].map(str::to_owned)),
-                Some(seen) => row.extend(server(cluster, seen, now)),
+                Some(seen) => {
+                    let agent = status.agents.iter().find(|a| a.agent == *agent);
+                    let unfenced = agent.and_then(|a| a.unfenced_since);
+                    row.extend(server(cluster, seen, unfenced, now));
+                }
             }
             row
         })
@@ -285,17 +289,25 @@ fn access_text(access: &Access, now: UnixMs) -> String {
         Access::Fenced { root, since, .. } => {
             format!("fenced {} (root key {})", ago(*since, now), root.key)
         }
+        Access::Closing { since, reason, .. } => {
+            format!("not confirmed, due {}: {reason}", ago(*since, now))
+        }
         Access::Waiting { reason } => format!("waiting: {reason}"),
     }
 }
 
-fn server(cluster: &Cluster, seen: &Seen, now: UnixMs) -> [String; 4] {
+/// `unfenced` is since when a root key closes the cluster without the agent's word that its API
+/// server is fenced.
+fn server(cluster: &Cluster, seen: &Seen, unfenced: Option<UnixMs>, now: UnixMs) -> [String; 4] {
     let o = &seen.observation;
     let fresh = now.since(seen.at) < claviger_domain::cluster::FRESH_MS;
-    let access = if fresh {
-        access_text(&o.access, now)
-    } else {
-        format!("not confirmed, last seen {}", ago(seen.at, now))
+    let access = match (unfenced, &o.access) {
+        _ if !fresh => format!("not confirmed, last seen {}", ago(seen.at, now)),
+        // That says it, with the reason.
+        (None, _) | (Some(_), Access::Closing { .. }) => access_text(&o.access, now),
+        (Some(since), said) => {
+            format!("not confirmed, due {}, said {}", ago(since, now), access_text(said, now))
+        }
     };
     let under = match &o.canary {
         None => "-".to_owned(),
@@ -399,6 +411,13 @@ fn proof(status: &KmsStatus, now: UnixMs) -> Vec<String> {
             ago(v.at, now)
         ));
     }
+    if let Some(tally) = &cluster.disproof {
+        lines.push(format!(
+            "void since: etcd revision {}, {}: {tally}",
+            tally.revision,
+            ago(tally.at, now)
+        ));
+    }
     let left = files::left(cluster, &status.state.seen);
     if let Some(r) = &left.sum {
         let members =
@@ -459,6 +478,7 @@ fn history(history: &[Finished], now: UnixMs) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use claviger_domain::cluster::Observation;
     use claviger_wire::ks::{Features, Lifecycle};
 
     #[test]
@@ -489,6 +509,49 @@ mod tests {
                 "c 2 min ago [kms] - never spoke",
             ]
         );
+    }
+
+    #[test]
+    fn an_api_server_that_nobody_said_was_fenced_is_not_confirmed() {
+        let root = claviger_domain::key::RootKey {
+            instance: claviger_domain::id::InstanceId::random(),
+            key: claviger_domain::id::KeyId::random(),
+        };
+        let at = |seconds: i64| UnixMs(seconds * 1000);
+        let fenced = Access::Fenced { root, event: 1, since: at(90) };
+        let reason = "a process still answers".to_owned();
+        let closing = Access::Closing { root, event: 1, since: at(90), reason };
+        let full = format!("fenced 10 s ago (root key {})", root.key);
+        // When it spoke, since when its word is missing, what it says; what is shown.
+        let rows = [
+            (95, None, Access::Open, "open"),
+            (95, Some(at(80)), Access::Open, "not confirmed, due 20 s ago, said open"),
+            (95, None, fenced.clone(), &full),
+            (95, Some(at(80)), fenced, &format!("not confirmed, due 20 s ago, said {full}")),
+            (95, Some(at(80)), closing, "not confirmed, due 10 s ago: a process still answers"),
+            (5, Some(at(80)), Access::Open, "not confirmed, last seen 1 min ago"),
+        ];
+        let cluster = Cluster {
+            id: claviger_domain::id::ClusterId::random(),
+            name: "c".into(),
+            created: at(0),
+            revision: 1,
+            ring: claviger_domain::cluster::ring::Ring::default(),
+            servers: std::collections::BTreeMap::new(),
+            operation: None,
+            history: Vec::new(),
+            used: Vec::new(),
+            public_endpoint: false,
+            verified: None,
+            residue: None,
+            disproof: None,
+        };
+        for (spoke, unfenced, access, expected) in rows {
+            let said = Observation { access, ..Observation::nothing("a".parse().unwrap()) };
+            let seen = Seen { observation: said, at: at(spoke) };
+            let [.., shown] = server(&cluster, &seen, unfenced, at(100));
+            assert_eq!(shown, expected);
+        }
     }
 
     #[test]

@@ -4,8 +4,8 @@ use super::world::{By, World, code, name, node_of, request};
 use crate::http::auth::Node;
 use axum::http::StatusCode;
 use claviger_domain::cluster::commit::Commit;
-use claviger_domain::cluster::{OperationKind, TakeUp};
-use claviger_domain::id::OperationId;
+use claviger_domain::cluster::{OperationKind, TakeUp, Tally};
+use claviger_domain::id::{JobId, OperationId};
 use claviger_store::events::EventKind;
 use claviger_wire::agent::{CommitRequest, JobReport, Lease, State};
 use claviger_wire::ks::{JobView, Registered};
@@ -286,4 +286,28 @@ async fn jobs_are_bounded_done_once_and_lapse() {
     assert_eq!(look(&jobs[1]).await, None);
     world.advance(1);
     assert!(matches!(look(&jobs[1]).await, Some(JobReport::Failed { .. })));
+}
+
+/// What a count found lets plaintext be read again, so no node says it unasked.
+#[tokio::test]
+async fn a_count_is_taken_for_an_open_job_only() {
+    let world = World::new();
+    let (_, nodes) = world.cluster("prod", &["n1", "n2"]).await;
+    let line = "POST /v3/clusters/prod/jobs";
+    let node = &nodes[0];
+    let fencing = lease(&world, node, None).await.unwrap().fencing;
+    let revision = revision(&world, node).await;
+    let tally = Tally { total: 1, plaintext: 1, ..Tally::default() };
+    let says = async |node: &Node, job| {
+        let counted = Commit::Counted { job, tally };
+        commit(&world, node, fencing, revision, counted).await
+    };
+    assert!(says(node, JobId::random()).await.starts_with("404 "), "nobody asked");
+    let job: JobView = world.admin(line, &json!({ "kind": "census" })).await;
+    assert_eq!(says(&nodes[1], job.id).await, "409 E4097", "another holds the lease");
+    assert_eq!(says(node, job.id).await, "409 E4099", "taken, and refused: nothing seals yet");
+    let done = json!({ "is": "done", "result": {} });
+    let report = format!("POST /agent/v1/jobs/{}", job.id);
+    assert_eq!(world.call(By::Node(node), &report, &done).await.0, StatusCode::NO_CONTENT);
+    assert!(says(node, job.id).await.starts_with("404 "), "it has ended");
 }

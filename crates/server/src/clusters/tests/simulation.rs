@@ -52,6 +52,8 @@ impl<'w> Sim<'w> {
             files: None,
             ahead: None,
             restored: None,
+            down: None,
+            troubles: Vec::new(),
             preflight: None,
             access: Access::Open,
         };
@@ -367,6 +369,13 @@ async fn rotate_switch_suspend_and_return() {
     assert_eq!((status, code(&value)), (StatusCode::CONFLICT, "E4095"));
     assert!(value["description"].as_str().unwrap().contains("suspended"));
 
+    // What both say of themselves is older than the event.
+    let closed = world.now();
+    world.advance(5_000);
+    let status: KmsStatus = world.admin("GET /v3/clusters/prod/kms", &Value::Null).await;
+    assert!(status.next.contains("not confirmed by n1, n2"), "{}", status.next);
+    assert!(status.agents.iter().all(|a| a.unfenced_since == Some(closed)), "{:?}", status.agents);
+
     // One of two agents says that it acted on the event.
     let ack = json!({ "root": second, "event": event, "state": "suspended", "fenced": true });
     let (node, line) = (By::Node(&sim.nodes[0]), "POST /agent/v1/ack");
@@ -374,6 +383,23 @@ async fn rotate_switch_suspend_and_return() {
     let status: KmsStatus = world.admin("GET /v3/clusters/prod/kms", &Value::Null).await;
     let said: Vec<_> = status.agents.iter().map(|a| (a.acknowledged, a.fenced)).collect();
     assert_eq!(said, [(Some(true), true), (Some(false), false)]);
+    assert!(status.next.contains("not confirmed by n2 "), "{}", status.next);
+    let said: Vec<_> = status.agents.iter().map(|a| a.unfenced_since).collect();
+    assert_eq!(said, [None, Some(closed)]);
+
+    // The other one too; then the first finds that its API server is not gone after all.
+    let node = By::Node(&sim.nodes[1]);
+    assert_eq!(world.call(node, line, &ack).await.0, StatusCode::NO_CONTENT);
+    let status: KmsStatus = world.admin("GET /v3/clusters/prod/kms", &Value::Null).await;
+    assert!(status.next.starts_with("every API server is fenced"), "{}", status.next);
+    let reason = "a process still answers".to_owned();
+    let closing = Access::Closing { root: second, event, since: closed, reason };
+    sim.seen.get_mut("n1").unwrap().access = closing;
+    sim.nodes_act().await;
+    let status: KmsStatus = world.admin("GET /v3/clusters/prod/kms", &Value::Null).await;
+    assert!(status.next.contains("not confirmed by n1 "), "{}", status.next);
+    sim.seen.get_mut("n1").unwrap().access = Access::Open;
+    sim.nodes_act().await;
 
     // Enabled again, an API server is fenced still: not yet.
     world.change(second, EventKind::Enable);
