@@ -143,7 +143,7 @@ fn mended_by(reason: Option<&str>) -> &'static str {
         Some("KEY_NOT_FOUND_ERR") => "see which there are: claviger key ls",
         Some("INSTANCE_NOT_FOUND_ERR") => "see which there are: claviger ks kms instance ls",
         Some("PROTECTED_RESOURCE_ERR" | "PREV_KEY_DEL_ERR") => {
-            "see who uses it: claviger key get; move those clusters to another key first"
+            "see who uses it: claviger key get; move those clusters to another key, then take them off this one: claviger ks kms release"
         }
         Some("RC-ServiceBrokerErrorResponse") => "see its keys: claviger key ls, claviger key get",
         _ => "",

@@ -28,16 +28,25 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-type Shared = State<Arc<App>>;
-type Params = Query<HashMap<String, String>>;
+pub(super) type Shared = State<Arc<App>>;
+pub(super) type Params = Query<HashMap<String, String>>;
 
 fn find(tx: &Tx<'_>, id_or_name: &str) -> Result<ClusterRow, Fault> {
     let none = || Fault::NoCluster(id_or_name.chars().take(64).collect());
     clusters::find(tx, id_or_name)?.ok_or_else(none)
 }
 
-fn whole(tx: &Tx<'_>, id_or_name: &str, now: UnixMs) -> Result<Whole, Fault> {
+pub(super) fn whole(tx: &Tx<'_>, id_or_name: &str, now: UnixMs) -> Result<Whole, Fault> {
     Ok(Whole::of(tx, find(tx, id_or_name)?, now)?)
+}
+
+/// The query parameter `force`, which is an operator's word.
+pub(super) fn forced(params: &HashMap<String, String>) -> Result<bool, Fault> {
+    match params.get("force").map(String::as_str) {
+        None | Some("" | "false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(Fault::Bad("force is true or false".into())),
+    }
 }
 
 /// Reads for a caller with role Viewer.
@@ -380,11 +389,7 @@ pub async fn remove_node(
     let removed = recorded(&app, doing, move |app, doing, now| {
         allowed(&caller, Administrator)?;
         let agent = node.parse().map_err(|e| Fault::Bad(format!("node: {e}")))?;
-        let force = match params.get("force").map(String::as_str) {
-            None | Some("" | "false") => false,
-            Some("true") => true,
-            Some(_) => return Err(Fault::Bad("force is true or false".into())),
-        };
+        let force = forced(&params)?;
         app.store.tx("remove node", |tx| {
             let whole = whole(tx, &name, now)?;
             let (id, target) = (whole.row.cluster.id.clone(), whole.row.crn.clone());

@@ -1,6 +1,7 @@
 //! The cluster service in process, over the whole router, against a real database.
 
 mod agents;
+mod ending;
 mod giving_up;
 mod nodes;
 mod operators;

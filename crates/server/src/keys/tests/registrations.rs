@@ -34,6 +34,7 @@ async fn a_registration_keeps_its_key_from_being_deleted() {
         let refused = w.call(&line, &Value::Null).await;
         let why = refused.key()["reasons"][0]["message"].as_str().unwrap().to_owned();
         assert!(why.contains(&crn), "{why}");
+        assert!(why.contains("claviger ks kms release"), "{why}");
         refused.refused(409, "PREV_KEY_DEL_ERR");
     }
     let unknown = body(json!({"keyVersionId": KeyId::random().to_string()}));
