@@ -274,6 +274,9 @@ pub struct GivenUp {
     pub operation: Option<OperationId>,
     /// For people: what was changed, and what they must know.
     pub notes: Vec<String>,
+    /// For people: what will go wrong if nobody acts, for instance that the root key expires soon.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// How an operation was given up.

@@ -113,7 +113,7 @@ pub enum Fault {
     Forward(String),
     /// Records would be left unread, which is for a person to decide.
     #[error(
-        "root key {} is {is}, and Secrets may be under it: they could not be read until it is active again", .root.key
+        "root key {} is {is}, and Secrets may be under it: {}", .root.key, unread(*.is)
     )]
     NeedsWord {
         /// The root key.
@@ -180,6 +180,14 @@ pub enum Fault {
     /// Ours.
     #[error("a fault of the server")]
     Bug(String),
+}
+
+/// For how long Secrets under a root key in this state cannot be read.
+fn unread(is: KeyState) -> &'static str {
+    match is {
+        KeyState::Deactivated => "it has expired, so they could never be read",
+        _ => "they could not be read until it is active again",
+    }
 }
 
 impl Fault {
@@ -299,6 +307,9 @@ impl Fault {
             | Fault::Forgotten(_)
             | Fault::Suspended(_)
             | Fault::Refused(Refusal::Busy { .. }) => "claviger ks kms status -c CLUSTER".into(),
+            Fault::NeedsWord { is: KeyState::Deactivated, .. } => {
+                "claviger ks kms cancel -c CLUSTER --without-root-key".into()
+            }
             Fault::NeedsWord { root, is } => format!(
                 "claviger key {} {} --instance-id {}, or else claviger ks kms cancel -c CLUSTER --without-root-key",
                 if *is == KeyState::Destroyed { "restore" } else { "enable" },

@@ -216,6 +216,9 @@ async fn cancel(args: Cancel, look: Look, link: &Link) -> Done {
     look.doing(&format!("Giving up what is in progress on cluster {cluster}"));
     let request = CancelOperation { without_root_key: args.without_root_key };
     let given_up = link.clusters.cancel(cluster, &request).await?;
+    for warning in &given_up.warnings {
+        look.warn(warning);
+    }
     look.ok();
     look.answer(&given_up, || {
         let mut lines = given_up.notes.clone();
