@@ -109,6 +109,28 @@ fn files_that_are_not_what_they_should_be() {
 }
 
 #[test]
+fn a_file_that_is_there_is_not_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let there = dir.path().join("there");
+    fs::write(&there, "precious").unwrap();
+    let (ca, there) = (ca(dir.path()), there.display().to_string());
+    let url = "https://127.0.0.1:1";
+    let env = [("CLAVIGER_URL", url), ("CLAVIGER_CA_FILE", &*ca), ("CLAVIGER_API_KEY", "k")];
+    for line in [
+        format!("ks cluster config -c shop --to {there}"),
+        format!("ks cluster node reissue -c shop --request {there} --out {there}"),
+        format!("agent request-certificate --config {there} --out {there}"),
+    ] {
+        let said = claviger(&line, &env);
+        assert_eq!(said.code, 2, "{line}: {}", said.err);
+        assert!(said.err.contains("is there already"), "{line}: {}", said.err);
+        let said = claviger(&format!("{line} --yes"), &env);
+        assert!(!said.err.contains("is there already"), "{line}: {}", said.err);
+        assert_eq!(fs::read_to_string(&there).unwrap(), "precious");
+    }
+}
+
+#[test]
 fn ids_that_are_none() {
     for line in ["key ls --instance-id shop", "ks kms crk ls --instance-id crn:v1:x"] {
         let said = claviger(line, &[]);

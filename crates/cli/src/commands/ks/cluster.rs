@@ -68,6 +68,9 @@ pub struct Reissue {
     /// Where to write the certificate
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Write over a file that is there
+    #[arg(short = 'f', long)]
+    yes: bool,
 }
 
 /// Arguments of `node rm`.
@@ -117,6 +120,9 @@ pub struct Config {
     /// Where to write it; `-` prints it
     #[arg(long, value_name = "FILE", default_value = "-")]
     to: PathBuf,
+    /// Write over a file that is there, with whatever else is in it
+    #[arg(short = 'f', long)]
+    yes: bool,
 }
 
 /// Runs it.
@@ -148,6 +154,7 @@ pub async fn run(verb: Verb, look: Look, link: &Link) -> Done {
         }
         Verb::Node(Node::Rm(args)) => return remove(args, look, link).await,
         Verb::Node(Node::Reissue(args)) => {
+            files::is_free(&args.out, args.yes)?;
             let request: ReissueRequest = files::read_json(&args.request)?;
             look.doing(&format!("Answering the request of node {}", request.agent));
             let answer = link.clusters.reissue(&args.which.cluster, &request).await?;
@@ -315,8 +322,12 @@ struct Written {
 }
 
 async fn config(args: Config, look: Look, link: &Link) -> Done {
+    let printed = args.to.as_os_str() == "-";
+    if !printed {
+        files::is_free(&args.to, args.yes)?;
+    }
     let text = link.clusters.kubeconfig(&args.which.cluster).await?;
-    if args.to.as_os_str() == "-" {
+    if printed {
         crate::render::print_text(text.trim_end());
         return Ok(());
     }
