@@ -94,10 +94,22 @@ impl Connection {
         })?;
         let api_key = match &self.api_key_file {
             Some(path) => {
-                if files::others_may(path) {
+                let shown = path.display();
+                match files::others_may(path) {
+                    files::Others::Nothing => {}
                     // Not refused: a Secret that is mounted into a container looks like this.
-                    let shown = path.display();
-                    eprintln!("warning: others may read the API key in {shown}: chmod 600 {shown}");
+                    files::Others::Read => {
+                        eprintln!(
+                            "warning: others may read the API key in {shown}: chmod 600 {shown}"
+                        );
+                    }
+                    files::Others::Write => {
+                        return Err(Failure::new(
+                            exit::USAGE,
+                            format!("others may write to {shown}, so whose API key is in it?"),
+                            format!("look at it, then: chmod 600 {shown}"),
+                        ));
+                    }
                 }
                 files::read_text(path, API_KEY_MAX)?.trim().to_owned()
             }

@@ -22,11 +22,25 @@ pub fn read_text(path: &Path, max: u64) -> Result<String, Failure> {
     })
 }
 
-/// Whether users other than the file's owner may read or write it. Not of pipes and other things
-/// that are no files.
-pub fn others_may(path: &Path) -> bool {
+/// What users other than its owner may do with a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// Nothing that matters.
+    Nothing,
+    /// Read it.
+    Read,
+    /// Put something else into it.
+    Write,
+}
+
+/// What others may do with `path`. Pipes and other things that are no files are nobody's business.
+pub fn others_may(path: &Path) -> Others {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o077 != 0)
+    match std::fs::metadata(path) {
+        Ok(m) if m.is_file() && m.permissions().mode() & 0o022 != 0 => Others::Write,
+        Ok(m) if m.is_file() && m.permissions().mode() & 0o044 != 0 => Others::Read,
+        _ => Others::Nothing,
+    }
 }
 
 /// Reads key material, or standard input for `-`: base64, or the bytes themselves if `raw`.
