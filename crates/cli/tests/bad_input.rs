@@ -157,6 +157,25 @@ fn what_others_may_write_to_is_not_trusted() {
 }
 
 #[test]
+fn what_is_wrong_with_etcds_options_is_said_in_plain_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = ca(dir.path());
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let absent = format!("https://127.0.0.1:{port}");
+    for (options, code, says) in [
+        ("--etcd-endpoints nonsense".to_owned(), 2, "give a URL"),
+        (format!("--etcd-endpoints {absent}"), 2, "CA"),
+        (format!("--etcd-endpoints {absent} --etcd-cacert /no/such"), 2, "/no/such"),
+        (format!("--etcd-endpoints {absent} --etcd-cacert {ca}"), 3, "refused"),
+    ] {
+        let said = claviger(&format!("census {options}"), &[]);
+        assert_eq!(said.code, code, "{options}: {}", said.err);
+        assert!(said.err.contains(says), "{options}: {}", said.err);
+        assert!(!said.err.contains("tonic") && !said.err.contains("Error("), "{}", said.err);
+    }
+}
+
+#[test]
 fn ids_that_are_none() {
     for line in ["key ls --instance-id shop", "ks kms crk ls --instance-id crn:v1:x"] {
         let said = claviger(line, &[]);

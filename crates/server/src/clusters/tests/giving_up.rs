@@ -144,6 +144,12 @@ async fn going_back_to_a_root_key_that_ends_soon_is_worth_a_warning_and_to_an_ex
     assert_eq!((status, code(&value)), (StatusCode::CONFLICT, "E4102"));
     assert!(value["description"].as_str().unwrap().contains("never"), "{value}");
     assert!(!value["recoveryCLI"].as_str().unwrap().contains("key enable"), "{value}");
+    // Nobody is told to wait for a key that has expired.
+    let line = "GET /v3/clusters/prod/kubeconfig";
+    let (status, value) = world.call(By::Token(&world.admin), line, &Value::Null).await;
+    assert_eq!((status, code(&value)), (StatusCode::CONFLICT, "E4095"));
+    let told = value["description"].as_str().unwrap();
+    assert!(told.contains("cannot be undone") && !told.contains("again"), "{told}");
     expires(UnixMs(world.now().0 + 15_000));
     let given_up = cancel(&world, false).await.unwrap();
     assert_eq!(given_up.outcome, GaveUp::Reversed);

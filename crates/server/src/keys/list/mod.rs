@@ -13,10 +13,11 @@ use crate::keys::view;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use claviger_domain::access::{KeyOperation, On};
-use claviger_domain::id::UnixMs;
+use claviger_domain::access::{KeyOperation, On, role_allows};
+use claviger_domain::id::{InstanceId, UnixMs};
 use claviger_domain::key::KeyState;
 use claviger_store::Tx;
+use claviger_store::iam::Grant;
 use claviger_store::keys::{self, Key};
 use claviger_wire::kp;
 use filter::{Filter, Property};
@@ -86,6 +87,16 @@ pub(crate) async fn count(
     Ok(response)
 }
 
+/// Whether a role of the caller that lists keys counts for something of the instance.
+fn may_list_some(caller: &Caller, instance: InstanceId) -> bool {
+    caller.grants.iter().any(|grant| match grant {
+        Grant::Platform(_) => false,
+        Grant::Service { role, scope } => {
+            role_allows(*role, KeyOperation::List) && scope.reaches(instance)
+        }
+    })
+}
+
 /// The keys that the query asks for and the caller may list: a role on a key alone lets it use
 /// the key, not find it.
 fn matches(
@@ -95,7 +106,8 @@ fn matches(
     search: Option<&Search>,
     now: UnixMs,
 ) -> Result<Vec<Key>, KpError> {
-    if !act.caller.sees(act.instance) {
+    // An empty list would say that there are no keys.
+    if !may_list_some(&act.caller, act.instance) {
         return Err(KpError::unauthorized());
     }
     act.exists(tx)?;
