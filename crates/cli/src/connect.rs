@@ -96,10 +96,22 @@ impl Connection {
         })?;
         let api_key = match &self.api_key_file {
             Some(path) => {
-                if files::others_may(path) {
+                let shown = path.display();
+                match files::others_may(path) {
+                    files::Others::Nothing => {}
                     // Not refused: a Secret that is mounted into a container looks like this.
-                    let shown = path.display();
-                    eprintln!("warning: others may read the API key in {shown}: chmod 600 {shown}");
+                    files::Others::Read => {
+                        eprintln!(
+                            "warning: others may read the API key in {shown}: chmod 600 {shown}"
+                        );
+                    }
+                    files::Others::Write => {
+                        return Err(Failure::new(
+                            exit::USAGE,
+                            format!("others may write to {shown}, so whose API key is in it?"),
+                            format!("look at it, then: chmod 600 {shown}"),
+                        ));
+                    }
                 }
                 files::read_text(path, API_KEY_MAX)?.trim().to_owned()
             }
@@ -146,7 +158,7 @@ fn mended_by(reason: Option<&str>) -> &'static str {
         Some("KEY_NOT_FOUND_ERR") => "see which there are: claviger key ls",
         Some("INSTANCE_NOT_FOUND_ERR") => "see which there are: claviger ks kms instance ls",
         Some("PROTECTED_RESOURCE_ERR" | "PREV_KEY_DEL_ERR") => {
-            "see who uses it: claviger key get; move those clusters to another key first"
+            "see who uses it: claviger key get; move those clusters to another key, then take them off this one: claviger ks kms release"
         }
         Some("AUTHORIZATION_MISSING_ERR") => "claviger iam authorization create",
         Some("RC-ServiceBrokerErrorResponse") => "see its keys: claviger key ls, claviger key get",

@@ -22,11 +22,25 @@ pub fn read_text(path: &Path, max: u64) -> Result<String, Failure> {
     })
 }
 
-/// Whether users other than the file's owner may read or write it. Not of pipes and other things
-/// that are no files.
-pub fn others_may(path: &Path) -> bool {
+/// What users other than its owner may do with a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// Nothing that matters.
+    Nothing,
+    /// Read it.
+    Read,
+    /// Put something else into it.
+    Write,
+}
+
+/// What others may do with `path`. Pipes and other things that are no files are nobody's business.
+pub fn others_may(path: &Path) -> Others {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o077 != 0)
+    match std::fs::metadata(path) {
+        Ok(m) if m.is_file() && m.permissions().mode() & 0o022 != 0 => Others::Write,
+        Ok(m) if m.is_file() && m.permissions().mode() & 0o044 != 0 => Others::Read,
+        _ => Others::Nothing,
+    }
 }
 
 /// Reads key material, or standard input for `-`: base64, or the bytes themselves if `raw`.
@@ -89,6 +103,20 @@ pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Failu
     })
 }
 
+/// Refuses a file that is there already, unless `over`. Asked before the work whose answer is to be
+/// written, so that no answer is lost.
+pub fn is_free(path: &Path, over: bool) -> Result<(), Failure> {
+    // A link that leads nowhere is there too.
+    if over || std::fs::symlink_metadata(path).is_err() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        exit::USAGE,
+        format!("{} is there already", path.display()),
+        "name another file, or say --yes to write over it",
+    ))
+}
+
 /// Writes JSON into a file that only its owner may read, whole or not at all.
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), Failure> {
     let mut text = serde_json::to_vec_pretty(value)
@@ -146,6 +174,18 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
         let failure = write_secret(&dir.path().join("no/such/dir"), b"x").unwrap_err();
         assert_eq!(failure.code, exit::UNREACHABLE);
+    }
+
+    #[test]
+    fn a_file_that_is_there_is_written_over_only_on_demand() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config");
+        assert!(is_free(&path, false).is_ok());
+        std::os::unix::fs::symlink(dir.path().join("nowhere"), &path).unwrap();
+        let failure = is_free(&path, false).unwrap_err();
+        assert_eq!(failure.code, exit::USAGE);
+        assert!(failure.hint.contains("--yes"), "{}", failure.hint);
+        assert!(is_free(&path, true).is_ok());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use crate::exit::{self, Failure};
 use claviger_client::KeyService;
 use claviger_domain::id::{InstanceId, KeyId};
+use claviger_domain::key::KeyState;
 use claviger_wire::kp::Key;
 use std::time::{Duration, Instant};
 
@@ -64,9 +65,26 @@ pub async fn enable(
     note: impl FnMut(&str),
 ) -> Result<(), Failure> {
     let done = wait_out(note, async || keys.enable(instance, key).await).await;
+    unless_so_already(done, keys, instance, key, KeyState::Active).await
+}
+
+/// Disables a key; one that is suspended already is no failure.
+pub async fn disable(keys: &KeyService, instance: InstanceId, key: KeyId) -> Result<(), Failure> {
+    let done = keys.disable(instance, key).await.map_err(Failure::from);
+    unless_so_already(done, keys, instance, key, KeyState::Suspended).await
+}
+
+/// A change that was refused is none to complain of where the key is as wanted.
+async fn unless_so_already(
+    done: Result<(), Failure>,
+    keys: &KeyService,
+    instance: InstanceId,
+    key: KeyId,
+    wanted: KeyState,
+) -> Result<(), Failure> {
     if done.is_err()
         && let Ok(found) = keys.metadata(instance, key).await
-        && found.state == claviger_domain::key::KeyState::Active as u8
+        && found.state == wanted as u8
     {
         return Ok(());
     }

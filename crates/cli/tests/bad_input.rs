@@ -109,6 +109,73 @@ fn files_that_are_not_what_they_should_be() {
 }
 
 #[test]
+fn a_file_that_is_there_is_not_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let there = dir.path().join("there");
+    fs::write(&there, "precious").unwrap();
+    let (ca, there) = (ca(dir.path()), there.display().to_string());
+    let url = "https://127.0.0.1:1";
+    let env = [("CLAVIGER_URL", url), ("CLAVIGER_CA_FILE", &*ca), ("CLAVIGER_API_KEY", "k")];
+    for line in [
+        format!("ks cluster config -c shop --to {there}"),
+        format!("ks cluster node reissue -c shop --request {there} --out {there}"),
+        format!("agent request-certificate --config {there} --out {there}"),
+    ] {
+        let said = claviger(&line, &env);
+        assert_eq!(said.code, 2, "{line}: {}", said.err);
+        assert!(said.err.contains("is there already"), "{line}: {}", said.err);
+        let said = claviger(&format!("{line} --yes"), &env);
+        assert!(!said.err.contains("is there already"), "{line}: {}", said.err);
+        assert_eq!(fs::read_to_string(&there).unwrap(), "precious");
+    }
+}
+
+#[test]
+fn what_others_may_write_to_is_not_trusted() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (ca, key) = (ca(dir.path()), dir.path().join("key"));
+    fs::write(&key, "k").unwrap();
+    let env = [("CLAVIGER_URL", "https://127.0.0.1:1"), ("CLAVIGER_CA_FILE", &*ca)];
+    let line = format!("ks cluster ls --api-key-file {}", key.display());
+    for (mode, code, says) in [(0o600, 3, ""), (0o604, 3, "may read"), (0o602, 2, "may write")] {
+        fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+        let said = claviger(&line, &env);
+        assert_eq!(said.code, code, "{mode:o}: {}", said.err);
+        assert!(said.err.contains(says), "{mode:o}: {}", said.err);
+        assert_eq!(said.err.contains("chmod 600"), mode != 0o600, "{}", said.err);
+    }
+    // Of a server's directory it is said. Its recovery key is read as its master key is.
+    let data = dir.path().join("data");
+    fs::create_dir(&data).unwrap();
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o777)).unwrap();
+    fs::write(data.join("master.key"), "without its database").unwrap();
+    let line = format!("server run --data {} --listen 127.0.0.1:0", data.display());
+    let said = claviger(&line, &[]);
+    assert_eq!(said.code, 3, "{}", said.err);
+    assert!(said.err.contains("chmod 700"), "{}", said.err);
+}
+
+#[test]
+fn what_is_wrong_with_etcds_options_is_said_in_plain_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = ca(dir.path());
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let absent = format!("https://127.0.0.1:{port}");
+    for (options, code, says) in [
+        ("--etcd-endpoints nonsense".to_owned(), 2, "give a URL"),
+        (format!("--etcd-endpoints {absent}"), 2, "CA"),
+        (format!("--etcd-endpoints {absent} --etcd-cacert /no/such"), 2, "/no/such"),
+        (format!("--etcd-endpoints {absent} --etcd-cacert {ca}"), 3, "refused"),
+    ] {
+        let said = claviger(&format!("census {options}"), &[]);
+        assert_eq!(said.code, code, "{options}: {}", said.err);
+        assert!(said.err.contains(says), "{options}: {}", said.err);
+        assert!(!said.err.contains("tonic") && !said.err.contains("Error("), "{}", said.err);
+    }
+}
+
+#[test]
 fn ids_that_are_none() {
     for line in ["key ls --instance-id shop", "ks kms crk ls --instance-id crn:v1:x"] {
         let said = claviger(line, &[]);

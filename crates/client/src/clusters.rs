@@ -10,7 +10,8 @@ use claviger_domain::id::{AgentName, InstanceId, JobId};
 use claviger_wire::agent::{Certificate, ReissueRequest};
 use claviger_wire::ks::{
     CancelOperation, ClusterView, Crk, EnableKms, GivenUp, JobView, KeyOwner, KmsInstance,
-    KmsStatus, NewJob, NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered,
+    KmsStatus, NewJob, NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered, ReleaseKey,
+    Released,
 };
 use reqwest::Method;
 use reqwest::header::HeaderValue;
@@ -103,6 +104,12 @@ impl ClusterService {
         self.session.send(Call::new(Method::DELETE, path)).await?.json()
     }
 
+    /// Forgets a cluster; `force` for one that is encrypted.
+    pub async fn remove(&self, cluster: &str, force: bool) -> Result<(), Error> {
+        let path = format!("/v1/clusters/{}?force={force}", segment(cluster));
+        self.session.send(Call::new(Method::DELETE, path)).await.map(drop)
+    }
+
     /// Everything about a cluster's encryption.
     pub async fn kms_status(&self, cluster: &str) -> Result<KmsStatus, Error> {
         self.read(below(cluster, "/kms")).await
@@ -121,6 +128,12 @@ impl ClusterService {
     /// Gives up what is in progress; refused with 409 where it cannot be.
     pub async fn cancel(&self, cluster: &str, request: &CancelOperation) -> Result<GivenUp, Error> {
         let call = Call::post(below(cluster, "/kms/operations/cancel")).json(request)?;
+        self.session.send(call).await?.json()
+    }
+
+    /// Takes a cluster off a root key that it needs no more; refused with 409 where it may.
+    pub async fn release(&self, cluster: &str, request: &ReleaseKey) -> Result<Released, Error> {
+        let call = Call::post(below(cluster, "/kms/release")).json(request)?;
         self.session.send(call).await?.json()
     }
 

@@ -101,7 +101,7 @@ impl Error {
             Error::Busy { .. } => "try again; if it stays so, the server's log says why",
             Error::Refused { hint, .. } => hint,
             Error::Unauthorized { .. } => {
-                "check the API key or certificate, its roles, and whether the instance admits this address"
+                "check the API key or certificate, its roles, and whether the instance's policy allowedIP admits this address (docs/runbooks/instance-locked.md)"
             }
             Error::Protocol { .. } => "compare the versions of both ends; report it as a bug",
             Error::Tls { .. } | Error::Local { .. } => "",

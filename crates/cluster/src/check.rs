@@ -57,6 +57,9 @@ pub fn look(config: &AgentConfig) -> Vec<String> {
     {
         wrong.push(format!("socket: {} is there and is none", config.socket.display()));
     }
+    if config.state_dir.is_dir() {
+        wrong.extend(identity::key_trouble(config));
+    }
     if !identity::joined(config) {
         match &config.join_token_file {
             Some(path) if path.is_file() => {}

@@ -58,14 +58,48 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     inner().map_err(FileError::of("write", path))
 }
 
+/// Says in the log that others may write to a directory of ours: they could put files of their own
+/// in the place of what is in it.
+pub(crate) fn warn_of_writers(path: &Path) {
+    let mode = fs::metadata(path).map_or(0, |found| found.permissions().mode());
+    if mode & 0o022 != 0 {
+        let path = path.display();
+        tracing::warn!("others may write to {path} (mode {:03o}): chmod 700 {path}", mode & 0o777);
+    }
+}
+
 /// Reads `path`; none if it does not exist.
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    read_if(path, |_| Ok(()))
+}
+
+/// Reads a key; none if it does not exist. Refused where others may read or write it: it is no
+/// secret then, or not ours.
+pub(crate) fn read_private(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    read_if(path, |file| {
+        let mode = file.metadata()?.permissions().mode() & 0o777;
+        if mode & 0o077 == 0 {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "it has mode {mode:03o}; it must be 0600 (chmod 600 {})",
+            path.display()
+        )))
+    })
+}
+
+fn read_if(
+    path: &Path,
+    good: impl Fn(&File) -> io::Result<()>,
+) -> Result<Option<Vec<u8>>, FileError> {
     let inner = || -> io::Result<Option<Vec<u8>>> {
         let file = match File::open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
+        // Of the opened file, so that it cannot be exchanged between look and read.
+        good(&file)?;
         let mut bytes = Vec::new();
         file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > MAX_BYTES {

@@ -24,7 +24,7 @@ use rustls::{CertificateError as Bad, RootCertStore};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
-use zeroize::Zeroize as _;
+use zeroize::{Zeroize as _, Zeroizing};
 
 const KEY: &str = "node.key";
 const CERTIFICATE: &str = "node.json";
@@ -335,6 +335,12 @@ pub fn joined(config: &AgentConfig) -> bool {
     config.state(CERTIFICATE).exists()
 }
 
+/// Why the node's key cannot be read, if there is one that cannot.
+pub(crate) fn key_trouble(config: &AgentConfig) -> Option<String> {
+    let pem = file::read_private(&config.state(KEY)).map(|pem| pem.map(Zeroizing::new));
+    pem.err().map(|error| with_causes(&error))
+}
+
 /// Whether the agent has taken up what was installed.
 pub fn is_taken_up(config: &AgentConfig) -> bool {
     !config.state(INSTALLED).exists()
@@ -344,7 +350,7 @@ pub fn is_taken_up(config: &AgentConfig) -> bool {
 fn known(config: &AgentConfig) -> Result<Identity, IdentityError> {
     let certificate = file::read_json::<Certificate>(&config.state(CERTIFICATE))?;
     let certificate = certificate.ok_or(IdentityError::NeverJoined)?;
-    let pem = file::read(&config.state(KEY))?.ok_or(IdentityError::NeverJoined)?;
+    let pem = file::read_private(&config.state(KEY))?.ok_or(IdentityError::NeverJoined)?;
     Ok(Identity { key: read_key(pem)?, certificate })
 }
 
@@ -385,7 +391,7 @@ async fn join(
 /// The key pair of the last run, or a new one (ECDSA P-256), durable before it is used.
 fn key_pair(config: &AgentConfig) -> Result<KeyPair, IdentityError> {
     let path = config.state(KEY);
-    if let Some(pem) = file::read(&path)? {
+    if let Some(pem) = file::read_private(&path)? {
         return Ok(read_key(pem)?);
     }
     let key = KeyPair::generate()?;
@@ -498,6 +504,22 @@ mod tests {
         }
         install(&config, &good).unwrap();
         assert!(!is_taken_up(&config));
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_or_write_is_none() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        key_pair(&config).unwrap();
+        assert_eq!(key_trouble(&config), None);
+        for mode in [0o604, 0o620, 0o777] {
+            let wide = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(config.state(KEY), wide).unwrap();
+            assert!(key_pair(&config).is_err(), "{mode:o}");
+            let told = key_trouble(&config).unwrap();
+            assert!(told.contains("chmod 600"), "{told}");
+        }
     }
 
     #[test]

@@ -95,6 +95,7 @@ pub enum AgentError {
 /// Runs until `stop` ends. The API server goes on; its plugin's socket is gone then.
 pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
     file::make_dir(&config.state_dir)?;
+    file::warn_of_writers(&config.state_dir);
     let state_dir = config.state_dir.display().to_string();
     let _lock = lock(&config.state("lock"), || AgentError::Locked(state_dir))?;
     let ca = file::read(&config.ca)?

@@ -75,7 +75,7 @@ impl Spec {
         if !(1..=MAX_APISERVERS).contains(&wanted) {
             return Err(DevError::refused(
                 format!("{wanted} API servers cannot be: 1 to {MAX_APISERVERS}"),
-                "ask for 1 or 3",
+                "most clusters have 1 or 3",
             ));
         }
         if let Some(found) = Self::read(layout)? {

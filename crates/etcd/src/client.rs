@@ -616,6 +616,10 @@ fn tls(config: &EtcdConfig) -> Result<Option<ClientTlsConfig>, EtcdError> {
     if plain == config.endpoints.len() {
         return Ok(None);
     }
+    if let Some(url) = config.endpoints.iter().find(|url| !url.contains("://")) {
+        let text = format!("etcd endpoint {url:?}: give a URL like https://127.0.0.1:2379");
+        return Err(EtcdError::Config(text));
+    }
     let ca = config.ca.as_ref().ok_or_else(|| {
         EtcdError::Config("an https endpoint of etcd needs the file of its CA".to_owned())
     })?;

@@ -122,6 +122,15 @@ pub fn admin_kubeconfig(db: &Connection, id: &ClusterId) -> Result<Option<Vec<u8
     Ok(found.flatten())
 }
 
+/// Removes a cluster and all that is kept of it.
+pub fn remove(db: &Connection, id: &ClusterId) -> Result<()> {
+    for table in ["join_tokens", "agents", "observations", "leases", "jobs", "event_acks"] {
+        db.execute(&format!("DELETE FROM {table} WHERE cluster = ?1"), [id.as_str()])?;
+    }
+    db.execute("DELETE FROM clusters WHERE id = ?1", [id.as_str()])?;
+    Ok(())
+}
+
 /// Stores what a commit made of the cluster. Answers false, and changes nothing, unless the
 /// stored revision is the one just before.
 pub fn update(db: &Connection, cluster: &Cluster) -> Result<bool> {

@@ -82,6 +82,13 @@ pub fn of_instance(tx: &Tx<'_>, instance: InstanceId) -> Result<Vec<Registration
     collect(query.query([instance.to_string()])?)
 }
 
+/// The keys that a resource is registered on.
+pub fn roots_of(tx: &Tx<'_>, crn: &str) -> Result<Vec<RootKey>, StoreError> {
+    let sql = format!("SELECT {COLUMNS} FROM registrations WHERE crn = ?1 ORDER BY instance, key");
+    let mut query = tx.prepare_cached(&sql)?;
+    Ok(collect(query.query([crn])?)?.into_iter().map(|r| r.root).collect())
+}
+
 /// Removes a registration; whether there was one.
 pub fn remove(tx: &Tx<'_>, root: &RootKey, crn: &str) -> Result<bool, StoreError> {
     let sql = "DELETE FROM registrations WHERE instance = ?1 AND key = ?2 AND crn = ?3";

@@ -7,6 +7,7 @@
 //! | `GET /v2/getCRKs?kms_instance=` | | 200 list of [`Crk`] |
 //! | `GET /v2/getCluster?cluster=` | | 200 [`ClusterView`] |
 //! | `GET /v2/vpc/getClusters`, `GET /v1/clusters` | | 200 list of [`ClusterView`] |
+//! | `DELETE /v1/clusters/{c}?force=true` | | 204; 409 while an agent of it is heard, or it is encrypted, without `force` |
 //! | `GET /v1/logging/{cluster}/clusterkeyowner` | | 200 [`KeyOwner`] |
 //! | `POST /v3/clusters` | [`RegisterCluster`] | 201 [`Registered`] |
 //! | `POST /v3/clusters/{c}/join-tokens` | | 201 [`Registered`] |
@@ -15,6 +16,7 @@
 //! | `GET /v3/clusters/{c}/kms` | | 200 [`KmsStatus`] |
 //! | `POST /v3/clusters/{c}/kms/operations` | [`OpenOperation`] | 202 [`Opened`], 200 when it is so already |
 //! | `POST /v3/clusters/{c}/kms/operations/cancel` | [`CancelOperation`] | 200 [`GivenUp`]; 409 when it cannot be given up |
+//! | `POST /v3/clusters/{c}/kms/release` | [`ReleaseKey`] | 200 [`Released`]; 409 while the cluster may need the key, or without `force` |
 //! | `POST /v3/clusters/{c}/jobs` | [`NewJob`] | 202 [`JobView`] |
 //! | `GET /v3/clusters/{c}/jobs/{id}` | | 200 [`JobView`] |
 //! | `GET /v3/clusters/{c}/kubeconfig` | | 200 text; 409 while the root key is suspended |
@@ -277,6 +279,9 @@ pub struct GivenUp {
     pub operation: Option<OperationId>,
     /// For people: what was changed, and what they must know.
     pub notes: Vec<String>,
+    /// For people: what will go wrong if nobody acts, for instance that the root key expires soon.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// How an operation was given up.
@@ -289,6 +294,32 @@ pub enum GaveUp {
     Reversed,
     /// That was so before; from now on it goes on without the root key that it leaves.
     WithoutRootKey,
+}
+
+/// Takes a cluster's registration off a root key that nothing of it is under any more. The
+/// cluster may be one that was removed, then by its id.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ReleaseKey {
+    /// The key's instance.
+    pub instance_id: InstanceId,
+    /// The root key.
+    pub crk_id: KeyId,
+    /// A census of the cluster that is done and was asked for at most 10 minutes ago. Not needed
+    /// for a cluster that was removed.
+    #[serde(default)]
+    pub census: Option<JobId>,
+    /// The operator's word that backups under the key may never be read again.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// A root key without this cluster among its users.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Released {
+    /// The root key.
+    pub crk_id: KeyId,
+    /// For people: what this means.
+    pub notes: Vec<String>,
 }
 
 /// A node that left its cluster.
@@ -377,8 +408,14 @@ pub mod code {
     pub const FORGOTTEN: &str = "E4107";
     /// The operation cannot be given up as it stands.
     pub const FORWARD: &str = "E4101";
-    /// Secrets would be left unread: an operator must say so.
+    /// Secrets or backups would be left unread: an operator must say so.
     pub const NEEDS_WORD: &str = "E4102";
+    /// The cluster is not registered on the root key.
+    pub const NOT_REGISTERED: &str = "E4046";
+    /// The cluster cannot do without the root key.
+    pub const KEY_IN_USE: &str = "E4108";
+    /// It is not proven that no live record is under the root key.
+    pub const NO_CENSUS: &str = "E4109";
     /// A cluster of this name exists.
     pub const NAME_TAKEN: &str = "E4094";
     /// The cluster's root key is suspended, or its control plane is fenced.

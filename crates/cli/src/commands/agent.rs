@@ -54,6 +54,9 @@ enum Verb {
         /// Where to write it
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+        /// Write over a file that is there
+        #[arg(short = 'f', long)]
+        yes: bool,
     },
     /// Give the agent of this node, running or not, the certificate that a request was answered with
     InstallCertificate {
@@ -86,7 +89,8 @@ pub fn run(args: Args) -> Done {
             Ok(())
         }
         Verb::Upgrade { config } => upgrade(&load(&config)?),
-        Verb::RequestCertificate { config, out } => {
+        Verb::RequestCertificate { config, out, yes } => {
+            files::is_free(&out, yes)?;
             let request = identity::write_request(&load(&config)?).map_err(|e| no(&e))?;
             files::write_json(&out, &request)?;
             print_text(&format!(

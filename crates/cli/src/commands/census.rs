@@ -11,7 +11,7 @@ use claviger_etcd::bolt::Database;
 use claviger_etcd::census::Verdict;
 use claviger_etcd::census::{Census, Counts, Keep};
 use claviger_etcd::resource::Resource;
-use claviger_etcd::{Etcd, EtcdConfig};
+use claviger_etcd::{Etcd, EtcdConfig, EtcdError};
 use claviger_wire::agent::JobKind;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -154,14 +154,20 @@ fn of_etcd(args: &Args, resources: &[Resource]) -> Result<Census, Failure> {
             let etcd = Etcd::connect(&config).await?;
             Census::take(&etcd, resources, Keep::Counts, now()).await
         };
-        count.await.map_err(|e| {
-            let mut text = e.to_string();
-            let mut cause = std::error::Error::source(&e);
-            while let Some(c) = cause {
-                text = format!("{text}: {c}");
-                cause = c.source();
+        count.await.map_err(|e| match &e {
+            EtcdError::Config(_) => {
+                Failure::new(exit::USAGE, &e, "see --etcd-endpoints and --etcd-cacert")
             }
-            Failure::new(exit::UNREACHABLE, text, "check the endpoints and the certificate files")
+            EtcdError::File { source, .. } => {
+                Failure::new(exit::USAGE, format!("{e}: {source}"), "check the path")
+            }
+            // Their texts have the cause; below it are words for programmers.
+            EtcdError::Unreachable { .. } => Failure::new(
+                exit::UNREACHABLE,
+                &e,
+                "check the endpoints and the certificate files; is etcd running?",
+            ),
+            _ => Failure::new(exit::UNKNOWN, &e, "try again"),
         })
     })
 }

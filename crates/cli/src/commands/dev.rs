@@ -44,7 +44,7 @@ struct Up {
     /// Kubernetes minor: 1.37 (default) or 1.34
     #[arg(long, value_name = "MINOR")]
     kubernetes: Option<Minor>,
-    /// Number of API servers, each with an agent: 1 (default) or 3
+    /// Number of API servers, each with an agent: 1 (default) to 5
     #[arg(long, value_name = "N")]
     apiservers: Option<u32>,
     /// Start the API servers without any encryption flag, as most clusters are found

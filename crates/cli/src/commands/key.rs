@@ -164,7 +164,7 @@ async fn act(verb: Verb, instance: InstanceId, look: Look, link: &Link) -> Done 
                 &format!("Every cluster under key {key} becomes unusable. Disable it?"),
             )?;
             look.doing(&format!("Disabling key {key}"));
-            keys.disable(instance, key).await?;
+            ids::disable(keys, instance, key).await?;
             details(instance, key, look, link).await
         }
         Verb::Enable(which) => {

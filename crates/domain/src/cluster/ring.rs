@@ -110,6 +110,12 @@ impl Ring {
         self.keks.iter().any(|k| k.root.root == root)
     }
 
+    /// Whether KEKs under `root` can be needed by old revisions and backups, and by nothing else.
+    pub fn only_retains(&self, root: RootKey) -> bool {
+        let under = |k: &&Kek| k.root.root == root;
+        self.names(root) && self.keks.iter().filter(under).all(|k| k.role == Role::Retained)
+    }
+
     /// The serial that the next KEK gets.
     pub fn next_serial(&self) -> Serial {
         let here = self.keks.iter().map(|k| k.serial.0).max().unwrap_or(0);

@@ -108,8 +108,9 @@ fn checked(tx: &Tx<'_>, row: &ClusterRow, commit: &Commit, now: UnixMs) -> Resul
                 return Err(Fault::Refused(Refusal::OutOfOrder(NOT_RESTORED)));
             }
             for root in roots::roots_of(held) {
-                // It would count as destroyed, and the cluster would be fenced for it.
-                if keys::get(tx, &root)?.is_none() {
+                // It would count as destroyed, and the cluster would be fenced for it. One that
+                // backups alone may need can have been released, deleted and purged.
+                if !held.ring.only_retains(root) && keys::get(tx, &root)?.is_none() {
                     return Err(Fault::Refused(Refusal::OutOfOrder(UNKNOWN_ROOT)));
                 }
             }
@@ -180,9 +181,14 @@ fn chosen(tx: &Tx<'_>, row: &ClusterRow, root: &RootKey) -> Result<bool, Fault> 
         || roots::registered(tx, root, &row.crn)?)
 }
 
-/// Prevents the deletion of the root keys of what an agent brings back: the backup may be older
-/// than the registration.
-fn register(tx: &Tx<'_>, row: &ClusterRow, held: &Cluster, now: UnixMs) -> Result<(), Fault> {
+/// Prevents the deletion of the root keys of `held`, as the cluster knows itself or as an agent
+/// brings it back: the backup may be older than the registration.
+pub(super) fn register(
+    tx: &Tx<'_>,
+    row: &ClusterRow,
+    held: &Cluster,
+    now: UnixMs,
+) -> Result<(), Fault> {
     for root in roots::roots_of(held) {
         let current = keys::get(tx, &root)?.and_then(|key| key.current);
         let (Some(version), false) = (current, roots::registered(tx, &root, &row.crn)?) else {

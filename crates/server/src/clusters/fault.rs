@@ -126,7 +126,7 @@ pub enum Fault {
     Forward(String),
     /// Records would be left unread, which is for a person to decide.
     #[error(
-        "root key {} is {is}, and Secrets may be under it: they could not be read until it is active again", .root.key
+        "root key {} is {is}, and Secrets may be under it: {}", .root.key, unread(*.is)
     )]
     NeedsWord {
         /// The root key.
@@ -134,6 +134,30 @@ pub enum Fault {
         /// Its state.
         is: KeyState,
     },
+    /// It is not on the list of the key's users.
+    #[error("the cluster is not registered on root key {}; there is nothing to release", .0.key)]
+    NotRegistered(RootKey),
+    /// The cluster cannot do without the key.
+    #[error("root key {} is in use by the cluster: {why}", .root.key)]
+    InUse {
+        /// The root key.
+        root: RootKey,
+        /// What for.
+        why: &'static str,
+    },
+    /// Of backups the server knows nothing.
+    #[error(
+        "backups of etcd under root key {} can never be read again once it is deleted; make sure that none is needed, and say so with force", .0.key
+    )]
+    BackupsMayDie(RootKey),
+    /// It is not proven that no live record is under the key.
+    #[error("no census proves that nothing is under the root key: {0}")]
+    NoCensus(String),
+    /// Its Secrets would be left encrypted.
+    #[error(
+        "cluster {0} is encrypted: its Secrets stay so, and its API servers cannot read them once they restart; if it is gone for good, say so with force"
+    )]
+    Encrypted(String),
     /// The name is taken.
     #[error("a cluster is named {0:?} already")]
     NameTaken(String),
@@ -171,6 +195,14 @@ pub enum Fault {
     Bug(String),
 }
 
+/// For how long Secrets under a root key in this state cannot be read.
+fn unread(is: KeyState) -> &'static str {
+    match is {
+        KeyState::Deactivated => "it has expired, so they could never be read",
+        _ => "they could not be read until it is active again",
+    }
+}
+
 impl Fault {
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
@@ -188,6 +220,7 @@ impl Fault {
             | Fault::NoInstance(_)
             | Fault::NoKey(_)
             | Fault::NoNode(_)
+            | Fault::NotRegistered(_)
             | Fault::NoJob(_) => S::NOT_FOUND,
             Fault::NotActive { .. } => S::UNPROCESSABLE_ENTITY,
             Fault::Unfit(_) => S::PRECONDITION_FAILED,
@@ -199,6 +232,10 @@ impl Fault {
             | Fault::NotEncrypted
             | Fault::Forward(_)
             | Fault::NeedsWord { .. }
+            | Fault::InUse { .. }
+            | Fault::BackupsMayDie(_)
+            | Fault::NoCensus(_)
+            | Fault::Encrypted(_)
             | Fault::NameTaken(_)
             | Fault::Suspended(_)
             | Fault::LeaseHeld(..)
@@ -237,7 +274,12 @@ impl Fault {
             Fault::Forgotten(_) => code::FORGOTTEN,
             Fault::NotEncrypted => code::NOT_ENCRYPTED,
             Fault::Forward(_) => code::FORWARD,
-            Fault::NeedsWord { .. } => code::NEEDS_WORD,
+            Fault::NeedsWord { .. } | Fault::BackupsMayDie(_) | Fault::Encrypted(_) => {
+                code::NEEDS_WORD
+            }
+            Fault::NotRegistered(_) => code::NOT_REGISTERED,
+            Fault::InUse { .. } => code::KEY_IN_USE,
+            Fault::NoCensus(_) => code::NO_CENSUS,
             Fault::NameTaken(_) => code::NAME_TAKEN,
             Fault::Suspended(_) => code::SUSPENDED,
             Fault::TooManyJobs | Fault::TooMany(_) => code::TOO_MANY,
@@ -270,11 +312,21 @@ impl Fault {
             Fault::NodeMayRun(agent, _) => {
                 format!("claviger ks cluster node rm -c CLUSTER {agent} --force")
             }
+            Fault::BackupsMayDie(root) => format!(
+                "claviger ks kms release -c CLUSTER --crk {} --instance-id {} --force",
+                root.key, root.instance
+            ),
+            Fault::NoCensus(_) => "claviger census -c CLUSTER".into(),
+            Fault::Encrypted(name) => format!("claviger ks cluster rm -c {name} --force"),
             Fault::NothingToCancel
+            | Fault::InUse { .. }
             | Fault::Forward(_)
             | Fault::Forgotten(_)
             | Fault::Suspended(_)
             | Fault::Refused(Refusal::Busy { .. }) => "claviger ks kms status -c CLUSTER".into(),
+            Fault::NeedsWord { is: KeyState::Deactivated, .. } => {
+                "claviger ks kms cancel -c CLUSTER --without-root-key".into()
+            }
             Fault::NeedsWord { root, is } => format!(
                 "claviger key {} {} --instance-id {}, or else claviger ks kms cancel -c CLUSTER --without-root-key",
                 if *is == KeyState::Destroyed { "restore" } else { "enable" },

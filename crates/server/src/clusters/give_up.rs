@@ -2,6 +2,7 @@
 
 use super::commits;
 use super::fault::Fault;
+use super::operations::expires_soon;
 use super::state::Whole;
 use claviger_domain::cluster::commit::Commit;
 use claviger_domain::cluster::plan::must_fence;
@@ -47,6 +48,8 @@ pub fn give_up(
     if let Some(root) = shut {
         notes.push(agreed(&whole, root, without)?);
     }
+    let back_to = whole.roots.iter().find(|r| r.root == target);
+    let warnings = expires_soon(back_to.and_then(|r| r.expires), now).into_iter().collect();
     let id = OperationId::random();
     let commit = Commit::Reversed { id, target, without: shut, by: by.to_owned() };
     commits::store(tx, whole.row, &commit, now)?;
@@ -57,7 +60,7 @@ pub fn give_up(
             target.key
         ),
     );
-    Ok(GivenUp { outcome: GaveUp::Reversed, operation: Some(id), notes })
+    Ok(GivenUp { outcome: GaveUp::Reversed, operation: Some(id), notes, warnings })
 }
 
 /// Ends an operation whose KEK, if there is one, has sealed nothing.
@@ -84,7 +87,7 @@ fn cancel(
         "Nothing was changed: no Secret is under the new key, which is gone for good.".to_owned()
     };
     let operation = Some(op.id);
-    Ok(GivenUp { outcome: GaveUp::Cancelled, operation, notes: vec![note] })
+    Ok(GivenUp { outcome: GaveUp::Cancelled, operation, notes: vec![note], warnings: Vec::new() })
 }
 
 /// Commits the end, and drops the registration where nothing of the cluster needs it any more.
@@ -134,7 +137,8 @@ fn goes_on_without(
     let (id, target) = (op.id, op.target);
     let commit = Commit::Reversed { id, target, without: Some(root), by: by.to_owned() };
     commits::store(tx, whole.row, &commit, now)?;
-    Ok(GivenUp { outcome: GaveUp::WithoutRootKey, operation: Some(id), notes: vec![note] })
+    let (operation, warnings) = (Some(id), Vec::new());
+    Ok(GivenUp { outcome: GaveUp::WithoutRootKey, operation, notes: vec![note], warnings })
 }
 
 /// What it means to go on without `root`, if the operator agreed to that.

@@ -19,6 +19,8 @@ mod nodes;
 mod operations;
 mod operators;
 mod register;
+mod release;
+mod removal;
 mod request;
 mod roots;
 mod state;
@@ -34,7 +36,7 @@ pub(crate) use roots::scope_of;
 pub use roots::{LAST_BACKUP, users};
 
 use crate::http::api::content::{Content, events, json};
-use crate::http::api::parameters::{CLUSTER, FORCE_NODE, KMS_INSTANCE, REGION};
+use crate::http::api::parameters::{CLUSTER, FORCE_CLUSTER, FORCE_NODE, KMS_INSTANCE, REGION};
 use crate::http::api::{Api, Description, Kind, delete, get, post, says};
 use claviger_domain::cluster::Observation;
 use claviger_wire::agent::{
@@ -43,7 +45,8 @@ use claviger_wire::agent::{
 };
 use claviger_wire::ks::{
     CancelOperation, ClusterView, Crk, EnableKms, GivenUp, JobView, KeyOwner, KmsInstance,
-    KmsStatus, NewJob, NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered,
+    KmsStatus, NewJob, NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered, ReleaseKey,
+    Released,
 };
 use schemars::json_schema;
 use std::sync::Arc;
@@ -92,6 +95,10 @@ fn ibm() -> Api {
         .header(REGION)
         .answers_nothing(204)
         .refuses(&[400, 507]);
+    let remove = says("removeCluster", "Forget a cluster; its Secrets stay as they are")
+        .query(&[FORCE_CLUSTER])
+        .answers_nothing(204)
+        .refuses(&[404, 409, 507]);
     Api::new("clusters", Kind::Service)
         .at("/v2/enableKMS", [post(operators::enable_kms, enable)])
         .at("/v2/getKMSInstances", [get(operators::instances, instances)])
@@ -99,6 +106,7 @@ fn ibm() -> Api {
         .at("/v2/getCluster", [get(operators::get_cluster, one)])
         .at("/v2/vpc/getClusters", [get(operators::get_clusters, clusters("getClusters"))])
         .at("/v1/clusters", [get(operators::get_clusters, clusters("listClusters"))])
+        .at("/v1/clusters/{cluster}", [delete(removal::remove_cluster, remove)])
         .at("/v1/logging/{cluster}/clusterkeyowner", [get(api_key::owner, owner)])
         .at("/v1/keys", [post(api_key::reset, reset)])
 }
@@ -132,6 +140,10 @@ fn ours() -> Api {
         .takes(json::<CancelOperation>())
         .answers(200, json::<GivenUp>())
         .refuses(&[409, 422, 500, 507]);
+    let release = on_cluster("releaseKey", "Take a cluster off a root key it needs no more")
+        .takes(json::<ReleaseKey>())
+        .answers(200, json::<Released>())
+        .refuses(&[409, 507]);
     let new_job = on_cluster("createJob", "Ask a cluster's agents for work")
         .takes(json::<NewJob>())
         .answers(202, json::<JobView>())
@@ -148,6 +160,7 @@ fn ours() -> Api {
         .at("/v3/clusters/{cluster}/kms", [get(operators::status, status)])
         .at("/v3/clusters/{cluster}/kms/operations", [post(operators::operation, operation)])
         .at("/v3/clusters/{cluster}/kms/operations/cancel", [post(operators::cancel, cancel)])
+        .at("/v3/clusters/{cluster}/kms/release", [post(release::release_key, release)])
         .at("/v3/clusters/{cluster}/jobs", [post(operators::new_job, new_job)])
         .at("/v3/clusters/{cluster}/jobs/{job}", [get(operators::job, job)])
         .at("/v3/clusters/{cluster}/kubeconfig", [get(operators::kubeconfig, kubeconfig)])

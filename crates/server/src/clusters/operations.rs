@@ -154,17 +154,24 @@ fn warnings(
                 .to_owned(),
         );
     }
-    if let Some(at) = expires
-        && at.0 - now.0 < EXPIRES_SOON_MS
-    {
-        out.push(format!(
-            "the root key expires in {} days; the cluster closes then",
-            (at.0 - now.0).max(0) / 86_400_000
-        ));
-    }
+    out.extend(expires_soon(expires, now));
     let closed = whole.closed();
     out.extend(closed.map(|why| format!("the cluster is closed now: {why}")));
     Ok(out)
+}
+
+/// A warning, where a root key to be written under ends soon.
+pub fn expires_soon(expires: Option<UnixMs>, now: UnixMs) -> Option<String> {
+    let left_ms = expires?.0 - now.0;
+    let minutes = left_ms.max(0) / 60_000;
+    let left = match minutes {
+        0 => "less than a minute".to_owned(),
+        1..120 => format!("{minutes} minutes"),
+        120..2880 => format!("{} hours", minutes / 60),
+        _ => format!("{} days", minutes / 1440),
+    };
+    (left_ms < EXPIRES_SOON_MS)
+        .then(|| format!("the root key expires in {left}; the cluster closes then"))
 }
 
 /// An instance's GUID, given as such or as the eighth segment of a CRN.
@@ -198,6 +205,23 @@ fn short(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_root_key_that_ends_within_a_month_is_worth_a_warning() {
+        let said = |ms: i64| expires_soon(Some(UnixMs(1_000 + ms)), UnixMs(1_000));
+        for (left_ms, words) in [
+            (15_000, Some("less than a minute")),
+            (119 * 60_000, Some("119 minutes")),
+            (47 * 3_600_000, Some("47 hours")),
+            (29 * 86_400_000, Some("29 days")),
+            (30 * 86_400_000, None),
+        ] {
+            let said = said(left_ms);
+            assert_eq!(said.is_some(), words.is_some(), "{left_ms}");
+            assert!(said.unwrap_or_default().contains(words.unwrap_or_default()), "{left_ms}");
+        }
+        assert_eq!(expires_soon(None, UnixMs(1_000)), None);
+    }
 
     #[test]
     fn ids_are_taken_as_such_or_out_of_a_crn() {

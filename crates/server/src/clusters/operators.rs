@@ -30,8 +30,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-type Shared = State<Arc<App>>;
-type Params = Query<HashMap<String, String>>;
+pub(super) type Shared = State<Arc<App>>;
+pub(super) type Params = Query<HashMap<String, String>>;
+
+/// The query parameter `force`, which is an operator's word.
+pub(super) fn forced(params: &HashMap<String, String>) -> Result<bool, Fault> {
+    match params.get("force").map(String::as_str) {
+        None | Some("" | "false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(Fault::Bad("force is true or false".into())),
+    }
+}
 
 /// Reads, on one view.
 async fn read<T: Send + 'static>(
@@ -386,11 +395,7 @@ pub async fn remove_node(
     let doing = Doing::by(&caller, action, &*name);
     let removed = recorded(&app, doing, move |app, doing, now| {
         let agent = node.parse().map_err(|e| Fault::Bad(format!("node: {e}")))?;
-        let force = match params.get("force").map(String::as_str) {
-            None | Some("" | "false") => false,
-            Some("true") => true,
-            Some(_) => return Err(Fault::Bad("force is true or false".into())),
-        };
+        let force = forced(&params)?;
         app.store.tx("remove node", |tx| {
             let whole = Whole::of(tx, cluster(app, tx, &mut caller, Administrator, &name)?, now)?;
             let (id, target) = (whole.row.cluster.id.clone(), whole.row.crn.clone());

@@ -7,6 +7,7 @@ use claviger_domain::cluster::plan::must_fence;
 use claviger_domain::cluster::project::{Projection, project};
 use claviger_domain::cluster::{Access, RootStatus, Seen};
 use claviger_domain::id::{AgentName, ClusterId, UnixMs};
+use claviger_domain::key::KeyState;
 use claviger_store::clusters::{self, ClusterRow};
 use claviger_store::{StoreError, Tx};
 use claviger_wire::agent::{LeaseHolder, Nudge, State};
@@ -38,7 +39,14 @@ impl Whole {
     /// Why nobody may reach the cluster now, if so: its root key is not active, or an API server
     /// is fenced still.
     pub fn closed(&self) -> Option<String> {
-        if let Some(root) = must_fence(&self.row.cluster, &self.roots) {
+        let shut = must_fence(&self.row.cluster, &self.roots);
+        if let Some(root) = shut.filter(|root| root.state == KeyState::Deactivated) {
+            return Some(format!(
+                "root key {} has expired, which cannot be undone: the cluster stays closed, and what is left are backups of etcd from before it was under this key",
+                root.root.key
+            ));
+        }
+        if let Some(root) = shut {
             return Some(format!(
                 "root key {} is {}: the cluster is closed until it is active again",
                 root.root.key, root.state

@@ -150,6 +150,8 @@ pub struct KpError {
     pub target: Option<Target>,
     /// Seconds to wait; at most 5, since some clients wait as long as they are told.
     pub retry_after: Option<u8>,
+    /// The key is active, and that is what forbids it.
+    pub active: bool,
 }
 
 impl KpError {
@@ -162,6 +164,7 @@ impl KpError {
             message: message.into(),
             target: None,
             retry_after: None,
+            active: false,
         }
     }
 
@@ -264,7 +267,7 @@ impl IntoResponse for KpError {
             Some(code) => {
                 let what = match (self.failed.as_str(), code) {
                     ("", _) => self.message.clone(),
-                    (failed, "KEY_ACTION_INVALID_STATE_ERR") => {
+                    (failed, "KEY_ACTION_INVALID_STATE_ERR") if !self.active => {
                         format!("Key is not in active state: {failed}")
                     }
                     (failed, _) => failed.to_owned(),

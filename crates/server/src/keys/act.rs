@@ -303,16 +303,20 @@ impl From<Refused> for KpError {
         }
         let advice = advice(state, action);
         let what = format!("The key is {state}, which does not allow this. {advice}");
-        KpError::conflict("KEY_ACTION_INVALID_STATE_ERR", what)
+        let error = KpError::conflict("KEY_ACTION_INVALID_STATE_ERR", what);
+        KpError { active: state == KeyState::Active, ..error }
     }
 }
 
 fn advice(state: KeyState, action: KeyAction) -> &'static str {
     match state {
         KeyState::Suspended if action == KeyAction::Disable => "It needs no such change",
+        KeyState::Active if action == KeyAction::Purge => "Delete it first",
         KeyState::Active => "It needs no such change",
         KeyState::Suspended => "Enable it first",
-        KeyState::Deactivated => "It has expired: rewrap what it protects under another key",
+        KeyState::Deactivated => {
+            "It has expired, which cannot be undone: unwrap what it protects, and wrap it under another key"
+        }
         KeyState::Destroyed => "Restore it first, within 30 days of its deletion",
     }
 }

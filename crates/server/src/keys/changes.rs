@@ -8,6 +8,7 @@ use crate::keys::act::{Act, Changed, Instance, answer, parse, root_only, state_a
 use crate::keys::create::{Prefer, custody, prefers};
 use crate::keys::import::{self, Arriving};
 use crate::keys::query::Query;
+use crate::keys::registrations::CLUSTER;
 use crate::keys::{dual, kmip, view};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -232,14 +233,24 @@ fn unused(tx: &Tx<'_>, key: &Key, force: bool) -> Result<(), KpError> {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         format!("{}{more}", crns.join(", "))
     };
+    let clusters = crate::clusters::users(tx, &key.root)?;
     if !forbid.is_empty() {
+        // Clusters that moved are kept on the list for the sake of their backups.
+        let moved = clusters.is_empty() && forbid.iter().all(|r| r.crn.starts_with(CLUSTER));
+        let how = if moved {
+            format!(
+                "No cluster here writes or reads under it, but backups of etcd, or a cluster that was removed, may be under it: when none is needed, `claviger ks kms release -c CLUSTER --crk {}`",
+                key.root.key
+            )
+        } else {
+            "Move them to another key first; a cluster that has moved is taken off it by `claviger ks kms release`".to_owned()
+        };
         let what = format!(
-            "The key protects resources that prevent its deletion, by force too: {}. Move them to another key first",
+            "The key protects resources that prevent its deletion, by force too: {}. {how}",
             name(&forbid)
         );
         return Err(KpError::conflict("PREV_KEY_DEL_ERR", what));
     }
-    let clusters = crate::clusters::users(tx, &key.root)?;
     if !clusters.is_empty() {
         let shown = clusters.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
         let what = format!(

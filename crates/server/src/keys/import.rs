@@ -255,7 +255,8 @@ pub(crate) enum Arriving {
 }
 
 impl Arriving {
-    /// Reads the four fields of an import; none if there is nothing to import. Wipes `payload`.
+    /// Reads the four fields of an import; none if there is nothing to import. Wipes `payload`. An
+    /// empty one is refused: whoever sends it believes that it brings material.
     pub(crate) fn read(
         payload: Option<String>,
         nonce: Option<&str>,
@@ -263,7 +264,11 @@ impl Arriving {
         algorithm: Option<&str>,
     ) -> Result<Option<Arriving>, KpError> {
         let given = |field: Option<&str>| field.is_some_and(|text| !text.is_empty());
-        let mut payload = payload.filter(|text| !text.is_empty());
+        let mut payload = payload;
+        if payload.as_ref().is_some_and(String::is_empty) {
+            let what = "The field 'payload' must be: absent, or base64 of the key's material";
+            return Err(KpError::field("payload", what));
+        }
         if !given(nonce) && !given(iv) && !given(algorithm) {
             let Some(text) = &mut payload else { return Ok(None) };
             let plain = secret("payload", text);

@@ -49,6 +49,12 @@ fn writable(tx: &Tx<'_>, act: &Doing, crn: &str) -> Result<Key, KpError> {
         );
         return Err(KpError::field("urlEncodedResourceCRN", what));
     }
+    // A `*` asks for all that begin so; what cannot be seen makes two CRNs look like one.
+    if !crn.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'*') {
+        let what =
+            "The resource must be named by a CRN of printable ASCII without blanks and without *";
+        return Err(KpError::field("urlEncodedResourceCRN", what));
+    }
     let own = match act.caller.crn.as_deref() {
         Some(own) => own.split(':').take(OWN).eq(crn.split(':').take(OWN)),
         // A service ID has no CRN of its own: it registers what is no cluster of this server, and

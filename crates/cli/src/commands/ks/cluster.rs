@@ -6,10 +6,12 @@ use crate::exit::{self, Done, Failure};
 use crate::files;
 use crate::render::{Look, attended, now, pairs, typed};
 use claviger_domain::cluster::{Access, FRESH_MS, Stage};
-use claviger_domain::id::{AgentName, UnixMs};
+use claviger_domain::id::{AgentName, ClusterId, UnixMs};
+use claviger_domain::key::RootKey;
 use claviger_wire::agent::ReissueRequest;
 use claviger_wire::ks::{AgentView, KmsStatus, RegisterCluster};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// What can be done with clusters.
@@ -23,6 +25,12 @@ pub enum Verb {
     Register(Register),
     /// Print another one-time token, for the next agent of a cluster; good for one hour
     JoinToken(Which),
+    /// Forget a cluster that is gone
+    ///
+    /// Refused while an agent of it was heard in the last 90 s. Its Secrets stay as they are: if it
+    /// is encrypted, its root keys stay protected from deletion until `claviger ks kms release`
+    /// takes it off them, and you have to type its name, or say --force.
+    Rm(RemoveCluster),
     /// Control-plane nodes: list, remove one that is gone
     #[command(subcommand)]
     Node(Node),
@@ -60,6 +68,9 @@ pub struct Reissue {
     /// Where to write the certificate
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Write over a file that is there
+    #[arg(short = 'f', long)]
+    yes: bool,
 }
 
 /// Arguments of `node rm`.
@@ -70,6 +81,16 @@ pub struct Remove {
     /// Name of the node's agent
     node: AgentName,
     /// The machine is off for good; do not ask
+    #[arg(long)]
+    force: bool,
+}
+
+/// Arguments of `rm`.
+#[derive(clap::Args)]
+pub struct RemoveCluster {
+    #[command(flatten)]
+    which: Which,
+    /// It may be forgotten though it is encrypted; do not ask
     #[arg(long)]
     force: bool,
 }
@@ -99,6 +120,9 @@ pub struct Config {
     /// Where to write it; `-` prints it
     #[arg(long, value_name = "FILE", default_value = "-")]
     to: PathBuf,
+    /// Write over a file that is there, with whatever else is in it
+    #[arg(short = 'f', long)]
+    yes: bool,
 }
 
 /// Runs it.
@@ -121,6 +145,7 @@ pub async fn run(verb: Verb, look: Look, link: &Link) -> Done {
             look.ok();
             look.answer(&made, || joined(&made.name, made.id.as_str(), &made.join_token));
         }
+        Verb::Rm(args) => return forget(args, look, link).await,
         Verb::Node(Node::Ls(which)) => {
             let status = link.clusters.kms_status(&which.cluster).await?;
             look.ok();
@@ -129,6 +154,7 @@ pub async fn run(verb: Verb, look: Look, link: &Link) -> Done {
         }
         Verb::Node(Node::Rm(args)) => return remove(args, look, link).await,
         Verb::Node(Node::Reissue(args)) => {
+            files::is_free(&args.out, args.yes)?;
             let request: ReissueRequest = files::read_json(&args.request)?;
             look.doing(&format!("Answering the request of node {}", request.agent));
             let answer = link.clusters.reissue(&args.which.cluster, &request).await?;
@@ -202,6 +228,64 @@ fn nodes(status: &KmsStatus) -> Vec<NodeRow> {
     status.agents.iter().map(row).collect()
 }
 
+/// A cluster that was removed.
+#[derive(Serialize)]
+struct Forgotten {
+    id: ClusterId,
+    /// Root keys that it is still registered on: its Secrets and backups are under them.
+    root_keys: Vec<RootKey>,
+}
+
+async fn forget(args: RemoveCluster, look: Look, link: &Link) -> Done {
+    let name = &args.which.cluster;
+    let state = link.clusters.kms_status(name).await?.state;
+    let (cluster, crn) = (state.cluster, state.crn);
+    let mut force = args.force;
+    if !force && !cluster.ring.keks.is_empty() && attended() {
+        let question = format!(
+            "Cluster {} is encrypted: its Secrets stay so, and cannot be read without this server.\nType its name to forget it:",
+            cluster.name
+        );
+        if typed(&question) != cluster.name {
+            return Err(Failure::new(exit::NO, "nothing was changed", ""));
+        }
+        force = true;
+    }
+    look.doing(&format!("Removing cluster {name}"));
+    link.clusters.remove(name, force).await?;
+    look.ok();
+    let roots: BTreeSet<RootKey> = cluster.ring.keks.iter().map(|k| k.root.root).collect();
+    let mut forgotten = Forgotten { id: cluster.id, root_keys: Vec::new() };
+    for root in roots {
+        // Who removes a cluster need not be allowed to see who uses its keys: then all are named.
+        let users = link.keys.registrations(root.instance, root.key).await;
+        if users.is_ok_and(|users| users.iter().all(|user| user.resource_crn != crn)) {
+            continue;
+        }
+        forgotten.root_keys.push(root);
+    }
+    look.answer(&forgotten, || still_registered(&forgotten));
+    Ok(())
+}
+
+fn still_registered(forgotten: &Forgotten) -> Vec<String> {
+    if forgotten.root_keys.is_empty() {
+        return Vec::new();
+    }
+    let mut lines = vec![
+        "Its Secrets stay encrypted, so its root keys stay protected from deletion. When neither \
+         its etcd nor a backup of it is needed any more:"
+            .to_owned(),
+    ];
+    lines.extend(forgotten.root_keys.iter().map(|root| {
+        format!(
+            "  claviger ks kms release -c {} --instance-id {} --crk {}",
+            forgotten.id, root.instance, root.key
+        )
+    }));
+    lines
+}
+
 async fn remove(args: Remove, look: Look, link: &Link) -> Done {
     let (cluster, node) = (&args.which.cluster, &args.node);
     let mut force = args.force;
@@ -238,8 +322,12 @@ struct Written {
 }
 
 async fn config(args: Config, look: Look, link: &Link) -> Done {
+    let printed = args.to.as_os_str() == "-";
+    if !printed {
+        files::is_free(&args.to, args.yes)?;
+    }
     let text = link.clusters.kubeconfig(&args.which.cluster).await?;
-    if args.to.as_os_str() == "-" {
+    if printed {
         crate::render::print_text(text.trim_end());
         return Ok(());
     }

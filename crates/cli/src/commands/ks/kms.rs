@@ -1,7 +1,7 @@
 //! `claviger ks kms`
 
 use super::follow::{self, Ended, Goal};
-use super::{Which, guard, verify, view};
+use super::{Which, guard, release, verify, view};
 use crate::connect::Link;
 use crate::exit::{self, Done, Failure};
 use crate::render::{Look, Progress, attended, confirm, now, thousands};
@@ -36,6 +36,13 @@ pub enum Verb {
     /// Afterwards the cluster goes back to the root key that wrote before, by a rewrite of all
     /// Secrets: the one case in which a root key is used a second time.
     Cancel(Cancel),
+    /// Take a cluster off a root key that nothing of it is under any more
+    ///
+    /// A root key that a cluster has moved away from stays protected from deletion, since old
+    /// backups of etcd are under it. An agent counts that no live record is; that backups may die
+    /// with the key is for you to say, by typing the key's name or with --force. A cluster that
+    /// was removed is named by its id. Then `claviger key delete` can do its work.
+    Release(release::Release),
     /// Clear plaintext out of etcd's files
     ///
     /// A single-member etcd is restored from its own snapshot into a fresh directory; its API
@@ -142,6 +149,7 @@ pub async fn run(verb: Verb, look: Look, link: &Link) -> Done {
             }
         }
         Verb::Cancel(args) => cancel(args, look, link).await,
+        Verb::Release(args) => release::run(args, look, link).await,
         Verb::Scrub(which) => scrub(&which, look, link).await,
         Verb::Verify(args) => verify::run(args, look, link).await,
         Verb::Guard(args) => guard::run(args, link).await,
@@ -208,6 +216,9 @@ async fn cancel(args: Cancel, look: Look, link: &Link) -> Done {
     look.doing(&format!("Giving up what is in progress on cluster {cluster}"));
     let request = CancelOperation { without_root_key: args.without_root_key };
     let given_up = link.clusters.cancel(cluster, &request).await?;
+    for warning in &given_up.warnings {
+        look.warn(warning);
+    }
     look.ok();
     look.answer(&given_up, || {
         let mut lines = given_up.notes.clone();

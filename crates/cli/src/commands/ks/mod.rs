@@ -11,6 +11,7 @@ mod follow;
 mod guard;
 mod kms;
 pub use kms::run_job;
+mod release;
 mod verify;
 mod view;
 

@@ -23,7 +23,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::DirBuilder;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -320,6 +320,12 @@ fn data_dir(data: &Path) -> Result<&Path, Failure> {
         let error = format!("cannot make the data directory {}: {e}", data.display());
         Failure::new(3, error, "give --data a directory that this user may write")
     })?;
+    let mode = std::fs::metadata(data).map_or(0, |found| found.permissions().mode());
+    if mode & 0o022 != 0 {
+        let path = data.display();
+        // A database of their own in its place would be served.
+        eprintln!("warning: others may write to {path}: chmod 700 {path}");
+    }
     Ok(data)
 }
 

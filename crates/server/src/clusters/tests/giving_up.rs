@@ -6,10 +6,10 @@ use axum::http::StatusCode;
 use claviger_domain::cluster::plan::{Step, Why};
 use claviger_domain::cluster::ring::Role;
 use claviger_domain::cluster::{Access, OperationKind};
-use claviger_domain::id::Serial;
+use claviger_domain::id::{Serial, UnixMs};
 use claviger_domain::key::RootKey;
 use claviger_store::events::EventKind;
-use claviger_store::registrations;
+use claviger_store::{keys, registrations};
 use claviger_wire::ks::{GaveUp, GivenUp, KmsStatus};
 use serde_json::{Value, json};
 
@@ -121,6 +121,39 @@ async fn once_it_seals_the_cluster_goes_back_by_a_rewrite() {
     // Going back is the exception; to ask for a used key is refused as ever.
     let (status, value) = world.open("prod", second).await;
     assert_eq!((status, code(&value)), (StatusCode::CONFLICT, "E4092"));
+}
+
+#[tokio::test]
+async fn going_back_to_a_root_key_that_ends_soon_is_worth_a_warning_and_to_an_expired_one_refused()
+{
+    let world = World::new();
+    let (mut sim, first, second) = encrypted(&world).await;
+    assert_eq!(world.open("prod", second).await.0, StatusCode::ACCEPTED);
+    until(&mut sim, "Rewrite").await;
+    let expires = |at: UnixMs| {
+        let set = world.app.store.tx("t", |tx| {
+            let mut key = keys::get(tx, &first)?.unwrap();
+            key.expires = Some(at);
+            keys::update(tx, &key)
+        });
+        set.unwrap();
+    };
+    expires(world.now());
+    let ask = json!({ "without_root_key": false });
+    let (status, value) = world.call(By::Token(&world.admin), CANCEL, &ask).await;
+    assert_eq!((status, code(&value)), (StatusCode::CONFLICT, "E4102"));
+    assert!(value["description"].as_str().unwrap().contains("never"), "{value}");
+    assert!(!value["recoveryCLI"].as_str().unwrap().contains("key enable"), "{value}");
+    // Nobody is told to wait for a key that has expired.
+    let line = "GET /v3/clusters/prod/kubeconfig";
+    let (status, value) = world.call(By::Token(&world.admin), line, &Value::Null).await;
+    assert_eq!((status, code(&value)), (StatusCode::CONFLICT, "E4095"));
+    let told = value["description"].as_str().unwrap();
+    assert!(told.contains("cannot be undone") && !told.contains("again"), "{told}");
+    expires(UnixMs(world.now().0 + 15_000));
+    let given_up = cancel(&world, false).await.unwrap();
+    assert_eq!(given_up.outcome, GaveUp::Reversed);
+    assert!(given_up.warnings[0].contains("expires in less than a minute"), "{given_up:?}");
 }
 
 #[tokio::test]

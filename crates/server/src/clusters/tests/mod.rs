@@ -2,6 +2,7 @@
 
 mod agents;
 mod authorizations;
+mod ending;
 mod giving_up;
 mod nodes;
 mod operators;

@@ -118,6 +118,11 @@ pub(crate) const FORCE_NODE: Query = query(
     "Needed: an operator's word that the node's machine is off.",
     || json!({ "enum": ["true", "false"] }),
 );
+pub(crate) const FORCE_CLUSTER: Query = query(
+    "force",
+    "Needed for a cluster that is encrypted: an operator's word that it may be forgotten.",
+    || json!({ "enum": ["true", "false"] }),
+);
 pub(crate) const ALL_STATES: Query =
     query("allKeyStates", "Needed for the versions of a deleted key.", boolean);
 pub(crate) const KEY_POLICY: Query =

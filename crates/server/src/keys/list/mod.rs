@@ -13,10 +13,11 @@ use crate::keys::view;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use claviger_domain::access::{KeyOperation, On};
-use claviger_domain::id::UnixMs;
+use claviger_domain::access::{KeyOperation, On, role_allows};
+use claviger_domain::id::{InstanceId, UnixMs};
 use claviger_domain::key::KeyState;
 use claviger_store::Tx;
+use claviger_store::iam::Grant;
 use claviger_store::keys::{self, Key};
 use claviger_wire::kp;
 use filter::{Filter, Property};
@@ -95,7 +96,8 @@ fn matches(
     search: Option<&Search>,
     now: UnixMs,
 ) -> Result<Vec<Key>, KpError> {
-    if !act.caller.sees(act.instance) {
+    // An empty list would say that there are no keys.
+    if !act.caller.access.allows_somewhere(KeyOperation::List, act.instance) {
         return Err(KpError::unauthorized());
     }
     act.exists(tx)?;

@@ -42,6 +42,23 @@ async fn roles_count_for_their_instance_only_and_strangers_learn_nothing() {
 }
 
 #[tokio::test]
+async fn who_may_list_nothing_is_told_so_and_not_that_there_is_nothing() {
+    let w = World::new();
+    w.root().await;
+    let one = Scope::Instance(w.one);
+    let ring = Scope::Ring(w.one, "other".into());
+    for (name, role, scope, status) in [
+        ("purger", ServiceRole::KeyPurge, one.clone(), 401),
+        ("reader", ServiceRole::Reader, one, 200),
+        ("of a ring", ServiceRole::Reader, ring, 200),
+    ] {
+        let token = w.person(name, &[(role, scope)]);
+        w.by(&token, "GET /keys", "").await.is(status);
+        w.by(&token, "HEAD /keys", "").await.is(status);
+    }
+}
+
+#[tokio::test]
 async fn tokens_are_given_for_api_keys_and_end() {
     let w = World::exactly(crate::app::Settings::default());
     let bootstrap = w.app.blocking(|app| crate::first::bootstrap(app).unwrap().unwrap()).await;

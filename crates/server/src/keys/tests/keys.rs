@@ -68,6 +68,8 @@ async fn bad_bodies_are_told_from_each_other() {
         json!({"name": "ok", "expirationDate": "tomorrow"}),
         json!({"name": "ok", "expirationDate": "2020-01-01T00:00:00Z"}),
         json!({"name": "ok", "payload": "!!"}),
+        json!({"name": "ok", "payload": ""}),
+        json!({"name": "ok", "extractable": true, "payload": ""}),
         json!({"name": "ok", "payload": STANDARD.encode([1; 17])}),
         json!({"name": "ok", "extractable": true, "payload": STANDARD.encode([1; 7501])}),
         json!({"name": "ok", "payload": "AAAA", "encryptedNonce": "AAAA", "iv": "AAAA"}),
@@ -75,7 +77,7 @@ async fn bad_bodies_are_told_from_each_other() {
     for key in bad {
         w.create(key).await.refused(400, "INVALID_FIELD_ERR");
     }
-    assert_eq!(w.audited("kms.secrets.create"), 4 + 13);
+    assert_eq!(w.audited("kms.secrets.create"), 4 + 15);
     let long = vec![b' '; 100_000];
     w.by(&w.manager, "POST /keys", long).await.refused(413, "BODY_TOO_LARGE_ERR");
     let stream =

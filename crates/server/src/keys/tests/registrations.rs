@@ -34,6 +34,7 @@ async fn a_registration_keeps_its_key_from_being_deleted() {
         let refused = w.call(&line, &Value::Null).await;
         let why = refused.key()["reasons"][0]["message"].as_str().unwrap().to_owned();
         assert!(why.contains(&crn), "{why}");
+        assert!(why.contains("claviger ks kms release"), "{why}");
         refused.refused(409, "PREV_KEY_DEL_ERR");
     }
     let unknown = body(json!({"keyVersionId": KeyId::random().to_string()}));
@@ -123,7 +124,11 @@ async fn a_service_id_registers_what_is_its_own() {
         let refused = w.ask(&services[1], method, &bucket, body.clone()).await;
         refused.refused(403, "RESOURCE_OWNER_ERR");
     }
-    w.ask(&services[0], "PUT", &bucket, body).await.is(200);
+    w.ask(&services[0], "PUT", &bucket, body.clone()).await.is(200);
+    for odd in ["*", "b*c", "b%20", "b%0A", "b%7F", "%C3%BC", "%E2%80%AE"] {
+        let line = format!("{bucket}{odd}");
+        w.ask(&services[0], "POST", &line, body.clone()).await.refused(400, "INVALID_FIELD_ERR");
+    }
     // It keeps an instance from being removed.
     let path = format!("/v2/resource_instances/{}", w.one);
     let editor = w.person_with("editor", &[Grant::Platform(PlatformRole::Editor)]);

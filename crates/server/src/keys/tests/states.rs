@@ -200,6 +200,11 @@ async fn the_router_answers_what_every_cell_of_the_table_of_states_says() {
                 Verdict::WrongState => (409, "KEY_ACTION_INVALID_STATE_ERR"),
             };
             assert_eq!((said.0, said.1.as_str()), want, "{cell}");
+            if said.1 == "KEY_ACTION_INVALID_STATE_ERR" {
+                let told = answer.key()["errorMsg"].as_str().unwrap();
+                let active = state == KeyState::Active;
+                assert_eq!(told.contains("Key is not in active state"), !active, "{cell}: {told}");
+            }
         }
     }
 }
