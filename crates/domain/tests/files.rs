@@ -4,7 +4,7 @@
 
 use claviger_domain::cluster::files::{EtcdFiles, left};
 use claviger_domain::cluster::ring::Ring;
-use claviger_domain::cluster::{Access, Cluster, Observation, Residue, Seen, Stage, Target};
+use claviger_domain::cluster::{Cluster, Observation, Residue, Seen, Stage, Target};
 use claviger_domain::id::{AgentName, UnixMs};
 use std::collections::BTreeMap;
 
@@ -100,6 +100,7 @@ fn every_member_counts_once_and_whoever_has_not_counted_is_named() {
             public_endpoint: false,
             verified: None,
             residue: of_cluster,
+            disproof: None,
         };
         let left = left(&cluster, &seen);
         assert_eq!((left.sum, left.members), (sum, members), "{name}");
@@ -110,24 +111,10 @@ fn every_member_counts_once_and_whoever_has_not_counted_is_named() {
 
 fn observation(agent: &AgentName, files: Option<EtcdFiles>) -> Observation {
     Observation {
-        agent: agent.clone(),
-        build: String::new(),
-        kubernetes: None,
-        ring_revision: 0,
-        opened: Vec::new(),
-        key_id: None,
         stage_on_disk: Stage::Only,
         stage_loaded: Some(Stage::Only),
-        process: None,
         ready: true,
-        canary: None,
-        preflight: None,
-        access: Access::Open,
-        api_servers: Vec::new(),
         files,
-        ahead: None,
-        restored: None,
-        down: None,
-        troubles: Vec::new(),
+        ..Observation::nothing(agent.clone())
     }
 }

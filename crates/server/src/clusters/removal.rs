@@ -4,9 +4,9 @@
 //! no key. Its Secrets stay as they are. While KEKs of it may open them, its registrations stay on
 //! their root keys, so that nobody deletes one by mistake; [`super::release`] takes them away.
 
+use super::authorizations;
 use super::commits;
 use super::fault::Fault;
-use super::authorizations;
 use super::operators::{Params, Shared, forced};
 use super::request::{Doing, cluster, recorded};
 use super::roots::roots_of;
