@@ -1011,7 +1011,7 @@ fn an_api_server_without_an_agent_stops_what_would_cut_it_off() {
 #[test]
 fn a_count_that_disproves_the_proof_leads_to_a_rewrite() {
     let counted = |change: fn(&mut Tally)| {
-        let mut case = Case::enabled(2);
+        let mut case = Case::enabled(2).later(60_000);
         let mut tally = Tally { total: 9, current: 8, ..Tally::default() };
         change(&mut tally);
         case.commit(Commit::Counted { job: JobId(Uuid::from_u128(1)), tally });
