@@ -178,8 +178,12 @@ impl ProcessUnit {
         tracing::warn!(pid = process.pid, unit = %self.dir.display(), "found a process that the unit's record does not name");
         let start = last.map(|record| record.start).unwrap_or_default();
         let extra_args = self.extra_args_of(process);
+        let known = extra_args.is_some();
+        let extra_args = extra_args.unwrap_or_default();
         let record = Record { start, boot, process: Some(process), extra_args };
-        self.put("process.json", &record)?;
+        if known {
+            self.put("process.json", &record)?;
+        }
         Ok(Some(record))
     }
 
@@ -191,11 +195,12 @@ impl ProcessUnit {
         proc::leaders(&variable)
     }
 
-    /// What a process has behind the unit's command; nothing where it runs another.
-    fn extra_args_of(&self, process: Process) -> Vec<String> {
+    /// What a process has behind the unit's command; none where it runs another, or is still under
+    /// way to its last exec.
+    fn extra_args_of(&self, process: Process) -> Option<Vec<String>> {
         let argv = self.command().ok().flatten().map(|command| command.argv).unwrap_or_default();
         let args = proc::arguments(process);
-        args.strip_prefix(argv.as_slice()).map(<[String]>::to_vec).unwrap_or_default()
+        args.strip_prefix(argv.as_slice()).map(<[String]>::to_vec)
     }
 
     /// Finds the process of a start whose starter died before it wrote the process id down.
