@@ -230,15 +230,13 @@ fn a_process_whose_record_is_lost_is_found_and_ended() {
     assert!(!proc::is_alive(lost) && unit.observe().unwrap().process.is_none());
 }
 
-/// Waits until a process that was just started leads its session, by which it is told from others.
-fn leads(process: Process) {
+/// Waits until a process that was just started is the program that its shell becomes: until then it
+/// may be between two programs, where it cannot be told from others.
+fn runs(process: Process, program: &str) {
     let until = Instant::now() + Duration::from_secs(30);
-    let session = || {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid)).unwrap();
-        stat.rsplit(')').next().unwrap().split_whitespace().nth(3).map(str::to_owned)
-    };
-    while session() != Some(process.pid.to_string()) {
-        assert!(Instant::now() < until, "it leads no session");
+    let line = || std::fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap();
+    while !line().starts_with(program.as_bytes()) {
+        assert!(Instant::now() < until, "it does not become {program}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -247,7 +245,7 @@ fn leads(process: Process) {
 fn a_kill_needs_no_directory() {
     let (_scratch, unit) = Scratch::new("exec sleep 1000");
     let process = unit.start(&[]).unwrap();
-    leads(process);
+    runs(process, "sleep");
     std::fs::remove_dir_all(unit.dir()).unwrap();
     assert!(unit.kill().is_err(), "whether another is started meanwhile, nobody can tell");
     assert!(!proc::is_alive(process));
