@@ -21,6 +21,9 @@ pub struct Server {
     dir: PathBuf,
     program: PathBuf,
     process: Option<Child>,
+    /// Where it listens. The first start finds a free port; later ones keep it, since tokens name
+    /// their issuer by its URL.
+    listen: String,
 }
 
 impl Server {
@@ -29,7 +32,7 @@ impl Server {
         let program = std::env::var_os("CLAVIGER_BIN").map(PathBuf::from);
         let program = program.ok_or("CLAVIGER_BIN is not set; start this through cargo xtask")?;
         std::fs::create_dir_all(dir).map_err(|e| format!("cannot make {}: {e}", dir.display()))?;
-        Ok(Self { dir: dir.to_owned(), program, process: None })
+        Ok(Self { dir: dir.to_owned(), program, process: None, listen: "127.0.0.1:0".to_owned() })
     }
 
     /// Its database.
@@ -57,7 +60,7 @@ impl Server {
         let log = OpenOptions::new().create(true).append(true).open(log);
         let log = log.map_err(|e| format!("cannot write the server's log: {e}"))?;
         let child = Command::new(&self.program)
-            .args(["server", "run", "--no-waits", "--listen", "127.0.0.1:0", "--data"])
+            .args(["server", "run", "--no-waits", "--listen", &self.listen, "--data"])
             .arg(self.dir.join("data"))
             .arg("--bootstrap")
             .arg(self.dir.join("bootstrap.json"))
@@ -90,9 +93,11 @@ impl Server {
                 }
             }
         });
-        said.recv_timeout(START).map_err(|_| {
+        let url = said.recv_timeout(START).map_err(|_| {
             format!("the server did not start within {} s\n{}", START.as_secs(), self.last_words())
-        })
+        })?;
+        url.trim_start_matches("https://").clone_into(&mut self.listen);
+        Ok(url)
     }
 
     /// kill -9.
