@@ -209,12 +209,17 @@ impl Lab {
         id.map(str::to_owned).ok_or_else(|| format!("no id in {key}"))
     }
 
-    /// Asks for encryption under `key`, without waiting for it.
+    /// Asks for encryption under `key`, taken up by restart, without waiting for it.
     pub fn enable(&self, key: &str) -> Result<(), String> {
+        self.enable_by(key, "restart")
+    }
+
+    /// The same, taken up by `restart` or `reload`.
+    pub fn enable_by(&self, key: &str, take_up: &str) -> Result<(), String> {
         let (instance, cluster) =
             (self.var("CLAVIGER_INSTANCE_ID")?, self.var("CLAVIGER_CLUSTER")?);
-        let args =
-            ["ks", "kms", "enable", "-c", &cluster, "--instance-id", &instance, "--crk", key];
+        let mut args = vec!["ks", "kms", "enable", "-c", &cluster, "--instance-id", &instance];
+        args.extend(["--crk", key, "--take-up", take_up]);
         check("ks kms enable", self.claviger(&args)?).map(drop)
     }
 
@@ -316,14 +321,13 @@ impl Lab {
             .collect())
     }
 
-    /// kill -9, if the process still belongs to this cluster.
-    pub fn kill(&self, pid: i32) {
+    /// kill -9, if the process still belongs to this cluster. Whether it did.
+    pub fn kill(&self, pid: i32) -> bool {
         let ours = std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
             String::from_utf8_lossy(&line).contains(&*self.dir.to_string_lossy())
         });
-        if ours {
-            let _ = run(Command::new("kill").args(["-9", &pid.to_string()]));
-        }
+        ours && run(Command::new("kill").args(["-9", &pid.to_string()]))
+            .is_ok_and(|out| out.status.success())
     }
 
     /// Tries until it succeeds or `patience` is over; then the last reason.

@@ -55,6 +55,7 @@ pub fn run(args: &[String]) -> Done {
         whole &= schemathesis(&mut count)?;
         whole &= fuzz(&mut count)?;
         whole &= torture(torture::KEY_SERVICE, "3", &mut count)?;
+        whole &= torture(torture::POWER, "3", &mut count)?;
         whole &= torture(torture::CLUSTER, "12", &mut count)?;
     }
     eprintln!("    {} s in all", started.elapsed().as_secs());
@@ -113,14 +114,14 @@ fn fuzz(count: &mut Count) -> Result<bool, String> {
     Ok(true)
 }
 
-/// Ten seeds of kill -9 at random moments; the hundred of `cargo xtask torture` take an hour. No
-/// new seed begins after so many minutes, so that a slow machine still gets an answer.
+/// Ten seeds of kill -9, or power cuts, at random moments; the hundred of `cargo xtask torture` take
+/// hours. No new seed begins after so many minutes, so that a slow machine still gets an answer.
 fn torture(kind: &str, minutes: &str, count: &mut Count) -> Result<bool, String> {
     let mut command = Command::new(sh::beside_us(torture::PROGRAM)?);
     command.args([kind, "--runs", "10", "--minutes", minutes]);
     let claviger = sh::beside_us("claviger")?;
     let whole = told(
-        &format!("kill -9 at random moments ({kind}), ten seeds"),
+        &format!("kills at random moments ({kind}), ten seeds"),
         command.env("CLAVIGER_BIN", claviger),
         |line| {
             if line.starts_with("seed ") && line.contains(": passed") {

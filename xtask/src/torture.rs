@@ -8,8 +8,10 @@ use std::process::Command;
 /// A program of the crate `tests`.
 pub const PROGRAM: &str = "claviger-torture";
 
-/// The kind that needs no cluster.
+/// The kinds that need no cluster.
 pub const KEY_SERVICE: &str = "key-service";
+/// The other.
+pub const POWER: &str = "power";
 /// The kind that does.
 pub const CLUSTER: &str = "cluster";
 /// The kind that kills nothing.
@@ -36,7 +38,7 @@ pub fn run(args: &[String]) -> Done {
 }
 
 fn kill(kind: Option<&str>, args: &[String]) -> Done {
-    if kind != Some(KEY_SERVICE) {
+    if !matches!(kind, Some(KEY_SERVICE | POWER)) {
         testbed::run(&[])?;
     }
     let claviger = sh::build_claviger()?;

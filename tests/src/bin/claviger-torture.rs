@@ -8,6 +8,8 @@
 //! each start, whatever was acknowledged must be there, and what was not is there whole or not
 //! at all; so says a model of the key service.
 //!
+//! `power`: the same, on a disk that has lost whatever was not flushed, in any combination.
+//!
 //! A failing seed is printed with the command that replays it: the seed decides operations,
 //! victims and pauses.
 
@@ -30,7 +32,7 @@ fn main() -> ExitCode {
             ("--minutes", Some(minutes)) => settings.minutes = minutes,
             _ => {
                 eprintln!(
-                    "error: usage: torture [cluster|key-service] [--runs N] [--seed S] [--minutes M]"
+                    "error: usage: torture [cluster|key-service|power] [--runs N] [--seed S] [--minutes M]"
                 );
                 return ExitCode::from(2);
             }

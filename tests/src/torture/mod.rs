@@ -1,9 +1,16 @@
 //! Seeded runs of kill -9, each against real programs, and whatever must hold afterwards.
 
+use claviger_audit::Durability;
+use cluster::Kills;
+use service::Fault;
 use std::time::{Duration, Instant};
 
 mod cluster;
+mod power;
 mod service;
+
+/// So many runs kill something in each phase, or something is wrong.
+const ENOUGH: u64 = 3;
 
 /// What is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,25 +19,42 @@ pub enum Kind {
     Cluster,
     /// The key server, while clients do whatever its API offers.
     KeyService,
+    /// The key server, on a disk that loses power: odd seeds with `audit_durability` synced, even
+    /// ones with written.
+    Power,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 2] = [Kind::Cluster, Kind::KeyService];
+    pub const ALL: [Kind; 3] = [Kind::Cluster, Kind::KeyService, Kind::Power];
 
     /// As it is named on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Cluster => "cluster",
             Kind::KeyService => "key-service",
+            Kind::Power => "power",
         }
     }
 
-    /// One seed; what there is to say of it.
-    fn one(self, seed: u64) -> Result<String, String> {
+    /// One seed; what there is to say of it. Adds to `kills` where each struck.
+    fn one(self, seed: u64, kills: &mut Kills) -> Result<String, String> {
         match self {
-            Kind::Cluster => cluster::one(seed).map(|()| String::new()),
-            Kind::KeyService => service::one(seed),
+            Kind::Cluster => {
+                let new = cluster::one(seed)?;
+                let note = new.iter().map(|(phase, count)| format!("{count} {phase}"));
+                let note = format!(": killed {}", note.collect::<Vec<_>>().join(", "));
+                for (phase, count) in new {
+                    *kills.entry(phase).or_default() += count;
+                }
+                Ok(note)
+            }
+            Kind::KeyService => service::one(Fault::Kill, seed),
+            Kind::Power => {
+                let even = seed.is_multiple_of(2);
+                let durability = if even { Durability::Written } else { Durability::Synced };
+                service::one(Fault::Power(durability), seed)
+            }
         }
     }
 }
@@ -51,17 +75,19 @@ impl Default for Settings {
     }
 }
 
-/// Does the runs, one after the other, and prints a line for each.
+/// Does the runs, one after the other, and prints a line for each. One that time does not allow is
+/// told; that less than half of them ran is an error, and that none has struck where it matters.
 pub fn run(kind: Kind, settings: &Settings) -> Result<(), String> {
     let begun = Instant::now();
     let mut done = 0;
+    let mut kills = Kills::new();
     for seed in settings.seed..settings.seed + settings.runs {
         if begun.elapsed() > Duration::from_secs(settings.minutes * 60) {
             println!("time is up after {done} of {} runs; all of them passed", settings.runs);
             break;
         }
         let started = Instant::now();
-        let note = kind.one(seed).map_err(|why| {
+        let note = kind.one(seed, &mut kills).map_err(|why| {
             let name = kind.name();
             format!(
                 "seed {seed}: {why}\nreplay it: cargo xtask torture {name} --runs 1 --seed {seed}"
@@ -69,6 +95,12 @@ pub fn run(kind: Kind, settings: &Settings) -> Result<(), String> {
         })?;
         done += 1;
         println!("seed {seed}: passed in {:.1} s{note}", started.elapsed().as_secs_f64());
+    }
+    if done * 2 < settings.runs {
+        return Err(format!("only {done} of {} runs in {} min", settings.runs, settings.minutes));
+    }
+    if kind == Kind::Cluster && done >= ENOUGH && !kills.contains_key(cluster::IN_THE_REWRITE) {
+        return Err(format!("nothing was killed during a rewrite: {kills:?}"));
     }
     println!("{}: {done} passed, 0 failed", kind.name());
     Ok(())

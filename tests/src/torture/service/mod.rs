@@ -16,9 +16,10 @@ use super::Dice;
 use crate::Outcome;
 use call::{Actor, Call, Op};
 use choose::Ground;
+use claviger_audit::Durability;
 use claviger_domain::key::KeyState;
 use history::History;
-use records::Records;
+use records::{Audit, Records};
 use server::{Api, Server};
 use state::{Age, State};
 use std::path::Path;
@@ -30,6 +31,9 @@ use std::time::{Duration, SystemTime};
 const CLIENTS: u64 = 4;
 /// Calls of one client between two kills, at most.
 const CALLS: usize = 60;
+/// What may be lost of a log that is written and not yet flushed: 20 ms, and what a busy machine
+/// may need more until a thread runs.
+const WINDOW_MS: i64 = 20 + 500;
 /// Kills among operations.
 const KILLS: u64 = 5;
 
@@ -43,15 +47,24 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How a server ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// By kill -9: what it wrote is there.
+    Kill,
+    /// By a power cut: what is not durable is not.
+    Power(Durability),
+}
+
 /// One seed: a new server with five kills among operations, and more among starts. What was done.
-pub fn one(seed: u64) -> Outcome<String> {
+pub fn one(fault: Fault, seed: u64) -> Outcome<String> {
     let dir = std::env::temp_dir().join(format!("claviger-model-{}-{seed}", std::process::id()));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|e| format!("no runtime: {e}"))?;
-    let done = runtime.block_on(Run::whole(&dir, seed));
+    let done = runtime.block_on(Run::whole(&dir, fault, seed));
     match done {
         Ok(note) => {
             let _ = std::fs::remove_dir_all(&dir);
@@ -70,6 +83,7 @@ enum Due {
 
 struct Run {
     seed: u64,
+    fault: Fault,
     dice: Dice,
     server: Server,
     api: Api,
@@ -85,9 +99,9 @@ struct Run {
 }
 
 impl Run {
-    async fn whole(dir: &Path, seed: u64) -> Outcome<String> {
+    async fn whole(dir: &Path, fault: Fault, seed: u64) -> Outcome<String> {
         let mut dice = Dice(seed);
-        let mut server = Server::new(dir)?;
+        let mut server = Server::new(dir, fault, seed)?;
         let url = start(&mut server, &mut dice)?;
         let bootstrap = server.bootstrap()?;
         let mut api = Api::first(&url, &bootstrap).await?;
@@ -95,6 +109,7 @@ impl Run {
         let ground = Arc::default();
         let mut run = Run {
             seed,
+            fault,
             dice,
             server,
             api,
@@ -113,7 +128,8 @@ impl Run {
         records::verify(&run.server.database())?;
         let (calls, lost, lost_done) = (run.calls, run.lost, run.lost_done);
         Ok(format!(
-            ": {calls} calls under fire, {lost} without an answer, {lost_done} of them done"
+            ": {calls} calls under fire, {lost} without an answer, {lost_done} of them done{}",
+            run.server.lost()
         ))
     }
 
@@ -170,6 +186,7 @@ impl Run {
         }
         tokio::time::sleep(Duration::from_millis(20 + self.dice.below(500))).await;
         killed.store(true, Ordering::SeqCst);
+        let killed_at = now();
         self.server.kill()?;
         while let Some(ended) = clients.join_next().await {
             ended.map_err(|e| e.to_string())??;
@@ -190,13 +207,17 @@ impl Run {
             format!("{}: {:?}; by its record {done}", call.id, call.op)
         };
         self.unanswered = lost.iter().map(said).collect();
-        self.explain(&history, &records)
+        let may_be_lost = |call: &Call| {
+            self.fault == Fault::Power(Durability::Written)
+                && is_in_the_log(call)
+                && call.to >= killed_at - WINDOW_MS
+        };
+        records::complete(history.calls(), &audit, may_be_lost)?;
+        self.explain(&history, &audit)
     }
 
-    fn explain(&mut self, history: &History, records: &Records) -> Outcome<()> {
-        let audit = records.audit()?;
-        records::complete(history.calls(), &audit)?;
-        self.states = history.explain(&self.states, |call| records::done(call, &audit))?;
+    fn explain(&mut self, history: &History, audit: &Audit) -> Outcome<()> {
+        self.states = history.explain(&self.states, |call| records::done(call, audit))?;
         Ok(())
     }
 
@@ -218,8 +239,9 @@ impl Run {
             ended.map_err(|e| e.to_string())??;
         }
         let history = std::mem::take(&mut *held(&history));
-        let records = Records::open(&self.server.database())?;
-        self.explain(&history, &records)
+        let audit = Records::open(&self.server.database())?.audit()?;
+        records::complete(history.calls(), &audit, |_| false)?;
+        self.explain(&history, &audit)
     }
 
     /// Reads whatever can be read, and unwraps every ciphertext.
@@ -256,8 +278,12 @@ impl Run {
 
     /// Lets some keys be older than they are; what the clock has to do to them at the next start.
     fn let_time_pass(&mut self) -> Outcome<Vec<(u32, String, Due)>> {
-        let records = Records::open(&self.server.database())?;
         let mut due = Vec::new();
+        // What is written beside the server is in no ledger.
+        if matches!(self.fault, Fault::Power(_)) {
+            return Ok(due);
+        }
+        let records = Records::open(&self.server.database())?;
         let Some(first) = self.states.first().cloned() else { return Ok(due) };
         for (number, key) in &first.keys {
             let certain = self.states.iter().all(|s| {
@@ -361,6 +387,11 @@ fn start(server: &mut Server, dice: &mut Dice) -> Outcome<String> {
         server.start_and_kill(Duration::from_millis(dice.below(250)))?;
     }
     server.start()
+}
+
+/// Whether a call is recorded in the audit log's segments: it changed nothing.
+fn is_in_the_log(call: &Call) -> bool {
+    call.op.only_reads() || call.answer.as_ref().is_some_and(|answer| answer.status >= 300)
 }
 
 /// Does one operation, and notes it.

@@ -22,6 +22,9 @@ const DUE: Duration = Duration::from_secs(20);
 /// One audit record: action, status, reason.
 type Record = (String, u16, String);
 
+/// All of them, by correlation id.
+pub type Audit = HashMap<String, Vec<Record>>;
+
 /// The database of a running server, and its audit log.
 pub struct Records(Connection, PathBuf);
 
@@ -35,13 +38,13 @@ impl Records {
     }
 
     /// Audit records by correlation id.
-    pub fn audit(&self) -> Outcome<HashMap<String, Vec<Record>>> {
+    pub fn audit(&self) -> Outcome<Audit> {
         let sql = "SELECT correlation, action, status, reason FROM audit";
         let mut query = self.0.prepare(sql).map_err(failed)?;
         let rows = query.query_map([], |row| {
             Ok((row.get::<_, String>(0)?, (row.get(1)?, row.get(2)?, row.get(3)?)))
         });
-        let mut all: HashMap<String, Vec<Record>> = HashMap::new();
+        let mut all = Audit::new();
         for row in rows.map_err(failed)? {
             let (correlation, record) = row.map_err(failed)?;
             all.entry(correlation).or_default().push(record);
@@ -144,11 +147,13 @@ pub fn verify(database: &Path) -> Outcome<()> {
 }
 
 /// Whether each call has the record that it must have, and no other.
-pub fn complete(calls: &[Call], audit: &HashMap<String, Vec<Record>>) -> Outcome<()> {
+/// One that `may_be_lost` may have none.
+pub fn complete(calls: &[Call], audit: &Audit, may_be_lost: impl Fn(&Call) -> bool) -> Outcome<()> {
     for call in calls {
         let records = audit.get(&call.id).map(Vec::as_slice).unwrap_or_default();
         let fits = match (&call.answer, records) {
             (None, []) => true,
+            (Some(_), []) => may_be_lost(call),
             (None, [(action, ..)]) => action == call.op.action(),
             (Some(answer), [(action, status, reason)]) => {
                 let status_is = if answer.status < 300 { 200 } else { answer.status };
@@ -168,7 +173,7 @@ pub fn complete(calls: &[Call], audit: &HashMap<String, Vec<Record>>) -> Outcome
 }
 
 /// Whether a call without an answer is on record as done.
-pub fn done(call: &Call, audit: &HashMap<String, Vec<Record>>) -> bool {
+pub fn done(call: &Call, audit: &Audit) -> bool {
     let records = audit.get(&call.id).map(Vec::as_slice).unwrap_or_default();
     records.iter().any(|(_, status, _)| *status < 300)
 }

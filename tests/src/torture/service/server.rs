@@ -1,7 +1,10 @@
 //! A real key server that is killed and started again, and who talks to it.
 
+use super::super::power::Power;
+use super::Fault;
 use super::call::{Actor, Answer, Op};
 use crate::Outcome;
+use claviger_audit::Durability;
 use reqwest::{Certificate, Client, Method};
 use serde_json::{Value, json};
 use std::fs::OpenOptions;
@@ -16,6 +19,9 @@ const START: Duration = Duration::from_secs(30);
 /// How long one answer may take; a new import token takes seconds.
 const ANSWER: Duration = Duration::from_secs(60);
 
+/// Where its files are, below the directory of a run.
+const DISK: &str = "disk";
+
 /// The server's files, and the process while there is one.
 pub struct Server {
     dir: PathBuf,
@@ -24,27 +30,46 @@ pub struct Server {
     /// Where it listens. The first start finds a free port; later ones keep it, since tokens name
     /// their issuer by its URL.
     listen: String,
+    /// Whether what is not durable goes with the process.
+    power: Option<Power>,
+    durability: &'static str,
 }
 
 impl Server {
     /// Makes the directory; starts nothing.
-    pub fn new(dir: &Path) -> Outcome<Self> {
+    pub fn new(dir: &Path, fault: Fault, seed: u64) -> Outcome<Self> {
         let program = std::env::var_os("CLAVIGER_BIN").map(PathBuf::from);
         let program = program.ok_or("CLAVIGER_BIN is not set; start this through cargo xtask")?;
-        std::fs::create_dir_all(dir).map_err(|e| format!("cannot make {}: {e}", dir.display()))?;
-        Ok(Self { dir: dir.to_owned(), program, process: None, listen: "127.0.0.1:0".to_owned() })
+        let disk = dir.join(DISK);
+        std::fs::create_dir_all(&disk)
+            .map_err(|e| format!("cannot make {}: {e}", disk.display()))?;
+        let power = match fault {
+            Fault::Kill => None,
+            Fault::Power(_) => Some(Power::new(&disk, dir, seed)?),
+        };
+        Ok(Self {
+            dir: dir.to_owned(),
+            program,
+            process: None,
+            listen: "127.0.0.1:0".to_owned(),
+            power,
+            durability: match fault {
+                Fault::Kill | Fault::Power(Durability::Synced) => "synced",
+                Fault::Power(Durability::Written) => "written",
+            },
+        })
     }
 
     /// Its database.
     pub fn database(&self) -> PathBuf {
-        self.dir.join("data/claviger.db")
+        self.dir.join(DISK).join("data/claviger.db")
     }
 
     /// What its first start tells: soon after the URL, unless an earlier one has told it.
     pub fn bootstrap(&self) -> Outcome<Value> {
         let deadline = Instant::now() + START;
         loop {
-            let told = std::fs::read(self.dir.join("bootstrap.json")).unwrap_or_default();
+            let told = std::fs::read(self.bootstrap_file()).unwrap_or_default();
             match serde_json::from_slice(&told) {
                 Ok(told) => return Ok(told),
                 Err(_) if Instant::now() < deadline => {
@@ -55,15 +80,21 @@ impl Server {
         }
     }
 
+    fn bootstrap_file(&self) -> PathBuf {
+        self.dir.join(DISK).join("bootstrap.json")
+    }
+
     fn spawn(&mut self) -> Outcome<()> {
         let log = self.dir.join("server.log");
         let log = OpenOptions::new().create(true).append(true).open(log);
         let log = log.map_err(|e| format!("cannot write the server's log: {e}"))?;
         let child = Command::new(&self.program)
             .args(["server", "run", "--no-waits", "--listen", &self.listen, "--data"])
-            .arg(self.dir.join("data"))
+            .arg(self.dir.join(DISK).join("data"))
             .arg("--bootstrap")
-            .arg(self.dir.join("bootstrap.json"))
+            .arg(self.bootstrap_file())
+            .args(["--audit-durability", self.durability])
+            .envs(self.power.iter().flat_map(Power::environment))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -100,14 +131,21 @@ impl Server {
         Ok(url)
     }
 
-    /// kill -9.
+    /// kill -9, and where it is a power cut, what that leaves of the files.
     pub fn kill(&mut self) -> Outcome<()> {
         let Some(mut process) = self.process.take() else { return Ok(()) };
         if let Ok(Some(status)) = process.try_wait() {
             return Err(format!("the server ended by itself: {status}\n{}", self.last_words()));
         }
         process.kill().and_then(|()| process.wait()).map_err(|e| format!("cannot kill it: {e}"))?;
-        Ok(())
+        self.power.as_mut().map_or(Ok(()), Power::cut)
+    }
+
+    /// What power cuts took.
+    pub fn lost(&self) -> String {
+        self.power.as_ref().map_or(String::new(), |power| {
+            format!("; {} power cuts took {} writes and names", power.cuts, power.lost)
+        })
     }
 
     fn last_words(&self) -> String {
