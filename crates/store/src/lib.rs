@@ -341,6 +341,17 @@ pub fn peek(path: &Path, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
     meta::get(&Tx::new(connection.transaction()?), name)
 }
 
+/// The schema of a database, and the newest that is known here; nothing is changed.
+///
+/// # Errors
+/// When it cannot be read, or a newer version of this program wrote it.
+pub fn schema(path: &Path) -> Result<(i64, i64), StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    known(&connection)?;
+    Ok((migrate::version(&connection)?, migrate::KNOWN))
+}
+
 /// Runs `work` on one consistent view of a database that a server may have open. Only on the schema
 /// of this program.
 pub fn view<T, E: From<StoreError>>(

@@ -1,13 +1,14 @@
 //! `claviger server`: the key service, IAM and the cluster service in one process.
 
+mod check;
 mod config;
+mod settings;
 
 use crate::exit::{Done, Failure};
 use crate::ids;
 use crate::render::{print_line, print_text};
 use clap::Subcommand;
 use claviger_crypto::Key32;
-use claviger_custody::Custodian as _;
 use claviger_custody::software::{self, KeyFileError, MASTER, RECOVERY, Software};
 use claviger_domain::id::InstanceId;
 use claviger_server::app::{App, Clock, Settings, SystemClock};
@@ -18,12 +19,13 @@ use claviger_server::listen::{self, Listeners};
 use claviger_server::place;
 use claviger_server::unlock::{self, UnlockError};
 use claviger_store::{Store, StoreError};
-use config::{Config, Given};
+use config::Given;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use settings::Config;
 use std::fs::DirBuilder;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -98,7 +100,8 @@ struct Restore {
 struct Run {
     #[command(flatten)]
     given: Given,
-    /// Only look whether it would start: settings, data directory, master key, database, ports
+    /// Only print what holds and where it comes from, and look whether it would start: settings,
+    /// data directory, master key, database, ports
     #[arg(long)]
     check: bool,
 }
@@ -118,9 +121,10 @@ pub fn run(args: Args) -> Done {
 }
 
 fn serve(args: Run) -> Done {
-    let config = Config::of(args.given)?;
+    let file = args.given.file().map(Path::to_owned);
+    let (config, held) = args.given.settle()?;
     if args.check {
-        return check(&config);
+        return check::check(&config, &held, file.as_deref());
     }
     claviger_telemetry::init();
     let data = data_dir(&config.data)?;
@@ -168,44 +172,6 @@ fn serve(args: Run) -> Done {
         .await;
         Ok(())
     })
-}
-
-/// Whether a server would start with this, without changing anything. Of a database that a server
-/// has open, only its schema and its master key are looked at.
-fn check(config: &Config) -> Done {
-    let _ = claviger_crypto::harden::harden();
-    let database = config.data.join(backup::DATABASE);
-    if !is_new(config)? {
-        let master = master_key(config, false)?;
-        let sealed = claviger_store::peek(&database, "check").map_err(store)?;
-        let custodian = Software::new(&master);
-        let opened = sealed.map(|sealed| custodian.open_column(&["meta", "check"], &sealed));
-        if opened.is_some_and(|opened| opened.is_err()) {
-            return Err(start(StartError::MasterKey));
-        }
-    } else {
-        let parent = config.data.ancestors().find(|path| path.exists());
-        let writable = parent.is_some_and(|path| {
-            rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok() && path.is_dir()
-        });
-        if !writable {
-            let error = format!("this user may not make {}", config.data.display());
-            return Err(Failure::new(3, error, "give --data a directory that this user may write"));
-        }
-        if config.master_key.is_some() {
-            drop(master_key(config, false)?);
-        }
-    }
-    let asked = [
-        ("--listen", Some(config.listen)),
-        ("--public-listen", config.public_listen),
-        ("--status-listen", config.status_listen),
-    ];
-    for (flag, address) in asked.into_iter().filter_map(|(flag, asked)| Some((flag, asked?))) {
-        std::net::TcpListener::bind(address).map_err(|e| bind(flag, address, e))?;
-    }
-    print_text("a server would start with this");
-    Ok(())
 }
 
 /// File descriptors besides those of connections: database readers, log, epoll.
@@ -320,12 +286,7 @@ fn data_dir(data: &Path) -> Result<&Path, Failure> {
         let error = format!("cannot make the data directory {}: {e}", data.display());
         Failure::new(3, error, "give --data a directory that this user may write")
     })?;
-    let mode = std::fs::metadata(data).map_or(0, |found| found.permissions().mode());
-    if mode & 0o022 != 0 {
-        let path = data.display();
-        // A database of their own in its place would be served.
-        eprintln!("warning: others may write to {path}: chmod 700 {path}");
-    }
+    check::warn_if_others_may_write(data);
     Ok(data)
 }
 
