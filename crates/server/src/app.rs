@@ -7,6 +7,7 @@ use crate::iam::token::Tokens;
 use crate::metrics::Metrics;
 use crate::record::Recorder;
 use crate::refusals::Refusals;
+use crate::tls::{CertificateFiles, Certificates};
 use claviger_audit::Durability;
 use claviger_custody::Custodian;
 use claviger_domain::audit::Record;
@@ -86,6 +87,8 @@ pub struct Settings {
     pub refresh_life: Duration,
     /// Number of keys that one instance may have; a bound on lists and memory.
     pub keys_max: u64,
+    /// A certificate besides the built-in one, for clients that come by its names.
+    pub certificate: Option<CertificateFiles>,
     /// How the audit log is kept.
     pub audit: AuditSettings,
 }
@@ -130,6 +133,7 @@ impl Default for Settings {
             token_life: Duration::from_secs(3600),
             refresh_life: Duration::from_secs(86_400),
             keys_max: 20_000,
+            certificate: None,
             audit: AuditSettings::default(),
         }
     }
@@ -262,6 +266,7 @@ pub struct App {
     pub(crate) recorder: Recorder,
     pub(crate) refusals: Refusals,
     pub(crate) metrics: Metrics,
+    pub(crate) certificates: Arc<Certificates>,
 }
 
 impl App {
@@ -293,6 +298,7 @@ impl App {
             recorder,
             refusals: Refusals::default(),
             metrics: Metrics::new(),
+            certificates: Arc::default(),
         }))
     }
 

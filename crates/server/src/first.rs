@@ -35,6 +35,9 @@ pub enum StartError {
     /// TLS.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
+    /// The operator's own certificate.
+    #[error(transparent)]
+    Files(#[from] crate::tls::FilesError),
     /// The audit log.
     #[error("the audit log cannot be opened: {0}")]
     Audit(#[source] std::io::Error),

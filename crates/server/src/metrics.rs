@@ -3,7 +3,9 @@
 //! Labels have few values: routes as they are written in the router, never ids of keys or names of
 //! callers.
 
+use crate::tls::Which;
 use claviger_audit::Health;
+use claviger_domain::id::UnixMs;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -37,6 +39,11 @@ struct Kind {
     kind: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Certificate {
+    certificate: &'static str,
+}
+
 type Histograms = Family<Route, Histogram, fn() -> Histogram>;
 
 /// The server's counters. Cheap to count on, from any thread.
@@ -51,6 +58,8 @@ pub struct Metrics {
     audit_record: Gauge,
     audit_signed_record: Gauge,
     audit_not_sent: Gauge,
+    certificate_ends: Family<Certificate, Gauge>,
+    certificate_failing: Gauge,
 }
 
 impl Metrics {
@@ -88,6 +97,19 @@ impl Metrics {
         let audit_signed_record = audit(&mut registry, "audit_signed_record", signed);
         let not_sent = "Checkpoints since the start that did not leave by some sink";
         let audit_not_sent = audit(&mut registry, "audit_checkpoints_not_sent", not_sent);
+        let certificate_ends = Family::default();
+        registry.register_with_unit(
+            "tls_certificate_not_after",
+            "When the certificate that clients are shown ends, since the Unix epoch",
+            Unit::Seconds,
+            certificate_ends.clone(),
+        );
+        let certificate_failing = Gauge::default();
+        registry.register(
+            "tls_certificate_failing",
+            "1 while the files of the certificate hold no good pair, so that the one of before stays",
+            certificate_failing.clone(),
+        );
         Self {
             registry,
             requests,
@@ -99,6 +121,8 @@ impl Metrics {
             audit_record,
             audit_signed_record,
             audit_not_sent,
+            certificate_ends,
+            certificate_failing,
         }
     }
 
@@ -140,6 +164,20 @@ impl Metrics {
         self.audit_record.set(number(health.records));
         self.audit_signed_record.set(number(health.checkpoint.map_or(0, |(_, last)| last)));
         self.audit_not_sent.set(number(health.not_sent));
+    }
+
+    /// A certificate is shown that ends then.
+    pub(crate) fn certificate_ends(&self, which: Which, end: UnixMs) {
+        let certificate = match which {
+            Which::BuiltIn => "built-in",
+            Which::Own => "own",
+        };
+        self.certificate_ends.get_or_create(&Certificate { certificate }).set(end.0 / 1000);
+    }
+
+    /// Whether the files of the operator's certificate hold no good pair.
+    pub(crate) fn certificate_failing(&self, failing: bool) {
+        self.certificate_failing.set(i64::from(failing));
     }
 
     /// All of it in the OpenMetrics text format, version 1.0.

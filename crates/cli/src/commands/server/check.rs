@@ -3,9 +3,9 @@
 
 use super::config::Held;
 use super::settings::{Config, SETTINGS};
-use super::{bind, is_new, master_key, start, store};
+use super::{bind, is_new, master_key, names, start, store};
 use crate::exit::{Done, Failure};
-use crate::render::{print_text, table};
+use crate::render::{now, print_text, table, when};
 use claviger_custody::Custodian as _;
 use claviger_custody::software::Software;
 use claviger_server::backup;
@@ -52,6 +52,12 @@ pub(super) fn check(config: &Config, held: &[Held], file: Option<&Path>) -> Done
         }
         warn_if_others_may_write(&config.data);
         print_text("database: none yet; the first start makes it");
+    }
+    if let Some(files) = &config.certificate {
+        let told = names(config, [Some(config.listen), config.public_listen]);
+        let ends = files.look(&told, now());
+        let ends = ends.map_err(|e| start(StartError::Files(e)))?;
+        print_text(&format!("certificate: good until {}", when(ends)));
     }
     let asked = [
         ("--listen", Some(config.listen)),

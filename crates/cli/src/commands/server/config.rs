@@ -174,6 +174,16 @@ impl Given {
                 "give --public-listen ADDRESS too",
             ));
         }
+        let half = config.certificate.as_ref().is_some_and(|files| {
+            [&files.chain, &files.key].iter().any(|path| path.as_os_str().is_empty())
+        });
+        if half {
+            return Err(Failure::new(
+                2,
+                "a certificate needs its private key, and a private key its certificate",
+                "give both --tls-certificate and --tls-key",
+            ));
+        }
         Ok((config, held))
     }
 }
@@ -364,6 +374,8 @@ mod tests {
             with(&format!("{data}public_names = [\"x\"]"), &[]).err().map(|f| f.code),
             Some(2)
         );
+        let half = format!("{data}tls_key = \"/k\"");
+        assert_eq!(with(&half, &[]).err().map(|f| f.code), Some(2));
         let absent = Given { config: Some("/nowhere/x.toml".into()), ..Given::default() };
         assert_eq!(absent.settle().err().map(|f| f.code), Some(3));
     }

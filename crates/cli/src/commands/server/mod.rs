@@ -17,6 +17,7 @@ use claviger_server::files;
 use claviger_server::first::{self, StartError};
 use claviger_server::listen::{self, Listeners};
 use claviger_server::place;
+use claviger_server::tls;
 use claviger_server::unlock::{self, UnlockError};
 use claviger_store::{Store, StoreError};
 use config::Given;
@@ -153,7 +154,7 @@ fn serve(args: Run) -> Done {
         let custodian = Arc::new(Software::new(&master));
         drop(master);
         let app = App::new(opened, custodian, Arc::new(SystemClock), settings).map_err(start)?;
-        let tls = listen::tls(&app).map_err(start)?;
+        let tls = tls::config(&app).map_err(start)?;
         tell(&app, &config)?;
         tracing::info!(%address, url = app.settings.url, ca_sha256 = app.authority.fingerprint(), "listening");
         if let (Some(address), Some(url)) = (public_address, &app.settings.public_url) {
@@ -291,21 +292,27 @@ fn data_dir(data: &Path) -> Result<&Path, Failure> {
 }
 
 fn settings(config: &Config, address: SocketAddr, public: Option<SocketAddr>) -> Settings {
-    let mut names = config.names.clone();
-    names.extend(config.public_names.iter().cloned());
-    for ip in [Some(address), public].into_iter().flatten().map(|address| address.ip()) {
-        if !ip.is_unspecified() && !ip.is_loopback() {
-            names.push(ip.to_string());
-        }
-    }
     let settings = Settings {
-        names,
+        names: names(config, [Some(address), public]),
         url: url(&config.names, address),
         public_url: public.map(|address| url(&config.public_names, address)),
+        certificate: config.certificate.clone(),
         audit: config.audit.clone(),
         ..Settings::default()
     };
     if config.no_waits { settings.without_waits() } else { settings }
+}
+
+/// All that clients may come by: names that are given, and addresses that others can reach.
+fn names(config: &Config, addresses: [Option<SocketAddr>; 2]) -> Vec<String> {
+    let mut names = config.names.clone();
+    names.extend(config.public_names.iter().cloned());
+    for ip in addresses.into_iter().flatten().map(|address| address.ip()) {
+        if !ip.is_unspecified() && !ip.is_loopback() {
+            names.push(ip.to_string());
+        }
+    }
+    names
 }
 
 /// The base URL of a listener: by its first name if it has one.
@@ -414,6 +421,10 @@ fn tell(app: &App, config: &Config) -> Done {
     first::delivered(app).map_err(store)
 }
 
+/// What to do about the files of --tls-certificate and --tls-key.
+const TLS_HINT: &str = "give --tls-certificate a chain of PEM certificates for a --name or \
+    --public-name, and --tls-key the private key of the first one, which others may not read";
+
 type Bound = (TcpListener, SocketAddr);
 
 fn address_of(bound: &Option<Bound>) -> Option<SocketAddr> {
@@ -480,6 +491,7 @@ fn start(e: StartError) -> Failure {
         e @ StartError::Certificate(_) => {
             Failure::new(2, e, "is every --name a DNS name or an IP address?")
         }
+        e @ StartError::Files(_) => Failure::new(3, e, TLS_HINT),
         e => Failure::new(3, e, ""),
     }
 }

@@ -3,6 +3,7 @@
 
 use claviger_audit::Durability;
 use claviger_server::app::{AuditSettings, CheckpointSink};
+use claviger_server::tls::CertificateFiles;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,6 +26,7 @@ pub(super) struct Config {
     pub(super) no_waits: bool,
     pub(super) bootstrap: Option<PathBuf>,
     pub(super) master_key: Option<String>,
+    pub(super) certificate: Option<CertificateFiles>,
     pub(super) audit: AuditSettings,
 }
 
@@ -40,6 +42,7 @@ impl Default for Config {
             no_waits: false,
             bootstrap: None,
             master_key: None,
+            certificate: None,
             audit: AuditSettings::default(),
         }
     }
@@ -167,6 +170,27 @@ pub(super) const SETTINGS: &[Setting] = &[
         take: |config, text| path(text).map(|_| config.master_key = Some(text.to_owned())),
     },
     Setting {
+        name: "tls_certificate",
+        flag: "tls-certificate",
+        variable: "CLAVIGER_SERVER_TLS_CERTIFICATE",
+        kind: Kind::One("FILE"),
+        help: "A certificate of your own and those that lead from it to its root (PEM), for \
+               clients that come by one of its DNS names; all others, and agents that are to trust \
+               the built-in CA, come by another name. Taken up anew when the file changes, or by \
+               SIGHUP",
+        default: "",
+        take: |config, text| path(text).map(|path| certificate(config).chain = path),
+    },
+    Setting {
+        name: "tls_key",
+        flag: "tls-key",
+        variable: "CLAVIGER_SERVER_TLS_KEY",
+        kind: Kind::One("FILE"),
+        help: "The private key of --tls-certificate (PEM), which others may not read",
+        default: "",
+        take: |config, text| path(text).map(|path| certificate(config).key = path),
+    },
+    Setting {
         name: "audit_durability",
         flag: "audit-durability",
         variable: "CLAVIGER_AUDIT_DURABILITY",
@@ -223,6 +247,11 @@ impl Setting {
         (self.take)(&mut Config::default(), text)?;
         Ok(text.to_owned())
     }
+}
+
+fn certificate(config: &mut Config) -> &mut CertificateFiles {
+    let none = || CertificateFiles { chain: PathBuf::new(), key: PathBuf::new() };
+    config.certificate.get_or_insert_with(none)
 }
 
 fn path(text: &str) -> Result<PathBuf, String> {
