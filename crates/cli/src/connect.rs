@@ -72,6 +72,9 @@ impl Link {
 impl Connection {
     /// Does `work` with a key server.
     pub fn block_on(self, work: impl AsyncFnOnce(&Link) -> Done) -> Done {
+        if let Ok(traceparent) = std::env::var("TRACEPARENT") {
+            claviger_client::continue_trace(&traceparent);
+        }
         let link = self.link()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

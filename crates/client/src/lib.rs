@@ -16,6 +16,7 @@ mod error;
 mod http;
 mod keys;
 mod token;
+mod trace;
 
 pub use access::Access;
 pub use admin::{Admin, WantedEvents};
@@ -24,3 +25,4 @@ pub use clusters::ClusterService;
 pub use config::{Config, NodeConfig};
 pub use error::Error;
 pub use keys::{KeyService, UnwrapOutcome, Unwrapped, WrappedDek};
+pub use trace::continue_trace;

@@ -8,6 +8,7 @@ use crate::metrics::Metrics;
 use crate::record::Recorder;
 use crate::refusals::Refusals;
 use crate::tls::{CertificateFiles, Certificates};
+use crate::traced::Traced;
 use claviger_audit::Durability;
 use claviger_custody::Custodian;
 use claviger_domain::audit::Record;
@@ -287,7 +288,7 @@ impl App {
             Recorder::start(&store, parts.writer, &settings.audit).map_err(StartError::Audit)?;
         Ok(Arc::new(App {
             store,
-            custodian,
+            custodian: Arc::new(Traced(custodian)),
             clock,
             settings,
             hub: Hub::new(),
@@ -310,8 +311,8 @@ impl App {
         self: &Arc<App>,
         work: impl FnOnce(&App) -> T + Send + 'static,
     ) -> T {
-        let app = self.clone();
-        match tokio::task::spawn_blocking(move || work(&app)).await {
+        let (app, span) = (self.clone(), tracing::Span::current());
+        match tokio::task::spawn_blocking(move || span.in_scope(|| work(&app))).await {
             Ok(done) => done,
             Err(e) => std::panic::resume_unwind(e.into_panic()),
         }

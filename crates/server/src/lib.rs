@@ -22,6 +22,7 @@ mod refusals;
 pub mod resources;
 pub mod status;
 pub mod tls;
+mod traced;
 pub mod unlock;
 
 #[cfg(test)]

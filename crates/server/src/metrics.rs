@@ -6,8 +6,10 @@
 use crate::tls::Which;
 use claviger_audit::Health;
 use claviger_domain::id::UnixMs;
-use prometheus_client::encoding::{EncodeLabelSet, text};
-use prometheus_client::metrics::counter::Counter;
+use claviger_telemetry::traces::Counts;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -110,6 +112,7 @@ impl Metrics {
             "1 while the files of the certificate hold no good pair, so that the one of before stays",
             certificate_failing.clone(),
         );
+        registry.register_collector(Box::new(Spans));
         Self {
             registry,
             requests,
@@ -188,6 +191,25 @@ impl Metrics {
     }
 }
 
+/// How traces leave.
+#[derive(Debug)]
+struct Spans;
+
+impl Collector for Spans {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Counts { sent, dropped } = claviger_telemetry::traces::counts();
+        for (name, help, count) in [
+            ("trace_spans_sent", "Spans that the collector of traces took", sent),
+            ("trace_spans_dropped", "Spans that found no room, or no collector", dropped),
+        ] {
+            let counter = ConstCounter::new(count);
+            let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            counter.encode(metric)?;
+        }
+        Ok(())
+    }
+}
+
 /// An open connection.
 pub(crate) struct Connected(Gauge);
 
@@ -210,7 +232,7 @@ const ACTIONS: [&str; 9] = [
     "sync",
 ];
 
-fn named(route: &str, path: &str) -> String {
+pub(crate) fn named(route: &str, path: &str) -> String {
     let action = path.rsplit('/').next().filter(|last| ACTIONS.contains(last));
     match (route.strip_suffix("{action}"), action) {
         (Some(before), Some(action)) => format!("{before}{action}"),
@@ -218,7 +240,7 @@ fn named(route: &str, path: &str) -> String {
     }
 }
 
-fn known_method(method: &axum::http::Method) -> &'static str {
+pub(crate) fn known_method(method: &axum::http::Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",
         "HEAD" => "HEAD",

@@ -210,6 +210,7 @@ impl Store {
         name: &'static str,
         mut work: impl FnMut(&Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
+        let _span = span(name, true).entered();
         let mut writer = held(&self.0.writer);
         let tx = writer
             .transaction_with_behavior(TransactionBehavior::Immediate)
@@ -235,7 +236,7 @@ impl Store {
         name: &'static str,
         work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let _ = name;
+        let _span = span(name, false).entered();
         let mut reader = Reader { inner: &self.0, connection: Some(self.take_reader()) };
         let connection = reader.connection.as_mut().expect("set above, taken in drop");
         let tx = connection.transaction().map_err(StoreError::from)?;
@@ -389,6 +390,18 @@ pub fn check(path: &Path) -> Result<(), StoreError> {
 fn known(connection: &Connection) -> Result<(), StoreError> {
     let (found, known) = (migrate::version(connection)?, migrate::KNOWN);
     if found > known { Err(StoreError::Newer { found, known }) } else { Ok(()) }
+}
+
+/// For traces: how long a transaction took, the wait for its turn included.
+fn span(name: &'static str, writes: bool) -> tracing::Span {
+    tracing::debug_span!(
+        target: "claviger::trace",
+        "transaction",
+        otel.kind = "client",
+        db.system.name = "sqlite",
+        db.operation.name = name,
+        claviger.writes = writes,
+    )
 }
 
 struct Reader<'s> {

@@ -127,7 +127,8 @@ fn serve(args: Run) -> Done {
     if args.check {
         return check::check(&config, &held, file.as_deref());
     }
-    claviger_telemetry::init();
+    let _traces = claviger_telemetry::init("claviger-server", config.otlp_endpoint.as_deref())
+        .map_err(|e| Failure::new(2, e, "give --otlp-endpoint the collector's URL for HTTP"))?;
     let data = data_dir(&config.data)?;
     is_new(&config)?;
     let database = data.join(backup::DATABASE);

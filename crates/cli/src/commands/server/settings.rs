@@ -27,6 +27,7 @@ pub(super) struct Config {
     pub(super) bootstrap: Option<PathBuf>,
     pub(super) master_key: Option<String>,
     pub(super) certificate: Option<CertificateFiles>,
+    pub(super) otlp_endpoint: Option<String>,
     pub(super) audit: AuditSettings,
 }
 
@@ -43,6 +44,7 @@ impl Default for Config {
             bootstrap: None,
             master_key: None,
             certificate: None,
+            otlp_endpoint: None,
             audit: AuditSettings::default(),
         }
     }
@@ -143,10 +145,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         kind: Kind::Switch,
         help: "No waiting times after disable and rotate; for trying things out",
         default: "",
-        take: |config, text| {
-            let read = text.parse().map_err(|_| "expected true or false".to_owned());
-            read.map(|no_waits| config.no_waits = no_waits)
-        },
+        take: |config, text| switch(text).map(|no_waits| config.no_waits = no_waits),
     },
     Setting {
         name: "bootstrap",
@@ -189,6 +188,17 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "The private key of --tls-certificate (PEM), which others may not read",
         default: "",
         take: |config, text| path(text).map(|path| certificate(config).key = path),
+    },
+    Setting {
+        name: "otlp_endpoint",
+        flag: "otlp-endpoint",
+        variable: "OTEL_EXPORTER_OTLP_ENDPOINT",
+        kind: Kind::One("URL"),
+        help: "Base URL of a collector that takes traces by OTLP over HTTP (protobuf), such as \
+               http://localhost:4318; no traces if not given. OTEL_EXPORTER_OTLP_HEADERS and \
+               OTEL_EXPORTER_OTLP_CERTIFICATE count, too",
+        default: "",
+        take: |config, text| endpoint(text).map(|url| config.otlp_endpoint = Some(url)),
     },
     Setting {
         name: "audit_durability",
@@ -260,6 +270,15 @@ fn path(text: &str) -> Result<PathBuf, String> {
 
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "expected ADDRESS:PORT, for example 127.0.0.1:8443".to_owned())
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| "expected true or false".to_owned())
+}
+
+fn endpoint(text: &str) -> Result<String, String> {
+    claviger_telemetry::traces::check_endpoint(text).map_err(|e| e.to_string())?;
+    Ok(text.to_owned())
 }
 
 /// What is asked for must be enough: less is not silently raised.
@@ -346,6 +365,8 @@ mod tests {
             ("names", "192.0.2.1", true),
             ("no_waits", "true", true),
             ("no_waits", "1", false),
+            ("otlp_endpoint", "http://localhost:4318", true),
+            ("otlp_endpoint", "localhost:4318", false),
             ("audit_durability", "written", true),
             ("audit_durability", "soon", false),
             ("audit_checkpoints", "file:/mnt/c", true),
