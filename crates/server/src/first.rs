@@ -38,6 +38,9 @@ pub enum StartError {
     /// The operator's own certificate.
     #[error(transparent)]
     Files(#[from] crate::tls::FilesError),
+    /// Logins by issuers.
+    #[error(transparent)]
+    Login(#[from] crate::iam::LoginError),
     /// The audit log.
     #[error("the audit log cannot be opened: {0}")]
     Audit(#[source] std::io::Error),

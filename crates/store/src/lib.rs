@@ -16,6 +16,7 @@ pub mod import_tokens;
 pub mod instances;
 pub mod keys;
 pub mod kmip;
+pub mod logins;
 pub mod meta;
 pub mod policies;
 pub mod registrations;

@@ -297,6 +297,7 @@ fn settings(config: &Config, address: SocketAddr, public: Option<SocketAddr>) ->
         names: names(config, [Some(address), public]),
         url: url(&config.names, address),
         public_url: public.map(|address| url(&config.public_names, address)),
+        login: config.login.clone(),
         certificate: config.certificate.clone(),
         audit: config.audit.clone(),
         ..Settings::default()

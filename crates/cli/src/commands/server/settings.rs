@@ -2,7 +2,7 @@
 //! of this list.
 
 use claviger_audit::Durability;
-use claviger_server::app::{AuditSettings, CheckpointSink};
+use claviger_server::app::{AuditSettings, CheckpointSink, LoginIssuer, LoginSettings};
 use claviger_server::tls::CertificateFiles;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -27,6 +27,7 @@ pub(super) struct Config {
     pub(super) bootstrap: Option<PathBuf>,
     pub(super) master_key: Option<String>,
     pub(super) certificate: Option<CertificateFiles>,
+    pub(super) login: LoginSettings,
     pub(super) otlp_endpoint: Option<String>,
     pub(super) audit: AuditSettings,
 }
@@ -44,6 +45,7 @@ impl Default for Config {
             bootstrap: None,
             master_key: None,
             certificate: None,
+            login: LoginSettings::default(),
             otlp_endpoint: None,
             audit: AuditSettings::default(),
         }
@@ -190,6 +192,43 @@ pub(super) const SETTINGS: &[Setting] = &[
         take: |config, text| path(text).map(|path| certificate(config).key = path),
     },
     Setting {
+        name: "login_issuers",
+        flag: "login-issuer",
+        variable: "CLAVIGER_SERVER_LOGIN_ISSUERS",
+        kind: Kind::Many("ISSUER"),
+        help: "An OpenID Connect issuer whose people come in by claviger login: its URL, the id by \
+               which it knows claviger, and where its keys are if discovery does not say, parted by \
+               blanks. Nobody else's ID tokens are believed",
+        default: "",
+        take: |config, text| {
+            let issuer = issuer(text)?;
+            if config.login.issuers.iter().any(|other| other.issuer == issuer.issuer) {
+                return Err(format!("{} is named twice", issuer.issuer));
+            }
+            config.login.issuers.push(issuer);
+            Ok(())
+        },
+    },
+    Setting {
+        name: "login_ca",
+        flag: "login-ca",
+        variable: "CLAVIGER_SERVER_LOGIN_CA",
+        kind: Kind::One("FILE"),
+        help: "The CAs of these issuers (PEM); the system's if not given",
+        default: "",
+        take: |config, text| path(text).map(|path| config.login.ca = Some(path)),
+    },
+    Setting {
+        name: "login_open",
+        flag: "login-open",
+        variable: "CLAVIGER_SERVER_LOGIN_OPEN",
+        kind: Kind::Switch,
+        help: "Let everybody in for whom such an issuer vouches, without any role. Otherwise only \
+               those come in whom an administrator has let in by issuer and subject",
+        default: "",
+        take: |config, text| switch(text).map(|open| config.login.open = open),
+    },
+    Setting {
         name: "otlp_endpoint",
         flag: "otlp-endpoint",
         variable: "OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -274,6 +313,21 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 
 fn switch(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| "expected true or false".to_owned())
+}
+
+fn issuer(text: &str) -> Result<LoginIssuer, String> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let (issuer, audience, jwks_url) = match words[..] {
+        [issuer, audience] => (issuer, audience, None),
+        [issuer, audience, jwks_url] => (issuer, audience, Some(jwks_url.to_owned())),
+        _ => return Err("expected URL CLIENT-ID, or URL CLIENT-ID URL-OF-KEYS".to_owned()),
+    };
+    for url in [Some(issuer), jwks_url.as_deref()].into_iter().flatten() {
+        if !claviger_server::iam::may_ask(url) {
+            return Err(format!("{url} is no https:// URL"));
+        }
+    }
+    Ok(LoginIssuer { issuer: issuer.to_owned(), audience: audience.to_owned(), jwks_url })
 }
 
 fn endpoint(text: &str) -> Result<String, String> {
@@ -365,6 +419,11 @@ mod tests {
             ("names", "192.0.2.1", true),
             ("no_waits", "true", true),
             ("no_waits", "1", false),
+            ("login_issuers", "https://i.example claviger", true),
+            ("login_issuers", "https://i.example claviger https://i.example/keys", true),
+            ("login_issuers", "https://i.example", false),
+            ("login_issuers", "http://i.example claviger", false),
+            ("login_issuers", "https://i.example claviger file:///keys", false),
             ("otlp_endpoint", "http://localhost:4318", true),
             ("otlp_endpoint", "localhost:4318", false),
             ("audit_durability", "written", true),
