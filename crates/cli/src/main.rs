@@ -113,6 +113,23 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// What the unit starts is a command line of this program.
+    #[test]
+    fn the_systemd_unit_is_of_this_program() {
+        let unit = include_str!("../../../deploy/systemd/claviger-server.service");
+        let lines = unit.lines().filter_map(|line| {
+            let (key, command) = line.split_once('=')?;
+            key.starts_with("ExecStart").then_some(command)
+        });
+        let lines: Vec<&str> = lines.collect();
+        assert_eq!(lines.len(), 2, "one looks, one serves");
+        for line in lines {
+            let words = line.split_whitespace();
+            let parsed = Cli::try_parse_from(words).map(drop);
+            assert!(line.starts_with("/usr/local/bin/claviger ") && parsed.is_ok(), "{line}");
+        }
+    }
+
     #[test]
     fn cluster_and_instance_come_from_ids_crns_and_names() {
         let parse = |line: &str| Cli::try_parse_from(line.split_whitespace());
