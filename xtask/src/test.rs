@@ -45,7 +45,18 @@ pub fn run(args: &[String]) -> Done {
         // One at a time: each starts a whole cluster.
         whole &= cargo_test(
             "end-to-end tests on real API servers and etcd",
-            &["--workspace", "--test", "dev", "--test", "e2e", "--", "--ignored", ONE],
+            &[
+                "--workspace",
+                "--test",
+                "dev",
+                "--test",
+                "e2e",
+                "--test",
+                "login",
+                "--",
+                "--ignored",
+                ONE,
+            ],
             &[("CLAVIGER_BIN", &claviger)],
             &mut count,
         )?;

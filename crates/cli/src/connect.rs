@@ -2,7 +2,8 @@
 
 use crate::exit::{self, Done, Failure};
 use crate::files;
-use claviger_client::{Access, Admin, ClusterService, Config, Error, KeyService};
+use crate::login_file;
+use claviger_client::{Access, Admin, ClusterService, Config, Error, KeyService, Proof};
 use claviger_crypto::SecretBytes;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -72,6 +73,9 @@ impl Link {
 impl Connection {
     /// Does `work` with a key server.
     pub fn block_on(self, work: impl AsyncFnOnce(&Link) -> Done) -> Done {
+        if let Ok(traceparent) = std::env::var("TRACEPARENT") {
+            claviger_client::continue_trace(&traceparent);
+        }
         let link = self.link()?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -81,19 +85,55 @@ impl Connection {
     }
 
     fn link(self) -> Result<Link, Failure> {
-        let missing = |what: &str, how: &str| {
-            Failure::new(
-                exit::USAGE,
-                format!("{what} is not given"),
-                format!("{how}; a cluster of `claviger dev` sets all by `. D/env`"),
-            )
+        let (url, ca_file) = self.server()?;
+        let mut environment: Vec<(&'static str, OsString)> = vec![
+            ("CLAVIGER_URL", url.clone().into()),
+            ("CLAVIGER_CA_FILE", ca_file.clone().into_os_string()),
+        ];
+        let proof = match self.api_key()? {
+            Some(api_key) => {
+                environment
+                    .push(("CLAVIGER_API_KEY", OsString::from_vec(api_key.clone().into_bytes())));
+                Proof::ApiKey(SecretBytes::new(api_key.into_bytes()))
+            }
+            None => {
+                let path = login_file::path().ok();
+                let login = path.as_deref().map(|path| login_file::read(path, &url)).transpose()?;
+                let (Some(path), Some(login)) = (path, login.flatten()) else {
+                    return Err(missing(
+                        "an API key",
+                        "set CLAVIGER_API_KEY, say --api-key-file, or claviger login",
+                    ));
+                };
+                environment.push((login_file::VARIABLE, path.into_os_string()));
+                Proof::RefreshToken(login.refresh_token)
+            }
         };
-        let url = self
-            .url
-            .ok_or_else(|| missing("the key server's URL", "say --url, or set CLAVIGER_URL"))?;
-        let ca_file = self.ca_file.ok_or_else(|| {
+        if let Some(iam) = &self.iam_url {
+            environment.push(("CLAVIGER_IAM_URL", iam.into()));
+        }
+        let config = Config { url, iam_url: self.iam_url, ca_file, proof };
+        let keys = KeyService::connect(&config)?;
+        let clusters = ClusterService::connect(&config)?;
+        let admin = Admin::connect(&config)?;
+        let access = Access::connect(&config)?;
+        Ok(Link { keys, clusters, admin, access, environment })
+    }
+
+    /// The key server's URL, and its CA file.
+    pub fn server(&self) -> Result<(String, PathBuf), Failure> {
+        let url = self.url.clone();
+        let url =
+            url.ok_or_else(|| missing("the key server's URL", "say --url, or set CLAVIGER_URL"))?;
+        let ca_file = self.ca_file.clone();
+        let ca_file = ca_file.ok_or_else(|| {
             missing("the key server's CA", "say --ca-file, or set CLAVIGER_CA_FILE")
         })?;
+        Ok((url, ca_file))
+    }
+
+    /// The API key, if one is given.
+    fn api_key(&self) -> Result<Option<String>, Failure> {
         let api_key = match &self.api_key_file {
             Some(path) => {
                 let shown = path.display();
@@ -116,9 +156,7 @@ impl Connection {
                 files::read_text(path, API_KEY_MAX)?.trim().to_owned()
             }
             None => {
-                std::env::var("CLAVIGER_API_KEY").ok().filter(|key| !key.is_empty()).ok_or_else(
-                    || missing("an API key", "set CLAVIGER_API_KEY, or say --api-key-file"),
-                )?
+                return Ok(std::env::var("CLAVIGER_API_KEY").ok().filter(|key| !key.is_empty()));
             }
         };
         if api_key.is_empty() {
@@ -128,26 +166,16 @@ impl Connection {
                 "write the API key into it, as it was shown when it was made",
             ));
         }
-        let mut environment: Vec<(&'static str, OsString)> = vec![
-            ("CLAVIGER_URL", url.clone().into()),
-            ("CLAVIGER_CA_FILE", ca_file.clone().into_os_string()),
-            ("CLAVIGER_API_KEY", OsString::from_vec(api_key.clone().into_bytes())),
-        ];
-        if let Some(iam) = &self.iam_url {
-            environment.push(("CLAVIGER_IAM_URL", iam.into()));
-        }
-        let config = Config {
-            url,
-            iam_url: self.iam_url,
-            ca_file,
-            api_key: SecretBytes::new(api_key.into_bytes()),
-        };
-        let keys = KeyService::connect(&config)?;
-        let clusters = ClusterService::connect(&config)?;
-        let admin = Admin::connect(&config)?;
-        let access = Access::connect(&config)?;
-        Ok(Link { keys, clusters, admin, access, environment })
+        Ok(Some(api_key))
     }
+}
+
+fn missing(what: &str, how: &str) -> Failure {
+    Failure::new(
+        exit::USAGE,
+        format!("{what} is not given"),
+        format!("{how}; a cluster of `claviger dev` sets all by `. D/env`"),
+    )
 }
 
 /// What to do about a refusal of the key service, whose own errors carry no command.

@@ -10,6 +10,7 @@ mod connect;
 mod exit;
 mod files;
 mod ids;
+mod login_file;
 mod render;
 
 /// Encrypt Kubernetes clusters under root keys that you hold, and prove it
@@ -34,6 +35,10 @@ enum Command {
     Key(commands::key::Args),
     /// Who can come in, by what, and what he may do
     Iam(commands::iam::Args),
+    /// Come in by your OpenID Connect issuer, instead of an API key
+    Login(commands::login::Args),
+    /// Forget the login
+    Logout,
     /// What is on record of the key server
     Audit(commands::audit::Args),
     /// Count etcd's records by the key that opens them
@@ -55,6 +60,8 @@ fn main() -> ExitCode {
         Command::Instance(args) => commands::instance::run(args),
         Command::Key(args) => commands::key::run(args),
         Command::Iam(args) => commands::iam::run(args),
+        Command::Login(args) => commands::login::run(args),
+        Command::Logout => commands::login::logout(),
         Command::Audit(args) => commands::audit::run(args),
         Command::Census(args) => commands::census::run(args),
         Command::Dev(args) => commands::dev::run(args),
@@ -78,7 +85,7 @@ mod tests {
         let mut now = String::new();
         let mut root = Cli::command().term_width(100);
         root.build();
-        for noun in ["ks", "instance", "key", "iam", "audit", "completions"] {
+        for noun in ["ks", "instance", "key", "iam", "login", "audit", "completions"] {
             record(root.find_subcommand(noun).unwrap(), &mut now);
         }
         if std::env::var_os("CLAVIGER_SNAPSHOTS").is_some_and(|v| v == "write") {
@@ -104,6 +111,23 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// What the unit starts is a command line of this program.
+    #[test]
+    fn the_systemd_unit_is_of_this_program() {
+        let unit = include_str!("../../../deploy/systemd/claviger-server.service");
+        let lines = unit.lines().filter_map(|line| {
+            let (key, command) = line.split_once('=')?;
+            key.starts_with("ExecStart").then_some(command)
+        });
+        let lines: Vec<&str> = lines.collect();
+        assert_eq!(lines.len(), 2, "one looks, one serves");
+        for line in lines {
+            let words = line.split_whitespace();
+            let parsed = Cli::try_parse_from(words).map(drop);
+            assert!(line.starts_with("/usr/local/bin/claviger ") && parsed.is_ok(), "{line}");
+        }
     }
 
     #[test]

@@ -230,3 +230,29 @@ fn a_server_is_not_made_for_a_name_that_is_none() {
     }
     assert!(!Path::new(&data).exists());
 }
+
+#[test]
+fn what_a_server_would_start_with_is_told_with_where_it_comes_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("server.toml");
+    let data = dir.path().join("data");
+    fs::write(&file, format!("data = {:?}\nlisten = \"127.0.0.1:0\"\n", data.display())).unwrap();
+    let line = format!("server run --check --config {} --name keys.example", file.display());
+    let said = claviger(&line, &[("CLAVIGER_AUDIT_KEEP_DAYS", "30")]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let row = |name: &str| said.out.lines().find(|l| l.starts_with(name)).unwrap_or_default();
+    for (name, value, from) in [
+        ("data ", data.to_str().unwrap(), file.to_str().unwrap()),
+        ("listen ", "127.0.0.1:0", "file"),
+        ("names ", "keys.example", "flag --name"),
+        ("audit_keep_days ", "30", "env CLAVIGER_AUDIT_KEEP_DAYS"),
+        ("audit_durability ", "synced", "default"),
+    ] {
+        assert!(row(name).contains(value) && row(name).contains(from), "{name}: {}", said.out);
+    }
+    assert!(!data.exists(), "nothing was made");
+    fs::write(&file, "listn = \"127.0.0.1:0\"\n").unwrap();
+    let said = claviger(&line, &[]);
+    assert_eq!(said.code, 2);
+    assert!(said.err.contains("did you mean listen?"), "{}", said.err);
+}

@@ -5,7 +5,10 @@
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_claviger");
 
@@ -18,13 +21,17 @@ struct Server {
 
 impl Server {
     fn start() -> Server {
-        let dir = tempfile::tempdir().unwrap();
+        Server::start_in(tempfile::tempdir().unwrap(), &[])
+    }
+
+    fn start_in(dir: tempfile::TempDir, flags: &[String]) -> Server {
         let bootstrap = dir.path().join("bootstrap.json");
         let mut child = Command::new(PROGRAM)
             .args(["server", "run", "--no-waits", "--listen", "127.0.0.1:0", "--data"])
             .arg(dir.path().join("data"))
             .arg("--bootstrap")
             .arg(&bootstrap)
+            .args(flags)
             .env_clear()
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -94,4 +101,47 @@ fn a_cluster_is_removed_and_its_root_key_released() {
     server.ends(0, "ks cluster rm -c shop");
     server.ends(2, "ks cluster rm -c shop");
     server.ends(2, "ks kms release -c shop --crk shop --force");
+}
+
+/// A certificate for `localhost` by an authority that is made anew; the authority's, PEM.
+fn own_certificate(chain: &Path, key: &Path) -> String {
+    let ca = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let pem = params.self_signed(&ca).unwrap().pem();
+    let issuer = rcgen::Issuer::new(params, ca);
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let signed = params.signed_by(&pair, &issuer).unwrap();
+    fs::write(chain, signed.pem()).unwrap();
+    fs::write(key, pair.serialize_pem()).unwrap();
+    fs::set_permissions(key, fs::Permissions::from_mode(0o600)).unwrap();
+    pem
+}
+
+#[test]
+fn an_own_certificate_is_exchanged_while_the_server_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let [chain, key, ca] = ["own.pem", "own.key", "own-ca.pem"].map(|name| dir.path().join(name));
+    fs::write(&ca, own_certificate(&chain, &key)).unwrap();
+    let flags = ["--name=localhost".to_owned()].into_iter().chain([
+        format!("--tls-certificate={}", chain.display()),
+        format!("--tls-key={}", key.display()),
+    ]);
+    let server = Server::start_in(dir, &flags.collect::<Vec<_>>());
+    let line = format!("key ls --ca-file {}", ca.display());
+    server.ends(0, &line);
+    let built_in = server.claviger("key ls").status.code();
+    assert_eq!(built_in, Some(2), "this name is the own certificate's");
+
+    // Of another authority, so that only the new one is good for whoever trusts that.
+    fs::write(&ca, own_certificate(&chain, &key)).unwrap();
+    let pid = rustix::process::Pid::from_child(&server.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    let taken_up = (0..100).any(|_| {
+        std::thread::sleep(Duration::from_millis(100));
+        server.claviger(&line).status.success()
+    });
+    let log = fs::read_to_string(server.dir.path().join("log")).unwrap();
+    assert!(taken_up, "{log}");
 }

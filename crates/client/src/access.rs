@@ -4,15 +4,14 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::http::{Answer, Call, segment};
 use crate::keys::operator;
-use crate::token::{Credential, Session};
-use claviger_crypto::SecretBytes;
+use crate::token::Session;
 use claviger_wire::access::{
     AddedMember, AddedMembers, Group, Groups, Member, Members, NewMembers, Policies, Policy, User,
     Users,
 };
 use claviger_wire::iam::{
-    ApiKey, Items, NewIdentity, RotatedSigningKey, ServiceId, TrustedIssuer, TrustedIssuers,
-    UserInfo,
+    ApiKey, Items, Logins, NewIdentity, RotatedSigningKey, ServiceId, TrustedIssuer,
+    TrustedIssuers, UserInfo,
 };
 use reqwest::Method;
 use serde::de::DeserializeOwned;
@@ -30,8 +29,7 @@ impl Access {
     /// For an operator. Connects with the first call.
     pub fn connect(config: &Config) -> Result<Self, Error> {
         let (http, iam) = operator(config)?;
-        let key = SecretBytes::new(config.api_key.expose().to_vec());
-        Ok(Self { session: Session::new(http, iam, Credential::ApiKey(key)) })
+        Ok(Self { session: Session::new(http, iam, config.proof.credential()) })
     }
 
     async fn read<T: DeserializeOwned>(&self, path: String) -> Result<T, Error> {
@@ -84,6 +82,18 @@ impl Access {
     pub async fn delete_user(&self, iam_id: &str) -> Result<(), Error> {
         let path = self.users_path().await?;
         self.delete(format!("{path}/{}", segment(iam_id))).await
+    }
+
+    /// By which issuers a person comes in.
+    pub async fn logins(&self, iam_id: &str) -> Result<Logins, Error> {
+        self.read(format!("/v3/principals/{}/logins", segment(iam_id))).await
+    }
+
+    /// Lets a person come in by exactly these subjects of issuers.
+    pub async fn put_logins(&self, iam_id: &str, logins: &Logins) -> Result<Logins, Error> {
+        let path = format!("/v3/principals/{}/logins", segment(iam_id));
+        let call = Call::new(Method::PUT, path).idempotent();
+        self.session.send(call.json(logins)?).await?.json()
     }
 
     /// Every service ID.

@@ -4,8 +4,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::http::{Call, segment};
 use crate::keys::operator;
-use crate::token::{Credential, Session};
-use claviger_crypto::SecretBytes;
+use crate::token::Session;
 use claviger_domain::id::{InstanceId, KeyId};
 use claviger_wire::audit::Events;
 use claviger_wire::iam::{MadePrincipal, NewPrincipal};
@@ -48,8 +47,7 @@ impl Admin {
     /// For an operator. Connects with the first call.
     pub fn connect(config: &Config) -> Result<Self, Error> {
         let (http, iam) = operator(config)?;
-        let key = SecretBytes::new(config.api_key.expose().to_vec());
-        Ok(Self { session: Session::new(http, iam, Credential::ApiKey(key)) })
+        Ok(Self { session: Session::new(http, iam, config.proof.credential()) })
     }
 
     /// Every instance, by name.

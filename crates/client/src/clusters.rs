@@ -4,8 +4,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::http::{Answer, Call, segment};
 use crate::keys::operator;
-use crate::token::{Credential, Session};
-use claviger_crypto::SecretBytes;
+use crate::token::Session;
 use claviger_domain::id::{AgentName, InstanceId, JobId};
 use claviger_wire::agent::{Certificate, ReissueRequest};
 use claviger_wire::ks::{
@@ -27,8 +26,7 @@ impl ClusterService {
     /// The cluster service for an operator. Connects with the first call.
     pub fn connect(config: &Config) -> Result<Self, Error> {
         let (http, iam) = operator(config)?;
-        let key = SecretBytes::new(config.api_key.expose().to_vec());
-        Ok(Self { session: Session::new(http, iam, Credential::ApiKey(key)) })
+        Ok(Self { session: Session::new(http, iam, config.proof.credential()) })
     }
 
     /// Asks for encryption the way IBM's clients do. Whether it was so already.

@@ -1,6 +1,7 @@
 //! Where the server is, whom to trust and who asks.
 
 use crate::error::Error;
+use crate::token::Credential;
 use claviger_crypto::SecretBytes;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
@@ -27,8 +28,26 @@ pub struct Config {
     pub iam_url: Option<String>,
     /// PEM file of the CA that signed the server's certificate. No other CA counts.
     pub ca_file: PathBuf,
-    /// The API key.
-    pub api_key: SecretBytes,
+    /// By what the operator comes in.
+    pub proof: Proof,
+}
+
+/// By what an operator comes in.
+pub enum Proof {
+    /// An API key.
+    ApiKey(SecretBytes),
+    /// The refresh token of a login.
+    RefreshToken(SecretBytes),
+}
+
+impl Proof {
+    pub(crate) fn credential(&self) -> Credential {
+        let copy = |secret: &SecretBytes| SecretBytes::new(secret.expose().to_vec());
+        match self {
+            Proof::ApiKey(key) => Credential::ApiKey(copy(key)),
+            Proof::RefreshToken(token) => Credential::RefreshToken(copy(token)),
+        }
+    }
 }
 
 impl Config {
@@ -46,7 +65,7 @@ impl Config {
             url: read("CLAVIGER_URL")?,
             iam_url: std::env::var("CLAVIGER_IAM_URL").ok().filter(|v| !v.is_empty()),
             ca_file: PathBuf::from(read("CLAVIGER_CA_FILE")?),
-            api_key: SecretBytes::new(read("CLAVIGER_API_KEY")?.into_bytes()),
+            proof: Proof::ApiKey(SecretBytes::new(read("CLAVIGER_API_KEY")?.into_bytes())),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! One call: its deadline, its retries, its bounded body.
 
 use crate::error::Error;
+use crate::trace;
 use bytes::Bytes;
 use claviger_crypto::SecretBytes;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
@@ -9,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{Instrument as _, Span};
 use zeroize::Zeroizing;
 
 /// How long a call may take in all, retries and a new token included. kube-apiserver waits 10 s
@@ -137,10 +139,13 @@ impl Http {
         Error::Unreachable { url: self.base.clone(), what: format!("no answer within {CALL:?}") }
     }
 
-    fn request(&self, call: &Call) -> reqwest::RequestBuilder {
+    fn request(&self, call: &Call, span: &Span) -> reqwest::RequestBuilder {
         let url = format!("{}{}", self.base, call.path);
         let mut request =
             self.client.request(call.method.clone(), url).headers(call.headers.clone());
+        if let Some(traceparent) = trace::traceparent(span) {
+            request = request.header("traceparent", traceparent);
+        }
         if let Some((media_type, body)) = &call.body {
             request = request.header("content-type", *media_type).body(body.clone());
         }
@@ -149,28 +154,35 @@ impl Http {
 
     /// Opens an answer without reading its body.
     pub async fn open(&self, call: &Call, deadline: Instant) -> Result<reqwest::Response, Error> {
-        let sent = timeout_at(deadline, self.request(call).send()).await;
+        let span = trace::span(&call.method);
+        let sent = self.request(call, &span).send().instrument(span.clone());
+        let sent = timeout_at(deadline, sent).await;
         let mut response =
             sent.map_err(|_| self.late())?.map_err(|e| Error::transport(&self.base, &e))?;
         if response.status().is_success() {
             return Ok(response);
         }
         let status = response.status().as_u16();
+        span.record("http.response.status_code", status);
         let body = timeout_at(deadline, self.body(&mut response)).await;
         let body = body.map_err(|_| self.late())??;
         Err(Error::answer(&self.base, status, body.expose()))
     }
 
     async fn once(&self, call: &Call) -> Try {
-        let mut response = match self.request(call).send().await {
+        let span = trace::span(&call.method);
+        let sent = self.request(call, &span).send().instrument(span.clone());
+        let mut response = match sent.await {
             Ok(response) => response,
             Err(error) => {
+                span.record("otel.status_code", "ERROR");
                 let error = Error::transport(&self.base, &error);
                 // Either it never arrived, or the call may be made twice.
                 return Try::Failed { again: error.is_unreachable(), error, after: None };
             }
         };
         let status = response.status();
+        span.record("http.response.status_code", status.as_u16());
         let after = retry_after(response.headers());
         let body = match self.body(&mut response).await {
             Ok(body) => body,

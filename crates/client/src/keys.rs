@@ -73,8 +73,7 @@ impl KeyService {
     /// The key service for an operator. Connects with the first call.
     pub fn connect(config: &Config) -> Result<Self, Error> {
         let (http, iam) = operator(config)?;
-        let key = SecretBytes::new(config.api_key.expose().to_vec());
-        Ok(Self { session: Session::new(http, iam, Credential::ApiKey(key)) })
+        Ok(Self { session: Session::new(http, iam, config.proof.credential()) })
     }
 
     /// The key service for a node agent, by its certificate.

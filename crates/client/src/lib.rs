@@ -3,7 +3,7 @@
 //! [`KeyService`] is Key Protect v2, [`ClusterService`] what operators ask of clusters, [`Access`]
 //! who may do what, [`AgentApi`] what a node agent and the server say to each other. All go over TLS 1.3 to a
 //! server whose certificate one given CA has signed, and to no other; proxies and the system's
-//! own trust are not looked at.
+//! own trust are not looked at. Only who logs in asks his issuer as well ([`People`]).
 //!
 //! What an [`Error`] is decides whether a cluster is fenced: see [`UnwrapOutcome`].
 
@@ -15,12 +15,16 @@ mod config;
 mod error;
 mod http;
 mod keys;
+mod login;
 mod token;
+mod trace;
 
 pub use access::Access;
 pub use admin::{Admin, WantedEvents};
 pub use agent::{AgentApi, NudgeStream};
 pub use clusters::ClusterService;
-pub use config::{Config, NodeConfig};
+pub use config::{Config, NodeConfig, Proof};
 pub use error::Error;
 pub use keys::{KeyService, UnwrapOutcome, Unwrapped, WrappedDek};
+pub use login::{LoggedIn, Pending, People, exchange};
+pub use trace::continue_trace;

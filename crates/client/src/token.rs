@@ -4,7 +4,7 @@ use crate::config::SecretText;
 use crate::error::Error;
 use crate::http::{Answer, CALL, Call, Http, segment};
 use claviger_crypto::SecretBytes;
-use claviger_wire::iam::{GRANT_APIKEY, GRANT_NODE, Token};
+use claviger_wire::iam::{GRANT_APIKEY, GRANT_NODE, GRANT_REFRESH, Token};
 use reqwest::header::{AUTHORIZATION, HeaderValue};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,8 @@ const LIFE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// What proves who asks.
 pub(crate) enum Credential {
     ApiKey(SecretBytes),
+    /// Of a login by an issuer.
+    RefreshToken(SecretBytes),
     /// The certificate of the connection.
     Node,
 }
@@ -104,15 +106,19 @@ impl Session {
     fn request(&self) -> Result<Call, Error> {
         let mut form = match &*self.credential {
             Credential::Node => SecretText(format!("grant_type={}", segment(GRANT_NODE))),
-            Credential::ApiKey(key) => {
-                let key = std::str::from_utf8(key.expose())
-                    .map_err(|_| Error::local("the API key is not UTF-8"))?;
-                let key = SecretText(segment(key));
-                SecretText(format!("grant_type={}&apikey={}", segment(GRANT_APIKEY), key.0))
-            }
+            Credential::ApiKey(key) => with(GRANT_APIKEY, "apikey", key)?,
+            Credential::RefreshToken(token) => with(GRANT_REFRESH, "refresh_token", token)?,
         };
         let form = std::mem::take(&mut form.0).into_bytes();
         let call = Call::post("/identity/token".to_owned()).idempotent();
         Ok(call.bytes("application/x-www-form-urlencoded", form))
     }
+}
+
+/// A form with one secret in it.
+fn with(grant: &str, field: &str, secret: &SecretBytes) -> Result<SecretText, Error> {
+    let secret = std::str::from_utf8(secret.expose())
+        .map_err(|_| Error::local(format!("the {field} is not UTF-8")))?;
+    let secret = SecretText(segment(secret));
+    Ok(SecretText(format!("grant_type={}&{field}={}", segment(grant), secret.0)))
 }

@@ -5,7 +5,7 @@ use crate::error::DevError;
 use crate::files;
 use crate::parts::{Dev, Part};
 use crate::registration;
-use claviger_client::{Admin, Config};
+use claviger_client::{Admin, Config, Proof};
 use claviger_crypto::SecretBytes;
 use claviger_domain::access::{PlatformRole, ServiceRole};
 use claviger_wire::iam::{NewPrincipal, RoleOn};
@@ -78,7 +78,7 @@ pub async fn let_in(dev: &Dev) -> Result<(), DevError> {
         url: dev.server_url(),
         iam_url: None,
         ca_file: dev.layout.server_ca(),
-        api_key: SecretBytes::new(found.api_key.into_bytes()),
+        proof: Proof::ApiKey(SecretBytes::new(found.api_key.into_bytes())),
     })
     .map_err(answer)?;
     let mut known = known(dev)?;
@@ -87,7 +87,7 @@ pub async fn let_in(dev: &Dev) -> Result<(), DevError> {
             continue;
         }
         let made = admin.create_principal(&new).await.map_err(answer)?;
-        known.insert(variable.to_owned(), made.apikey);
+        known.insert(variable.to_owned(), made.apikey.unwrap_or_default());
         files::write_json(&dev.layout.people(), &known)?;
     }
     Ok(())

@@ -5,7 +5,7 @@ use crate::error::DevError;
 use crate::files;
 use crate::layout;
 use crate::parts::{Dev, Part};
-use claviger_client::{ClusterService, Config, Error};
+use claviger_client::{ClusterService, Config, Error, Proof};
 use claviger_crypto::SecretBytes;
 use claviger_wire::ks::RegisterCluster;
 use serde::{Deserialize, Serialize};
@@ -61,7 +61,7 @@ pub async fn register(dev: &Dev) -> Result<(), DevError> {
         url: dev.server_url(),
         iam_url: None,
         ca_file: dev.layout.server_ca(),
-        api_key: SecretBytes::new(found.api_key.into_bytes()),
+        proof: Proof::ApiKey(SecretBytes::new(found.api_key.into_bytes())),
     })
     .map_err(|e| answer(e.to_string()))?;
     let wanted = RegisterCluster {

@@ -2,11 +2,14 @@
 
 use crate::authority::Authority;
 use crate::first::{self, StartError};
+use crate::iam::issuer_keys::Issuers;
 use crate::iam::known::Known;
 use crate::iam::token::Tokens;
 use crate::metrics::Metrics;
 use crate::record::Recorder;
 use crate::refusals::Refusals;
+use crate::tls::{CertificateFiles, Certificates};
+use crate::traced::Traced;
 use claviger_audit::Durability;
 use claviger_custody::Custodian;
 use claviger_domain::audit::Record;
@@ -86,8 +89,34 @@ pub struct Settings {
     pub refresh_life: Duration,
     /// Number of keys that one instance may have; a bound on lists and memory.
     pub keys_max: u64,
+    /// Whose ID tokens let people in.
+    pub login: LoginSettings,
+    /// A certificate besides the built-in one, for clients that come by its names.
+    pub certificate: Option<CertificateFiles>,
     /// How the audit log is kept.
     pub audit: AuditSettings,
+}
+
+/// Whose ID tokens let people in; nobody's by default.
+#[derive(Debug, Clone, Default)]
+pub struct LoginSettings {
+    /// The issuers that are believed; each once.
+    pub issuers: Vec<LoginIssuer>,
+    /// The only CAs that count when issuers are asked (PEM); the system's if not given.
+    pub ca: Option<PathBuf>,
+    /// Whom an issuer vouches for comes in unasked, without any role. Otherwise only who was let in.
+    pub open: bool,
+}
+
+/// An OpenID Connect issuer that is believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoginIssuer {
+    /// What its tokens say in `iss`: a URL.
+    pub issuer: String,
+    /// What they must say in `aud`: the id by which clients of ours are known to it.
+    pub audience: String,
+    /// Where its keys are; found by discovery if not given.
+    pub jwks_url: Option<String>,
 }
 
 /// How the audit log is kept.
@@ -130,6 +159,8 @@ impl Default for Settings {
             token_life: Duration::from_secs(3600),
             refresh_life: Duration::from_secs(86_400),
             keys_max: 20_000,
+            login: LoginSettings::default(),
+            certificate: None,
             audit: AuditSettings::default(),
         }
     }
@@ -262,6 +293,8 @@ pub struct App {
     pub(crate) recorder: Recorder,
     pub(crate) refusals: Refusals,
     pub(crate) metrics: Metrics,
+    pub(crate) certificates: Arc<Certificates>,
+    pub(crate) issuers: Issuers,
 }
 
 impl App {
@@ -278,11 +311,15 @@ impl App {
         settings: Settings,
     ) -> Result<Arc<App>, StartError> {
         let parts = first::establish(&store, &*custodian, clock.now())?;
+        let issuers = Issuers::new(&settings.login)?;
+        let named: Vec<(&str, &str)> =
+            settings.login.issuers.iter().map(|one| (&*one.issuer, &*one.audience)).collect();
+        store.tx("issuers", |tx| claviger_store::logins::allow(tx, &named))?;
         let recorder =
             Recorder::start(&store, parts.writer, &settings.audit).map_err(StartError::Audit)?;
         Ok(Arc::new(App {
             store,
-            custodian,
+            custodian: Arc::new(Traced(custodian)),
             clock,
             settings,
             hub: Hub::new(),
@@ -293,6 +330,8 @@ impl App {
             recorder,
             refusals: Refusals::default(),
             metrics: Metrics::new(),
+            certificates: Arc::default(),
+            issuers,
         }))
     }
 
@@ -304,8 +343,8 @@ impl App {
         self: &Arc<App>,
         work: impl FnOnce(&App) -> T + Send + 'static,
     ) -> T {
-        let app = self.clone();
-        match tokio::task::spawn_blocking(move || work(&app)).await {
+        let (app, span) = (self.clone(), tracing::Span::current());
+        match tokio::task::spawn_blocking(move || span.in_scope(|| work(&app))).await {
             Ok(done) => done,
             Err(e) => std::panic::resume_unwind(e.into_panic()),
         }

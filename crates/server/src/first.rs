@@ -35,6 +35,12 @@ pub enum StartError {
     /// TLS.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
+    /// The operator's own certificate.
+    #[error(transparent)]
+    Files(#[from] crate::tls::FilesError),
+    /// Logins by issuers.
+    #[error(transparent)]
+    Login(#[from] crate::iam::LoginError),
     /// The audit log.
     #[error("the audit log cannot be opened: {0}")]
     Audit(#[source] std::io::Error),

@@ -21,6 +21,8 @@ pub mod record;
 mod refusals;
 pub mod resources;
 pub mod status;
+pub mod tls;
+mod traced;
 pub mod unlock;
 
 #[cfg(test)]

@@ -1,20 +1,17 @@
 //! The accept loop: TLS 1.3 only, client certificates optional, everything bounded.
 
 use crate::app::App;
-use crate::first::StartError;
 use crate::http::auth::Node;
 use crate::http::network::Network;
 use crate::pulse::{Over, Patience, Pulse};
+use crate::tls::not_after;
 use axum::{Extension, Router};
 use claviger_crypto::digest::{hex, sha256};
-use claviger_domain::id::UnixMs;
-use claviger_store::{StoreError, meta};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -45,73 +42,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 pub const DRAIN: Duration = Duration::from_secs(10);
 /// Streams of one HTTP/2 connection.
 const STREAMS: u32 = 128;
-/// A server certificate with less life than this left is renewed, at start or while serving.
-const RENEW: Duration = Duration::from_secs(30 * 86_400);
-/// How often the certificate's life is looked at; short against [`RENEW`].
-const LOOK_AT_CERTIFICATE: Duration = Duration::from_secs(86_400);
 
-/// TLS of this server: its certificate, made or renewed if need be, and which clients' it takes.
-/// Blocks.
-///
-/// # Errors
-/// When the database does not answer or a certificate cannot be made.
-pub fn tls(app: &App) -> Result<ServerConfig, StartError> {
-    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
-    names.extend(app.settings.names.iter().cloned());
-    let (certificate, key) = certificate(app, &names)?;
-    let mut roots = RootCertStore::empty();
-    roots.add(app.authority.der().clone())?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| rustls::Error::General(e.to_string()))?;
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(clients)
-        .with_single_cert(vec![certificate, app.authority.der().clone()], key)?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
-}
-
-fn certificate(
-    app: &App,
-    names: &[String],
-) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), StartError> {
-    const KEY: &str = "server-key";
-    let now = app.clock.now();
-    let names_text = names.join(",");
-    let stored = app.store.read("server certificate", |tx| -> Result<_, StoreError> {
-        let get = |name| meta::get(tx, name);
-        Ok((get("server-certificate")?, get(KEY)?, get("server-names")?))
-    })?;
-    if let (Some(certificate), Some(sealed), Some(stored)) = stored
-        && stored == names_text.as_bytes()
-        && not_after(&certificate).is_some_and(|end| end.since(now) > RENEW.as_millis() as u64)
-    {
-        let key = app
-            .custodian
-            .open_column(&["meta", KEY], &sealed)
-            .map_err(|_| StartError::MasterKey)?;
-        let key = PrivateKeyDer::Pkcs8(key.expose().to_vec().into());
-        return Ok((certificate.into(), key));
-    }
-    let (certificate, key) = app.authority.server(names, now)?;
-    let sealed = app.custodian.seal_column(&["meta", KEY], &key);
-    app.store.tx("server certificate", |tx| -> Result<(), StoreError> {
-        meta::put(tx, "server-certificate", &certificate)?;
-        meta::put(tx, KEY, &sealed)?;
-        meta::put(tx, "server-names", names_text.as_bytes())
-    })?;
-    Ok((certificate, PrivateKeyDer::Pkcs8(key.into())))
-}
-
-fn not_after(der: &[u8]) -> Option<UnixMs> {
-    let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    Some(UnixMs(certificate.validity().not_after.timestamp() * 1000))
-}
-
-/// Where the server listens. Both have one certificate and answer the same paths; a request
+/// Where the server listens. Both have the same certificates and answer the same paths; a request
 /// carries by which it came.
 pub struct Listeners {
     /// The private one.
@@ -149,8 +81,7 @@ pub async fn serve(
     let private = crate::http::router(app.clone());
     let public = private.clone().layer(Extension(Network::Public));
     let private = private.layer(Extension(Network::Private));
-    let mut acceptor = TlsAcceptor::from(Arc::new(tls));
-    let mut daily = tokio::time::interval(LOOK_AT_CERTIFICATE);
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let strangers = Arc::new(Semaphore::new(STRANGERS));
     let (closing, closed) = watch::channel(false);
@@ -162,6 +93,7 @@ pub async fn serve(
     clockwork.spawn(crate::keys::clock::watch(app.clone()));
     clockwork.spawn(crate::audit::retention::watch(app.clone()));
     clockwork.spawn(crate::refusals::watch(app.clone()));
+    clockwork.spawn(crate::tls::watch(app.clone()));
     if let Some(status) = listeners.status.take() {
         clockwork.spawn(crate::status::serve(app.clone(), status));
     }
@@ -169,14 +101,6 @@ pub async fn serve(
         let permit = room.clone().acquire_owned();
         let accepted = tokio::select! {
             () = &mut stop => break,
-            _ = daily.tick() => {
-                // Connections that are open keep the certificate they began with.
-                match app.blocking(self::tls).await {
-                    Ok(tls) => acceptor = TlsAcceptor::from(Arc::new(tls)),
-                    Err(e) => tracing::error!(error = %e, "the server's certificate cannot be renewed; trying again tomorrow"),
-                }
-                continue;
-            }
             accepted = async { (permit.await, listeners.accept().await) } => accepted,
         };
         // Ended connections are forgotten here, so the set does not grow.

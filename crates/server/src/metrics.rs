@@ -3,9 +3,13 @@
 //! Labels have few values: routes as they are written in the router, never ids of keys or names of
 //! callers.
 
+use crate::tls::Which;
 use claviger_audit::Health;
-use prometheus_client::encoding::{EncodeLabelSet, text};
-use prometheus_client::metrics::counter::Counter;
+use claviger_domain::id::UnixMs;
+use claviger_telemetry::traces::Counts;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -37,6 +41,11 @@ struct Kind {
     kind: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Certificate {
+    certificate: &'static str,
+}
+
 type Histograms = Family<Route, Histogram, fn() -> Histogram>;
 
 /// The server's counters. Cheap to count on, from any thread.
@@ -51,6 +60,8 @@ pub struct Metrics {
     audit_record: Gauge,
     audit_signed_record: Gauge,
     audit_not_sent: Gauge,
+    certificate_ends: Family<Certificate, Gauge>,
+    certificate_failing: Gauge,
 }
 
 impl Metrics {
@@ -88,6 +99,20 @@ impl Metrics {
         let audit_signed_record = audit(&mut registry, "audit_signed_record", signed);
         let not_sent = "Checkpoints since the start that did not leave by some sink";
         let audit_not_sent = audit(&mut registry, "audit_checkpoints_not_sent", not_sent);
+        let certificate_ends = Family::default();
+        registry.register_with_unit(
+            "tls_certificate_not_after",
+            "When the certificate that clients are shown ends, since the Unix epoch",
+            Unit::Seconds,
+            certificate_ends.clone(),
+        );
+        let certificate_failing = Gauge::default();
+        registry.register(
+            "tls_certificate_failing",
+            "1 while the files of the certificate hold no good pair, so that the one of before stays",
+            certificate_failing.clone(),
+        );
+        registry.register_collector(Box::new(Spans));
         Self {
             registry,
             requests,
@@ -99,6 +124,8 @@ impl Metrics {
             audit_record,
             audit_signed_record,
             audit_not_sent,
+            certificate_ends,
+            certificate_failing,
         }
     }
 
@@ -142,11 +169,44 @@ impl Metrics {
         self.audit_not_sent.set(number(health.not_sent));
     }
 
+    /// A certificate is shown that ends then.
+    pub(crate) fn certificate_ends(&self, which: Which, end: UnixMs) {
+        let certificate = match which {
+            Which::BuiltIn => "built-in",
+            Which::Own => "own",
+        };
+        self.certificate_ends.get_or_create(&Certificate { certificate }).set(end.0 / 1000);
+    }
+
+    /// Whether the files of the operator's certificate hold no good pair.
+    pub(crate) fn certificate_failing(&self, failing: bool) {
+        self.certificate_failing.set(i64::from(failing));
+    }
+
     /// All of it in the OpenMetrics text format, version 1.0.
     pub(crate) fn render(&self) -> String {
         let mut out = String::new();
         text::encode(&mut out, &self.registry).expect("a string takes any text");
         out
+    }
+}
+
+/// How traces leave.
+#[derive(Debug)]
+struct Spans;
+
+impl Collector for Spans {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Counts { sent, dropped } = claviger_telemetry::traces::counts();
+        for (name, help, count) in [
+            ("trace_spans_sent", "Spans that the collector of traces took", sent),
+            ("trace_spans_dropped", "Spans that found no room, or no collector", dropped),
+        ] {
+            let counter = ConstCounter::new(count);
+            let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            counter.encode(metric)?;
+        }
+        Ok(())
     }
 }
 
@@ -172,7 +232,7 @@ const ACTIONS: [&str; 9] = [
     "sync",
 ];
 
-fn named(route: &str, path: &str) -> String {
+pub(crate) fn named(route: &str, path: &str) -> String {
     let action = path.rsplit('/').next().filter(|last| ACTIONS.contains(last));
     match (route.strip_suffix("{action}"), action) {
         (Some(before), Some(action)) => format!("{before}{action}"),
@@ -180,7 +240,7 @@ fn named(route: &str, path: &str) -> String {
     }
 }
 
-fn known_method(method: &axum::http::Method) -> &'static str {
+pub(crate) fn known_method(method: &axum::http::Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",
         "HEAD" => "HEAD",

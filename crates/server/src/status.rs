@@ -37,9 +37,16 @@ pub(crate) async fn health(app: State<Arc<App>>) -> Response {
 }
 
 /// Whether calls should be sent here: the database answers, acts can be put on record, and it is
-/// not about to stop.
+/// not about to stop. A certificate that cannot be exchanged is worth a line.
 async fn ready(app: State<Arc<App>>) -> Response {
-    said(app.blocking(App::ready).await)
+    let answer = app.blocking(|app| {
+        app.ready().map(|()| app.certificates.trouble(app.clock.now()).unwrap_or_default())
+    });
+    match answer.await {
+        // It serves all the same.
+        Ok(trouble) if !trouble.is_empty() => format!("ok\nwarning: {trouble}\n").into_response(),
+        answer => said(answer.map(drop)),
+    }
 }
 
 fn said(good: Result<(), String>) -> Response {

@@ -112,7 +112,7 @@ pub fn owned_by(tx: &Tx<'_>, iam_id: &str) -> Result<u64, StoreError> {
 /// there was one.
 pub fn remove_principal(tx: &Tx<'_>, iam_id: &str) -> Result<bool, StoreError> {
     access::remove_about(tx, &Subject::Principal(iam_id.to_owned()))?;
-    for table in ["api_keys", "access_group_members", "trusted_subjects"] {
+    for table in ["api_keys", "access_group_members", "trusted_subjects", "login_subjects"] {
         tx.execute(&format!("DELETE FROM {table} WHERE iam_id = ?1"), [iam_id])?;
     }
     Ok(tx.execute("DELETE FROM principals WHERE iam_id = ?1", [iam_id])? > 0)

@@ -16,6 +16,7 @@ pub mod import_tokens;
 pub mod instances;
 pub mod keys;
 pub mod kmip;
+pub mod logins;
 pub mod meta;
 pub mod policies;
 pub mod registrations;
@@ -210,6 +211,7 @@ impl Store {
         name: &'static str,
         mut work: impl FnMut(&Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
+        let _span = span(name, true).entered();
         let mut writer = held(&self.0.writer);
         let tx = writer
             .transaction_with_behavior(TransactionBehavior::Immediate)
@@ -235,7 +237,7 @@ impl Store {
         name: &'static str,
         work: impl FnOnce(&Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let _ = name;
+        let _span = span(name, false).entered();
         let mut reader = Reader { inner: &self.0, connection: Some(self.take_reader()) };
         let connection = reader.connection.as_mut().expect("set above, taken in drop");
         let tx = connection.transaction().map_err(StoreError::from)?;
@@ -341,6 +343,17 @@ pub fn peek(path: &Path, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
     meta::get(&Tx::new(connection.transaction()?), name)
 }
 
+/// The schema of a database, and the newest that is known here; nothing is changed.
+///
+/// # Errors
+/// When it cannot be read, or a newer version of this program wrote it.
+pub fn schema(path: &Path) -> Result<(i64, i64), StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    known(&connection)?;
+    Ok((migrate::version(&connection)?, migrate::KNOWN))
+}
+
 /// Runs `work` on one consistent view of a database that a server may have open. Only on the schema
 /// of this program.
 pub fn view<T, E: From<StoreError>>(
@@ -378,6 +391,18 @@ pub fn check(path: &Path) -> Result<(), StoreError> {
 fn known(connection: &Connection) -> Result<(), StoreError> {
     let (found, known) = (migrate::version(connection)?, migrate::KNOWN);
     if found > known { Err(StoreError::Newer { found, known }) } else { Ok(()) }
+}
+
+/// For traces: how long a transaction took, the wait for its turn included.
+fn span(name: &'static str, writes: bool) -> tracing::Span {
+    tracing::debug_span!(
+        target: "claviger::trace",
+        "transaction",
+        otel.kind = "client",
+        db.system.name = "sqlite",
+        db.operation.name = name,
+        claviger.writes = writes,
+    )
 }
 
 struct Reader<'s> {

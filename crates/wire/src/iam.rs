@@ -15,6 +15,16 @@ pub const GRANT_REFRESH: &str = "refresh_token";
 /// Grant type of a service-account token of a trusted cluster (field `cr_token`).
 pub const GRANT_CR_TOKEN: &str = "urn:ibm:params:oauth:grant-type:cr-token";
 
+/// Grant type of an ID token of an issuer of people (RFC 8693; field `subject_token`, and
+/// `subject_token_type` is [`ID_TOKEN`]).
+pub const GRANT_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+
+/// What an ID token is called when it is exchanged (RFC 8693, section 3).
+pub const ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
+
+/// What an access token is called when it is given in exchange.
+pub const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+
 /// Grant type of a node agent: its certificate is the credential, the form carries nothing else.
 pub const GRANT_NODE: &str = "urn:claviger:params:oauth:grant-type:node-certificate";
 
@@ -33,6 +43,9 @@ pub struct Token {
     pub expiration: i64,
     /// Not in use; clients want the field.
     pub scope: String,
+    /// [`ACCESS_TOKEN`], after an exchange alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issued_token_type: Option<String>,
 }
 
 /// The body of an error of the token endpoint.
@@ -74,6 +87,9 @@ pub struct NewPrincipal {
     /// IAM id of the person that a service ID stands for; the caller if none is given.
     #[serde(default)]
     pub owner: Option<String>,
+    /// By what a person comes in, instead of an API key.
+    #[serde(default)]
+    pub login: Option<LoginSubject>,
     /// Service roles.
     #[serde(default)]
     #[schemars(length(max = 100))]
@@ -99,13 +115,35 @@ pub struct RoleOn {
     pub key: Option<KeyId>,
 }
 
-/// Who was let in. The API key is shown this once.
+/// Somebody as an OpenID Connect issuer knows him: both together are an identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoginSubject {
+    /// What his ID tokens say in `iss`; one that the server's settings name.
+    #[schemars(length(min = 1, max = 512))]
+    pub issuer: String,
+    /// What they say in `sub`.
+    #[schemars(length(min = 1, max = 255))]
+    pub subject: String,
+}
+
+/// By which issuers a person comes in: `/v3/principals/{iam_id}/logins`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Logins {
+    /// All of them.
+    #[schemars(length(max = 20))]
+    pub logins: Vec<LoginSubject>,
+}
+
+/// Who was let in. The API key is shown this once; who comes in by an issuer has none.
 #[derive(Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct MadePrincipal {
     pub iam_id: String,
     pub name: String,
-    pub apikey: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apikey: Option<String>,
 }
 
 /// An API key as `/apikeys` shows it.

@@ -136,18 +136,32 @@ pub fn python(name: &str, dir: &Path, log: &Path) -> Outcome<()> {
     })
 }
 
+/// The OpenID Connect provider of `tests/oidc`; the directory from which it starts.
+pub fn provider() -> Outcome<PathBuf> {
+    need_program("node", "Debian: nodejs")?;
+    need_program("npm", "Debian: npm")?;
+    let (sources, home) = (root().join("tests/oidc"), root().join("target/oidc"));
+    std::fs::create_dir_all(&home).map_err(|e| e.to_string())?;
+    npm_at(&sources, &home, &home.join("install.log"))?;
+    std::fs::copy(sources.join("provider.mjs"), home.join("provider.mjs"))
+        .map_err(|e| e.to_string())?;
+    Ok(home)
+}
+
 fn npm(dir: &Path, log: &Path) -> Outcome<()> {
-    let sources = Client::Npm.sources();
+    npm_at(&Client::Npm.sources(), &dir.join("npm"), log)
+}
+
+fn npm_at(sources: &Path, home: &Path, log: &Path) -> Outcome<()> {
     let [package, lock] = ["package.json", "package-lock.json"].map(|name| sources.join(name));
-    let home = dir.join("npm");
-    unless_there(&home, &[&package, &lock], || {
-        std::fs::create_dir_all(&home).map_err(|e| e.to_string())?;
+    unless_there(home, &[&package, &lock], || {
+        std::fs::create_dir_all(home).map_err(|e| e.to_string())?;
         for file in [&package, &lock] {
             let name = file.file_name().unwrap_or_default();
             std::fs::copy(file, home.join(name)).map_err(|e| e.to_string())?;
         }
         let args = ["ci", "--no-audit", "--no-fund", "--ignore-scripts"];
-        process::run(Command::new("npm").current_dir(&home).args(args), log, LIMIT)
+        process::run(Command::new("npm").current_dir(home).args(args), log, LIMIT)
     })
 }
 

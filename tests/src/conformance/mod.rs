@@ -17,6 +17,8 @@ pub(crate) mod process;
 mod report;
 pub(crate) mod suites;
 
+pub use install::provider;
+
 /// What a run is to do.
 #[derive(Debug, Default)]
 pub struct Settings {

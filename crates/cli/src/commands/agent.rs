@@ -252,8 +252,13 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Where traces go; none if it is not set.
+const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+
 fn start(config: AgentConfig) -> Done {
-    claviger_telemetry::init();
+    let endpoint = std::env::var(ENDPOINT).ok().filter(|endpoint| !endpoint.is_empty());
+    let _traces = claviger_telemetry::init("claviger-agent", endpoint.as_deref())
+        .map_err(|e| Failure::new(exit::USAGE, e, format!("mend {ENDPOINT}")))?;
     for failed in claviger_crypto::harden::harden() {
         tracing::warn!("{failed}");
     }

@@ -9,5 +9,6 @@ pub mod iam;
 pub mod instance;
 pub mod key;
 pub mod ks;
+pub mod login;
 pub mod man;
 pub mod server;

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // A panic is the report of a test.
 
-use claviger_client::{Config, NodeConfig};
+use claviger_client::{Config, NodeConfig, Proof};
 use claviger_crypto::SecretBytes;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::server::WebPkiClientVerifier;
@@ -109,7 +109,7 @@ impl Server {
             url: self.url.clone(),
             iam_url: None,
             ca_file: self.ca_file.path().to_owned(),
-            api_key: SecretBytes::new(b"k&y=1".to_vec()),
+            proof: Proof::ApiKey(SecretBytes::new(b"k&y=1".to_vec())),
         }
     }
 

@@ -15,7 +15,7 @@ use claviger_domain::audit::{Credential as Proof, Record};
 use claviger_domain::id::{AgentName, ClusterId, InstanceId, PolicyId, UnixMs};
 use claviger_domain::key::RootKey;
 use claviger_domain::policy::{Access, Site};
-use claviger_store::{StoreError, Tx, access, iam, trust};
+use claviger_store::{StoreError, Tx, access, iam, logins, trust};
 use claviger_wire::kp::rings::RING_HEADER;
 use std::borrow::Cow;
 use std::fmt;
@@ -106,7 +106,7 @@ impl Caller {
     pub(crate) fn api_key(&self) -> Option<Uuid> {
         match self.bearer.as_ref()?.credential {
             Credential::ApiKey(key) => Some(key),
-            Credential::Node { .. } | Credential::Trust { .. } => None,
+            Credential::Node { .. } | Credential::Trust { .. } | Credential::Login { .. } => None,
         }
     }
 
@@ -290,6 +290,9 @@ pub(crate) fn alive(
         Credential::Trust { issuer, subject, key } => {
             let may = trust::of_subject(tx, issuer, subject)?.iter().any(|own| own == iam_id);
             Ok(may && trusts(tx, issuer, key)?)
+        }
+        Credential::Login { issuer, subject } => {
+            Ok(logins::person(tx, issuer, subject)?.is_some_and(|person| person == iam_id))
         }
     }
 }

@@ -18,8 +18,8 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use claviger_domain::audit::{Credential, Data, Record};
-use claviger_domain::id::UnixMs;
-use claviger_wire::kp::CORRELATION_HEADER;
+use claviger_domain::id::{InstanceId, UnixMs};
+use claviger_wire::kp::{CORRELATION_HEADER, INSTANCE_HEADER};
 use error::Form;
 use network::Origin;
 use schemars::json_schema;
@@ -27,6 +27,8 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
 /// Every path of the server, and what can be asked of it.
@@ -159,15 +161,53 @@ async fn correlate(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// Counts a request and how long it took.
+/// Counts a request and how long it took, and is its part of a trace.
 async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let response = next.run(request).await;
+    let span = span(&request, route.as_ref());
+    let response = next.run(request).instrument(span.clone()).await;
+    let status = response.status();
+    span.record("http.response.status_code", status.as_u16());
+    if status.is_server_error() {
+        span.record("otel.status_code", "ERROR");
+    }
+    drop(span);
     let route = route.as_ref().map(MatchedPath::as_str);
     app.metrics.answered(&method, route, &path, response.status().as_u16(), began.elapsed());
     response
+}
+
+/// The span of a request, in the trace of its caller if he is in one. Of the path it has the route
+/// alone, and of the headers the instance's id.
+fn span(request: &Request, route: Option<&MatchedPath>) -> Span {
+    let method = crate::metrics::known_method(request.method());
+    let span = tracing::debug_span!(
+        target: "claviger::trace",
+        "request",
+        otel.kind = "server",
+        otel.name = Empty,
+        otel.status_code = Empty,
+        http.request.method = method,
+        http.route = Empty,
+        http.response.status_code = Empty,
+        claviger.instance = Empty,
+    );
+    if span.is_disabled() {
+        return span;
+    }
+    claviger_telemetry::traces::continue_from(&span, request.headers());
+    let route =
+        crate::metrics::named(route.map_or("unknown", MatchedPath::as_str), request.uri().path());
+    span.record("otel.name", format!("{method} {route}"));
+    span.record("http.route", route);
+    let instance = request.headers().get(INSTANCE_HEADER).and_then(|id| id.to_str().ok());
+    // What a caller writes there is no id before it is read as one.
+    if let Some(instance) = instance.and_then(|id| id.parse::<InstanceId>().ok()) {
+        span.record("claviger.instance", instance.to_string());
+    }
+    span
 }
 
 async fn description() -> Response {

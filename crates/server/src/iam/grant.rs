@@ -1,7 +1,7 @@
 //! `POST /identity/token` and `POST /oidc/token`: what a credential is exchanged for.
 
 use super::token::{BadToken, Bearer, Credential, Issue};
-use super::trust;
+use super::{login, trust};
 use crate::app::App;
 use crate::http::Trace;
 use crate::http::auth::{Node, alive};
@@ -16,7 +16,10 @@ use claviger_crypto::digest;
 use claviger_domain::audit::{Credential as Proof, Record};
 use claviger_domain::id::UnixMs;
 use claviger_store::iam::{self, Principal};
-use claviger_wire::iam::{GRANT_APIKEY, GRANT_CR_TOKEN, GRANT_NODE, GRANT_REFRESH, Token};
+use claviger_wire::iam::{
+    ACCESS_TOKEN, GRANT_APIKEY, GRANT_CR_TOKEN, GRANT_EXCHANGE, GRANT_NODE, GRANT_REFRESH,
+    ID_TOKEN, Token,
+};
 use std::sync::Arc;
 
 /// Why no token is given.
@@ -63,10 +66,16 @@ pub(crate) async fn token(
             let profile = profile.into_iter().find(|text| !text.is_empty());
             trust::login(&app, field("cr_token"), profile, now).await
         }
+        GRANT_EXCHANGE if field("subject_token_type") == ID_TOKEN => {
+            login::login(&app, field("subject_token"), now).await
+        }
+        GRANT_EXCHANGE => {
+            Err(Refused::bad("BXNIM0448E", "Only an ID token is taken as subject_token_type."))
+        }
         GRANT_NODE => by_certificate(&app, node.map(|n| n.0)).await,
         _ => Err(Refused::bad(
             "BXNIM0106E",
-            "This grant_type is not supported; use an API key, a refresh token or a cr-token.",
+            "This grant_type is not supported; use an API key, a refresh token, a cr-token or an ID token.",
         )),
     };
     if let Err(refused) = &found
@@ -134,6 +143,7 @@ fn issue(app: &App, login: &Login, grant: &str, now: UnixMs) -> Token {
         expires_in: life_s.unsigned_abs(),
         expiration: now_s + life_s,
         scope: "ibm openid".to_owned(),
+        issued_token_type: (grant == GRANT_EXCHANGE).then(|| ACCESS_TOKEN.to_owned()),
     }
 }
 

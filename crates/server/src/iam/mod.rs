@@ -5,8 +5,11 @@ mod about;
 mod grant;
 mod groups;
 mod identities;
+pub(crate) mod issuer_keys;
 mod issuers;
 pub(crate) mod known;
+mod login;
+mod logins;
 mod policies;
 mod principals;
 pub(crate) mod said;
@@ -16,6 +19,7 @@ mod text;
 pub mod token;
 pub(crate) mod trust;
 
+pub use issuer_keys::{LoginError, may_ask};
 pub(crate) use policies::POLICIES_MAX;
 #[cfg(test)]
 pub(crate) use policies::fill;
@@ -23,7 +27,8 @@ pub(crate) use policies::fill;
 use crate::http::api::content::{Content, json};
 use crate::http::api::{Api, Description, Kind, post, says};
 use claviger_wire::iam::{
-    GRANT_APIKEY, GRANT_CR_TOKEN, GRANT_NODE, GRANT_REFRESH, MadePrincipal, NewPrincipal, Token,
+    GRANT_APIKEY, GRANT_CR_TOKEN, GRANT_EXCHANGE, GRANT_NODE, GRANT_REFRESH, ID_TOKEN,
+    MadePrincipal, NewPrincipal, Token,
 };
 use schemars::json_schema;
 
@@ -47,14 +52,15 @@ pub(crate) fn api() -> Api {
         .merge(groups::api())
         .merge(identities::api())
         .merge(issuers::api())
+        .merge(logins::api())
         .merge(policies::api())
 }
 
 fn token(id: &'static str) -> Description {
-    says(id, "A token for an API key, a refresh token, a pod's token or a node's certificate")
+    says(id, "A token for an API key, a refresh token, a pod's or a person's token, a certificate")
         .takes(FORM)
         .answers(200, json::<Token>())
-        .refuses(&[429])
+        .refuses(&[429, 503])
 }
 
 /// What the token endpoint takes.
@@ -65,7 +71,9 @@ const FORM: Content = Content {
             "type": "object",
             "properties": {
                 "grant_type": {
-                    "enum": [GRANT_APIKEY, GRANT_REFRESH, GRANT_CR_TOKEN, GRANT_NODE],
+                    "enum": [
+                        GRANT_APIKEY, GRANT_REFRESH, GRANT_CR_TOKEN, GRANT_NODE, GRANT_EXCHANGE,
+                    ],
                 },
                 "apikey": { "type": "string", "description": "With the first grant type." },
                 "refresh_token": { "type": "string", "description": "With the second." },
@@ -75,6 +83,8 @@ const FORM: Content = Content {
                     "description": "With the third: which service ID to become, where several \
                         may be; so are the next two.",
                 },
+                "subject_token": { "type": "string", "description": "With the last." },
+                "subject_token_type": { "enum": [ID_TOKEN] },
                 "profile_crn": { "type": "string" },
                 "profile_name": { "type": "string" },
             },

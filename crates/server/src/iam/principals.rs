@@ -1,7 +1,8 @@
 //! `POST /v3/principals`: lets a person or a service in, with roles and one API key.
 
-use super::policies;
+use super::login::new_person_id;
 use super::said::said_of_all;
+use super::{logins, policies};
 use crate::app::App;
 use crate::http::admin::{Doing, Needs, Refusal, facts, parse};
 use crate::http::auth::Caller;
@@ -40,8 +41,7 @@ pub(super) async fn create(
         let action = "iam-identity.serviceid-apikey.create";
         (action, format!("iam-ServiceId-{}", Uuid::new_v4()))
     } else {
-        let text = Uuid::new_v4().simple().to_string().to_ascii_uppercase();
-        ("iam-identity.user-apikey.create", format!("IBMid-{}", &text[..10]))
+        ("iam-identity.user-apikey.create", new_person_id())
     };
     let (form, target) = (Form::Service, iam_id.clone());
     let doing = Doing::new(caller, form, action, target, Needs::Administrator);
@@ -66,17 +66,27 @@ pub(super) async fn create(
         for grant in &grants {
             iam::add_grant(tx, &iam_id, grant, &doing.caller.iam_id, now)?;
         }
-        let apikey = app.tokens.new_api_key();
-        let mut key = ApiKey::new(&iam_id, &new.name, &doing.caller.iam_id, now);
-        key.created_with = doing.caller.api_key();
-        iam::add_api_key(tx, &key, &app.tokens.api_key_mac(&apikey))?;
+        let (apikey, id) = match &new.login {
+            Some(login) => {
+                logins::put(tx, &iam_id, std::slice::from_ref(login), &doing.caller.iam_id, now)?;
+                (None, String::new())
+            }
+            None => {
+                let apikey = app.tokens.new_api_key();
+                let mut key = ApiKey::new(&iam_id, &new.name, &doing.caller.iam_id, now);
+                key.created_with = doing.caller.api_key();
+                iam::add_api_key(tx, &key, &app.tokens.api_key_mac(&apikey))?;
+                (Some(apikey), key.id.to_string())
+            }
+        };
         let given = access::about(tx, &Subject::Principal(iam_id.clone()))?;
         doing.changed(
             Facts::new(),
             facts([
                 ("name", new.name.clone()),
                 ("email", new.email.clone()),
-                ("api_keys", key.id.to_string()),
+                ("api_keys", id),
+                ("logins", logins::said(new.login.as_slice())),
                 ("policies", said_of_all(&given)),
             ]),
         );
@@ -96,6 +106,9 @@ fn check(tx: &Tx<'_>, new: &NewPrincipal) -> Result<Vec<Grant>, Refusal> {
              control"
         );
         return Err(Refusal::bad(what));
+    }
+    if new.login.is_some() && new.service {
+        return Err(Refusal::bad("only a person comes in by an issuer"));
     }
     if new.owner.is_some() && !new.service {
         return Err(Refusal::bad("only a service has an owner"));

@@ -71,6 +71,13 @@ pub(crate) enum Credential {
         /// The [fingerprint](super::trust::fingerprint) of the key that signed it.
         key: String,
     },
+    /// An ID token of an issuer of people.
+    Login {
+        /// Its issuer.
+        issuer: String,
+        /// Its subject.
+        subject: String,
+    },
 }
 
 /// Whom an access token is for.

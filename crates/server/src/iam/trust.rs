@@ -15,10 +15,11 @@ use jsonwebtoken::dangerous::insecure_decode_claims;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use std::sync::Arc;
 
 /// Longest token, in bytes; one of Kubernetes has about a thousand.
-const TOKEN_MAX: usize = 8 << 10;
+pub(super) const TOKEN_MAX: usize = 8 << 10;
 /// Keys of one issuer; Kubernetes has one, and two during a rotation.
 const KEYS_MAX: usize = 16;
 /// Longest life of a token that is taken, in seconds: a day, and then some. Tokens without an end
@@ -37,19 +38,25 @@ struct Claims {
     iat: Option<i64>,
 }
 
+/// For whom a token is (RFC 7519, section 4.1.3).
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Audience {
+pub(super) enum Audience {
     One(String),
     Many(Vec<String>),
 }
 
 impl Audience {
-    fn has(&self, wanted: &str) -> bool {
+    pub(super) fn has(&self, wanted: &str) -> bool {
         match self {
             Audience::One(one) => one == wanted,
             Audience::Many(many) => many.iter().any(|one| one == wanted),
         }
+    }
+
+    /// Whether it names more than one.
+    pub(super) fn several(&self) -> bool {
+        matches!(self, Audience::Many(many) if many.len() > 1)
     }
 }
 
@@ -60,7 +67,7 @@ struct Claimed {
 }
 
 /// How a key may be used: by its kind, whatever a token says. None for kinds that are not taken.
-fn algorithm(jwk: &Jwk) -> Option<Algorithm> {
+pub(super) fn algorithm(jwk: &Jwk) -> Option<Algorithm> {
     match &jwk.algorithm {
         AlgorithmParameters::RSA(_) => Some(Algorithm::RS256),
         AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P256 => {
@@ -68,6 +75,22 @@ fn algorithm(jwk: &Jwk) -> Option<Algorithm> {
         }
         _ => None,
     }
+}
+
+/// Whom a token names as its issuer, before anything of it is verified.
+pub(super) fn issuer_of(token: &str) -> Option<String> {
+    insecure_decode_claims::<Claimed>(token).ok().map(|claimed| claimed.iss)
+}
+
+/// What a token says, if `jwk` signed it. The key says how it is used, not the token; times and
+/// audience are for the caller to check.
+pub(super) fn signed<C: DeserializeOwned>(token: &str, jwk: &Jwk) -> Option<C> {
+    let (algorithm, key) = (algorithm(jwk)?, DecodingKey::from_jwk(jwk).ok()?);
+    let mut validation = Validation::new(algorithm);
+    // Checked by the caller, by the server's own clock.
+    validation.validate_exp = false;
+    validation.validate_aud = false;
+    jsonwebtoken::decode::<C>(token, &key, &validation).ok().map(|token| token.claims)
 }
 
 /// Whether a key of a JWK set has what only its owner may know (RFC 7518, sections 6.2.2, 6.3.2
@@ -138,21 +161,12 @@ fn verify(tx: &Tx<'_>, token: &str, now: UnixMs) -> Result<Option<Verified>, Sto
         return Ok(None);
     }
     let Ok(header) = jsonwebtoken::decode_header(token) else { return Ok(None) };
-    let Ok(claimed) = insecure_decode_claims::<Claimed>(token) else { return Ok(None) };
-    let Some(issuer) = trust::issuer(tx, &claimed.iss)? else { return Ok(None) };
+    let Some(issuer) = issuer_of(token) else { return Ok(None) };
+    let Some(issuer) = trust::issuer(tx, &issuer)? else { return Ok(None) };
     let set = read_keys(&issuer.jwks).map_err(damaged)?;
     let Some(jwk) = header.kid.as_deref().and_then(|kid| set.find(kid)) else { return Ok(None) };
-    let (Some(algorithm), Ok(key)) = (algorithm(jwk), DecodingKey::from_jwk(jwk)) else {
-        return Ok(None);
-    };
-    let mut validation = Validation::new(algorithm);
-    // Checked below, by the server's own clock.
-    validation.validate_exp = false;
-    validation.validate_aud = false;
-    let Ok(token) = jsonwebtoken::decode::<Claims>(token, &key, &validation) else {
-        return Ok(None);
-    };
-    let (claims, now_s) = (token.claims, now.0.div_euclid(1000));
+    let Some(claims) = signed::<Claims>(token, jwk) else { return Ok(None) };
+    let now_s = now.0.div_euclid(1000);
     let begins = claims.nbf.into_iter().chain(claims.iat).max().unwrap_or(0);
     let in_time = begins <= now_s + LEEWAY_S
         && now_s <= claims.exp.saturating_add(LEEWAY_S)

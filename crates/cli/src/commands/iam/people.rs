@@ -6,7 +6,9 @@ use crate::exit::{self, Done, Failure};
 use crate::render::{Look, ago_of_text, now, pairs, table};
 use clap::Subcommand;
 use claviger_wire::access::User as WireUser;
-use claviger_wire::iam::{ApiKey, MadePrincipal, NewIdentity, NewPrincipal, ServiceId};
+use claviger_wire::iam::{
+    ApiKey, LoginSubject, MadePrincipal, NewIdentity, NewPrincipal, ServiceId,
+};
 
 /// What can be done with people.
 #[derive(Subcommand)]
@@ -15,6 +17,8 @@ pub enum User {
     Ls,
     /// Let a person in; he has no role before a policy gives him one
     Create(NewUser),
+    /// By which issuers a person comes in; with --issuer by one more
+    Logins(LoginsOf),
     /// Remove a person, with his API keys and the policies about him
     Delete(Which),
 }
@@ -51,6 +55,39 @@ pub struct NewUser {
     /// E-mail address; for people to read, nothing is sent to it
     #[arg(long, value_name = "ADDRESS", default_value = "")]
     email: String,
+    #[command(flatten)]
+    login: LoginArgs,
+}
+
+/// Somebody as an issuer knows him.
+#[derive(clap::Args)]
+pub struct LoginArgs {
+    /// OpenID Connect issuer by which he comes in, instead of an API key; one that the server's
+    /// settings name
+    #[arg(long, value_name = "URL", requires = "subject")]
+    issuer: Option<String>,
+    /// Who he is there: what his ID tokens say in sub; claviger login tells him
+    #[arg(long, value_name = "TEXT", requires = "issuer")]
+    subject: Option<String>,
+}
+
+impl LoginArgs {
+    fn subject(self) -> Option<LoginSubject> {
+        let (issuer, subject) = self.issuer.zip(self.subject)?;
+        Some(LoginSubject { issuer, subject })
+    }
+}
+
+/// Whose logins.
+#[derive(clap::Args)]
+pub struct LoginsOf {
+    /// IAM id or name
+    who: String,
+    #[command(flatten)]
+    login: LoginArgs,
+    /// Let him come in by no issuer any longer, or not by the one of --issuer and --subject
+    #[arg(long)]
+    remove: bool,
 }
 
 /// Someone.
@@ -125,19 +162,50 @@ pub async fn user(verb: User, look: Look, link: &Link) -> Done {
             });
             Ok(())
         }
-        User::Create(NewUser { name, email }) => {
+        User::Create(NewUser { name, email, login }) => {
             look.doing(&format!("Letting {name} in"));
-            let new = NewPrincipal { name, email, ..NewPrincipal::default() };
+            let new =
+                NewPrincipal { name, email, login: login.subject(), ..NewPrincipal::default() };
             let made: MadePrincipal = link.admin.create_principal(&new).await?;
             look.ok();
             look.answer(&made, || {
                 let mut lines = pairs(&[
                     ("Name", made.name.clone()),
                     ("ID", made.iam_id.clone()),
-                    ("API key", made.apikey.clone()),
+                    ("API key", made.apikey.clone().unwrap_or_default()),
                 ]);
-                lines.push("The API key is shown this once.".to_owned());
+                if made.apikey.is_some() {
+                    lines.push("The API key is shown this once.".to_owned());
+                }
                 lines
+            });
+            Ok(())
+        }
+        User::Logins(LoginsOf { who: text, login, remove }) => {
+            let iam_id = who(&text, link).await?;
+            let mut logins = link.access.logins(&iam_id).await?;
+            let change = match (login.subject(), remove) {
+                (None, false) => false,
+                (None, true) => {
+                    logins.logins.clear();
+                    true
+                }
+                (Some(one), remove) => {
+                    logins.logins.retain(|there| *there != one);
+                    if !remove {
+                        logins.logins.push(one);
+                    }
+                    true
+                }
+            };
+            if change {
+                look.doing(&format!("Changing by which issuers {iam_id} comes in"));
+                logins = link.access.put_logins(&iam_id, &logins).await?;
+            }
+            look.ok();
+            look.answer(&logins, || {
+                let row = |one: &LoginSubject| vec![one.issuer.clone(), one.subject.clone()];
+                table(&["Issuer", "Subject"], &logins.logins.iter().map(row).collect::<Vec<_>>())
             });
             Ok(())
         }

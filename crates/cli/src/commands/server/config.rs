@@ -1,167 +1,172 @@
-//! What a server is started with: flags, environment and a file, in this order of weight.
+//! What a server is started with: flags, environment and a file, in this order of weight. Which
+//! settings there are, [`SETTINGS`] says.
 
+use super::settings::{Config, Kind, SETTINGS, Setting};
 use crate::exit::Failure;
-use claviger_audit::Durability;
-use claviger_server::app::{AuditSettings, CheckpointSink};
-use serde::Deserialize;
+use clap::builder::BoolishValueParser;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read as _};
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use toml::de::{DeTable, DeValue};
 
 /// Largest configuration file; a real one has some hundred bytes.
 const FILE_MAX: u64 = 64 << 10;
-const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8443);
+/// The flag of the file itself.
+const FILE: &str = "config";
+/// Its variable.
+const FILE_VARIABLE: &str = "CLAVIGER_SERVER_CONFIG";
+
+/// Values by the name of their setting.
+type Values = BTreeMap<&'static str, Vec<String>>;
 
 /// Flags and environment. What is not given comes from the file, or is the default.
-#[derive(clap::Args, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Given {
-    /// A file of settings (TOML): data, listen, names, public_listen, public_names,
-    /// status_listen, bootstrap, master_key, audit_durability, audit_checkpoints, audit_keep_days,
-    /// audit_keep_mib. Flags and environment count for more. A field that is not known is refused
-    #[arg(long, env = "CLAVIGER_SERVER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Directory of the database; made if it is not there
-    #[arg(long)]
-    data: Option<PathBuf>,
-    /// Address and port of the private listener; port 0 picks a free one [default: 127.0.0.1:8443]
-    #[arg(long, env = "CLAVIGER_SERVER_LISTEN", value_name = "ADDRESS")]
-    listen: Option<SocketAddr>,
-    /// A further name or address for which the server's certificate is good; the first one is
-    /// the name that clients are told
-    #[arg(
-        long = "name",
-        env = "CLAVIGER_SERVER_NAME",
-        value_name = "DNS",
-        value_delimiter = ',',
-        value_parser = host
-    )]
-    names: Vec<String>,
-    /// Address and port of a public listener; none if not given. Instances whose policy
-    /// allowedNetwork is private-only are refused there
-    #[arg(long, env = "CLAVIGER_SERVER_PUBLIC_LISTEN", value_name = "ADDRESS")]
-    public_listen: Option<SocketAddr>,
-    /// A name or address of the public listener, like --name
-    #[arg(
-        long = "public-name",
-        env = "CLAVIGER_SERVER_PUBLIC_NAME",
-        value_name = "DNS",
-        value_delimiter = ',',
-        value_parser = host
-    )]
-    public_names: Vec<String>,
-    /// Address and port of plain HTTP for probes and Prometheus: /healthz, /readyz, /metrics. It
-    /// tells nothing secret but asks for no token: keep it on loopback or a private network
-    #[arg(long, env = "CLAVIGER_SERVER_STATUS_LISTEN", value_name = "ADDRESS")]
-    status_listen: Option<SocketAddr>,
-    /// No waiting times after disable and rotate; for trying things out
-    #[arg(long)]
-    no_waits: bool,
-    /// Where the first start writes account, instances, CA and the administrator's API key
-    /// (JSON, mode 0600); printed if not given
-    #[arg(long, value_name = "FILE")]
-    bootstrap: Option<PathBuf>,
-    /// The master key: a file of mode 0600, or fd:N for an open file descriptor. Default:
-    /// master.key in the data directory, made at the first start. Whoever has this file and the
-    /// database has every root key: keep it on another disk
-    #[arg(long, value_name = "FILE")]
-    master_key: Option<String>,
-    /// When an act that changes nothing (a wrap, an unwrap, a read) counts as recorded and is
-    /// answered: synced, after its record is on disk; or written, after it was handed to the
-    /// system, so that loss of power may lose the records of the last 20 ms [default: synced]
-    #[arg(long, env = "CLAVIGER_AUDIT_DURABILITY", value_name = "WHEN", value_parser = durability)]
-    audit_durability: Option<Durability>,
-    /// Where checkpoints of the audit log leave this machine, at least once a minute while there
-    /// are records: file:PATH, syslog:PATH (a socket such as /dev/log) or syslog:udp:ADDRESS:PORT
-    #[arg(
-        long = "audit-checkpoint",
-        env = "CLAVIGER_AUDIT_CHECKPOINTS",
-        value_name = "SINK",
-        value_delimiter = ',',
-        value_parser = sink
-    )]
-    audit_checkpoints: Vec<CheckpointSink>,
-    /// Remove segments of the audit log whose records are all older; their signed heads stay
-    /// [default: keep all]
-    #[arg(long, env = "CLAVIGER_AUDIT_KEEP_DAYS", value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..))]
-    audit_keep_days: Option<u32>,
-    /// Remove the oldest segments of the audit log until it has so many MiB [default: keep all]
-    #[arg(long, env = "CLAVIGER_AUDIT_KEEP_MIB", value_name = "MIB", value_parser = clap::value_parser!(u32).range(128..))]
-    audit_keep_mib: Option<u32>,
+    flags: Values,
+    variables: Values,
 }
 
-/// The file.
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct Written {
-    data: Option<PathBuf>,
-    listen: Option<SocketAddr>,
-    names: Vec<String>,
-    public_listen: Option<SocketAddr>,
-    public_names: Vec<String>,
-    status_listen: Option<SocketAddr>,
-    bootstrap: Option<PathBuf>,
-    master_key: Option<String>,
-    audit_durability: Option<String>,
-    audit_checkpoints: Vec<String>,
-    audit_keep_days: Option<u32>,
-    audit_keep_mib: Option<u32>,
+/// Where a setting's value comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    Flag,
+    Variable,
+    File,
+    Default,
 }
 
-/// What counts.
-#[derive(Debug)]
-pub(super) struct Config {
-    pub(super) data: PathBuf,
-    pub(super) listen: SocketAddr,
-    pub(super) names: Vec<String>,
-    pub(super) public_listen: Option<SocketAddr>,
-    pub(super) public_names: Vec<String>,
-    pub(super) status_listen: Option<SocketAddr>,
-    pub(super) no_waits: bool,
-    pub(super) bootstrap: Option<PathBuf>,
-    pub(super) master_key: Option<String>,
-    pub(super) audit: AuditSettings,
+/// A setting, what it is, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) name: &'static str,
+    /// Empty if there is none.
+    pub(super) value: String,
+    pub(super) origin: Origin,
 }
 
-impl Config {
-    /// Puts both together. The file's directory plays no part: paths are the process's.
-    pub(super) fn of(given: Given) -> Result<Self, Failure> {
-        let written = given.config.as_deref().map(read).transpose()?.unwrap_or_default();
-        let either = |given: Vec<String>, written| if given.is_empty() { written } else { given };
-        let audit = AuditSettings {
-            durability: given.audit_durability.or(written.durability()?).unwrap_or_default(),
-            checkpoints: match given.audit_checkpoints {
-                none if none.is_empty() => written.checkpoints()?,
-                given => given,
-            },
-            keep: given
-                .audit_keep_days
-                .or(written.audit_keep_days)
-                .map(|days| Duration::from_secs(u64::from(days.max(1)) * 86_400)),
-            keep_bytes: given
-                .audit_keep_mib
-                .or(written.audit_keep_mib)
-                .map(|mib| u64::from(mib.max(128)) << 20),
-        };
-        let data = given.data.or(written.data).ok_or_else(|| {
-            Failure::new(
+impl Origin {
+    /// For people: which flag, variable or file.
+    pub(super) fn of(self, setting: &Setting, file: Option<&Path>) -> String {
+        match self {
+            Origin::Flag => format!("flag --{}", setting.flag),
+            Origin::Variable => format!("env {}", setting.variable),
+            Origin::File => format!("file {}", file.unwrap_or(Path::new("-")).display()),
+            Origin::Default => "default".to_owned(),
+        }
+    }
+}
+
+impl clap::Args for Given {
+    fn augment_args(command: Command) -> Command {
+        let fields: Vec<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
+        let help = format!(
+            "A file of settings (TOML): {}. Flags and environment count for more. A field that is \
+             not known is refused",
+            fields.join(", ")
+        );
+        let file = Arg::new(FILE)
+            .long(FILE)
+            .env(FILE_VARIABLE)
+            .hide_env_values(true)
+            .value_name("FILE")
+            .value_parser(clap::value_parser!(PathBuf))
+            .help(help);
+        command.arg(file).args(SETTINGS.iter().map(arg))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+fn arg(setting: &'static Setting) -> Arg {
+    let help = match setting.default {
+        "" => setting.help.to_owned(),
+        default => format!("{} [default: {default}]", setting.help),
+    };
+    let arg = Arg::new(setting.name)
+        .long(setting.flag)
+        .env(setting.variable)
+        .hide_env_values(true)
+        .help(help);
+    let parse = |text: &str| setting.parse(text);
+    match setting.kind {
+        Kind::Switch => arg.action(ArgAction::SetTrue).value_parser(BoolishValueParser::new()),
+        Kind::One(value) => arg.value_name(value).value_parser(parse),
+        Kind::Many(value) => {
+            arg.value_name(value).action(ArgAction::Append).value_delimiter(',').value_parser(parse)
+        }
+    }
+}
+
+impl FromArgMatches for Given {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut given = Given::default();
+        given.update_from_arg_matches(matches)?;
+        Ok(given)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.config = matches.get_one::<PathBuf>(FILE).cloned();
+        for setting in SETTINGS {
+            let values = match matches.value_source(setting.name) {
+                Some(ValueSource::CommandLine) => &mut self.flags,
+                Some(ValueSource::EnvVariable) => &mut self.variables,
+                _ => continue,
+            };
+            let said = match setting.kind {
+                Kind::Switch => vec![matches.get_flag(setting.name).to_string()],
+                _ => matches.get_many(setting.name).into_iter().flatten().cloned().collect(),
+            };
+            values.insert(setting.name, said);
+        }
+        Ok(())
+    }
+}
+
+impl Given {
+    /// The file of settings, if one is given.
+    pub(super) fn file(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
+    /// Puts all together, with what is held of each setting. The file's directory plays no part:
+    /// paths are the process's.
+    pub(super) fn settle(self) -> Result<(Config, Vec<Held>), Failure> {
+        let written = self.config.as_deref().map(read).transpose()?.unwrap_or_default();
+        let sources = [
+            (Origin::Flag, self.flags),
+            (Origin::Variable, self.variables),
+            (Origin::File, written),
+        ];
+        let mut config = Config::default();
+        let mut held = Vec::new();
+        for setting in SETTINGS {
+            let found = sources.iter().find_map(|(origin, values)| {
+                values.get(setting.name).map(|values| (*origin, values))
+            });
+            let Some((origin, values)) = found else {
+                let value = setting.default.to_owned();
+                held.push(Held { name: setting.name, value, origin: Origin::Default });
+                continue;
+            };
+            for value in values {
+                (setting.take)(&mut config, value).map_err(|why| {
+                    Failure::new(2, format!("{}: {why}", setting.name), "mend it where it is given")
+                })?;
+            }
+            held.push(Held { name: setting.name, value: values.join(","), origin });
+        }
+        if config.data.as_os_str().is_empty() {
+            return Err(Failure::new(
                 2,
                 "the server has no data directory",
                 "give --data DIR, or data = \"DIR\" in the file of --config",
-            )
-        })?;
-        let config = Self {
-            audit,
-            data,
-            listen: given.listen.or(written.listen).unwrap_or(LISTEN),
-            names: either(given.names, written.names),
-            public_listen: given.public_listen.or(written.public_listen),
-            public_names: either(given.public_names, written.public_names),
-            status_listen: given.status_listen.or(written.status_listen),
-            no_waits: given.no_waits,
-            bootstrap: given.bootstrap.or(written.bootstrap),
-            master_key: given.master_key.or(written.master_key),
-        };
+            ));
+        }
         if !config.public_names.is_empty() && config.public_listen.is_none() {
             return Err(Failure::new(
                 2,
@@ -169,55 +174,21 @@ impl Config {
                 "give --public-listen ADDRESS too",
             ));
         }
-        Ok(config)
+        let half = config.certificate.as_ref().is_some_and(|files| {
+            [&files.chain, &files.key].iter().any(|path| path.as_os_str().is_empty())
+        });
+        if half {
+            return Err(Failure::new(
+                2,
+                "a certificate needs its private key, and a private key its certificate",
+                "give both --tls-certificate and --tls-key",
+            ));
+        }
+        Ok((config, held))
     }
 }
 
-impl Written {
-    fn durability(&self) -> Result<Option<Durability>, Failure> {
-        self.audit_durability.as_deref().map(durability).transpose().map_err(|why| {
-            Failure::new(2, format!("audit_durability: {why}"), "mend the file of --config")
-        })
-    }
-
-    fn checkpoints(&self) -> Result<Vec<CheckpointSink>, Failure> {
-        let read = |text: &String| {
-            sink(text).map_err(|why| {
-                let error = format!("audit_checkpoints: {text:?}: {why}");
-                Failure::new(2, error, "mend the file of --config")
-            })
-        };
-        self.audit_checkpoints.iter().map(read).collect()
-    }
-}
-
-fn durability(text: &str) -> Result<Durability, String> {
-    match text {
-        "synced" => Ok(Durability::Synced),
-        "written" => Ok(Durability::Written),
-        _ => Err("expected synced or written".to_owned()),
-    }
-}
-
-fn sink(text: &str) -> Result<CheckpointSink, String> {
-    let absolute = |path: &str| {
-        let path = PathBuf::from(path);
-        if path.is_absolute() { Ok(path) } else { Err("the path must be absolute".to_owned()) }
-    };
-    match text.split_once(':') {
-        Some(("file", path)) => absolute(path).map(CheckpointSink::File),
-        Some(("syslog", to)) => match to.strip_prefix("udp:") {
-            Some(address) => address
-                .parse()
-                .map(CheckpointSink::SyslogUdp)
-                .map_err(|_| "expected syslog:udp:ADDRESS:PORT".to_owned()),
-            None => absolute(to).map(CheckpointSink::Syslog),
-        },
-        _ => Err("expected file:PATH, syslog:PATH or syslog:udp:ADDRESS:PORT".to_owned()),
-    }
-}
-
-fn read(path: &Path) -> Result<Written, Failure> {
+fn read(path: &Path) -> Result<Values, Failure> {
     let shown = path.display();
     let mut text = String::new();
     std::fs::File::open(path)
@@ -233,100 +204,197 @@ fn read(path: &Path) -> Result<Written, Failure> {
         let error = format!("{shown} has more than {FILE_MAX} bytes");
         return Err(Failure::new(2, error, "is it the configuration of a server?"));
     }
-    let written: Written = toml::from_str(&text).map_err(|e| {
+    let table = DeTable::parse(&text).map_err(|e| {
         // Says line, column and what was expected; the file holds no secret.
         let error = format!("{shown}: {}", e.to_string().trim_end());
-        Failure::new(2, error, "claviger server run --help names the fields")
+        Failure::new(2, error, "it must be TOML")
     })?;
-    for name in written.names.iter().chain(&written.public_names) {
-        host(name)
-            .map_err(|why| Failure::new(2, format!("{shown}: {name:?}: {why}"), "mend the file"))?;
+    let mut values = Values::new();
+    for (field, value) in table.get_ref() {
+        let line = text[..field.span().start].matches('\n').count() + 1;
+        let (name, at) = (field.get_ref(), format!("{shown}, line {line}"));
+        let Some(setting) = SETTINGS.iter().find(|setting| setting.name == &**name) else {
+            let hint = match nearest(name) {
+                Some(near) => format!("did you mean {near}?"),
+                None => "claviger server run --help names the fields".to_owned(),
+            };
+            return Err(Failure::new(2, format!("{at}: there is no field {name:?}"), hint));
+        };
+        let wrong = |why: String| {
+            Failure::new(2, format!("{at}: {}: {why}", setting.name), "mend the file")
+        };
+        let said = match (setting.kind, value.get_ref()) {
+            (Kind::Many(_), DeValue::Array(all)) => {
+                all.iter().map(|one| plain(one.get_ref())).collect::<Option<Vec<_>>>()
+            }
+            (Kind::Many(_), _) => None,
+            (_, one) => plain(one).map(|one| vec![one]),
+        };
+        let said = said.ok_or_else(|| {
+            wrong(match setting.kind {
+                Kind::Many(_) => "expected an array of strings".to_owned(),
+                Kind::Switch => "expected true or false".to_owned(),
+                Kind::One(what) => format!("expected one {what}"),
+            })
+        })?;
+        for value in &said {
+            setting.parse(value).map_err(|why| wrong(format!("{value:?}: {why}")))?;
+        }
+        values.insert(setting.name, said);
     }
-    Ok(written)
+    Ok(values)
 }
 
-/// A name or an address that a certificate can be good for: it is kept in the database and told
-/// to every client, so it is looked at before.
-fn host(text: &str) -> Result<String, String> {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    };
-    let name = text.len() <= 253 && text.split('.').all(label);
-    if name || text.parse::<IpAddr>().is_ok() {
-        return Ok(text.to_owned());
+/// The text of a value that is one thing.
+fn plain(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.clone().into_owned()),
+        DeValue::Integer(number) => match number.radix() {
+            10 => Some(number.as_str().to_owned()),
+            _ => None,
+        },
+        DeValue::Boolean(is) => Some(is.to_string()),
+        _ => None,
     }
-    Err("expected a DNS name or an IP address, without port".to_owned())
+}
+
+/// The field that was probably meant: at most a third of its letters are others.
+fn nearest(name: &str) -> Option<&'static str> {
+    let far = |setting: &&Setting| distance(name, setting.name);
+    let near = SETTINGS.iter().min_by_key(far)?;
+    let flag = SETTINGS.iter().find(|setting| setting.flag == name.replace('_', "-"));
+    match flag {
+        Some(same) => Some(same.name),
+        None => (3 * far(&near) <= near.name.len()).then_some(near.name),
+    }
+}
+
+/// Letters to be put in, taken out or changed (Levenshtein).
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.chars().enumerate() {
+        let mut before = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in other.iter().enumerate() {
+            let changed = before + usize::from(a != *b);
+            before = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(before + 1);
+        }
+    }
+    row[other.len()]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use claviger_audit::Durability;
 
-    fn with(text: &str, given: Given) -> Result<Config, Failure> {
+    /// What a command line, some variables and a file come to.
+    fn with(text: &str, flags: &[(&'static str, &str)]) -> Result<(Config, Vec<Held>), Failure> {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("server.toml");
         std::fs::write(&path, text).expect("writes");
-        Config::of(Given { config: Some(path), ..given })
+        let flags = flags.iter().map(|(name, value)| (*name, vec![(*value).to_owned()])).collect();
+        Given { config: Some(path), flags, ..Given::default() }.settle()
+    }
+
+    fn origin(held: &[Held], name: &str) -> Origin {
+        held.iter().find(|held| held.name == name).expect("there").origin
     }
 
     #[test]
-    fn flags_count_for_more_than_the_file() {
-        let text =
-            "data = \"/var/lib/claviger\"\nlisten = \"[::]:8443\"\nnames = [\"a.example\"]\n";
-        let config = with(text, Given::default()).unwrap_or_else(|_| panic!("refused"));
+    fn flags_count_for_more_than_variables_and_both_for_more_than_the_file() {
+        let text = "data = \"/var/lib/claviger\"\nlisten = \"[::]:8443\"\nnames = [\"a.example\"]\n\
+                    audit_keep_days = 90\nno_waits = true\n";
+        let (config, held) = with(text, &[]).expect("good");
         assert_eq!(config.data, Path::new("/var/lib/claviger"));
         assert_eq!(config.listen, "[::]:8443".parse().expect("an address"));
         assert_eq!(config.names, ["a.example"]);
-        let given = Given {
-            data: Some("/srv".into()),
-            names: vec!["b.example".to_owned()],
-            ..Given::default()
-        };
-        let config = with(text, given).unwrap_or_else(|_| panic!("refused"));
-        assert_eq!(
-            (config.data.as_path(), config.names[0].as_str()),
-            (Path::new("/srv"), "b.example")
-        );
+        assert_eq!(config.audit.keep.map(|keep| keep.as_secs()), Some(90 * 86_400));
+        assert!(config.no_waits);
+        assert_eq!(origin(&held, "names"), Origin::File);
+        assert_eq!(origin(&held, "bootstrap"), Origin::Default);
+
+        let (config, held) = with(text, &[("data", "/srv"), ("names", "b.example")]).expect("good");
+        assert_eq!(config.data, Path::new("/srv"));
+        assert_eq!(config.names, ["b.example"], "instead, not besides");
         assert_eq!(config.listen, "[::]:8443".parse().expect("an address"), "of the file still");
+        assert_eq!(origin(&held, "names"), Origin::Flag);
+
+        let one = |value: &str| [("data", vec![value.to_owned()])].into();
+        let given = Given { flags: one("/f"), variables: one("/v"), config: None };
+        let (config, _) = given.clone().settle().expect("good");
+        assert_eq!(config.data, Path::new("/f"));
+        let (config, held) = Given { flags: Values::new(), ..given }.settle().expect("good");
+        assert_eq!(config.data, Path::new("/v"));
+        assert_eq!(origin(&held, "data"), Origin::Variable);
+    }
+
+    #[test]
+    fn a_command_line_becomes_what_was_said() {
+        let command = <Given as clap::Args>::augment_args(Command::new("t"));
+        let line = ["t", "--data", "/d", "--name", "a,b", "--name", "c", "--no-waits"];
+        let matches = command.clone().try_get_matches_from(line).expect("parses");
+        let (config, _) = Given::from_arg_matches(&matches).expect("reads").settle().expect("good");
+        assert_eq!((config.names.join(" ").as_str(), config.no_waits), ("a b c", true));
+        for bad in [["--listen", "8443"], ["--audit-keep-mib", "1"], ["--name", "https://x"]] {
+            let line = [&["t", "--data", "/d"][..], &bad].concat();
+            assert!(command.clone().try_get_matches_from(line).is_err(), "{bad:?}");
+        }
     }
 
     #[test]
     fn what_is_not_known_or_not_whole_is_refused() {
-        for (text, code) in [
-            ("dta = \"/srv\"", 2),
-            ("data = 7", 2),
-            ("data = \"/srv\"\nlisten = \"8443\"", 2),
-            ("data = \"/srv\"\nnames = [\"https://x\"]", 2),
-            ("data = \"/srv\"\npublic_names = [\"x\"]", 2),
-            ("listen = \"127.0.0.1:1\"", 2),
-            ("data = ", 2),
+        let data = "data = \"/srv\"\n";
+        for (text, said) in [
+            ("dta = \"/srv\"", "line 1: there is no field \"dta\"; did you mean data?"),
+            (
+                "\n\nlistens = \"/srv\"",
+                "line 3: there is no field \"listens\"; did you mean listen?",
+            ),
+            ("name = \"x\"", "did you mean names?"),
+            ("public_name = [\"x\"]", "did you mean public_names?"),
+            ("colour = \"red\"", "--help names the fields"),
+            ("data = 7.5", "data: expected one DATA"),
+            ("listen = \"8443\"", "listen: \"8443\": expected ADDRESS:PORT"),
+            ("names = [\"https://x\"]", "names: \"https://x\": expected a DNS name"),
+            ("names = \"x\"", "names: expected an array of strings"),
+            ("audit_keep_days = 0", "the audit log is kept for at least 1 day"),
+            ("audit_keep_mib = 64", "the audit log is kept for at least 128 MiB"),
+            ("audit_durability = \"soon\"", "expected synced or written"),
+            ("data = ", "TOML"),
         ] {
-            let refused = with(text, Given::default()).err();
-            assert_eq!(refused.map(|f| f.code), Some(code), "{text}");
+            let failure = with(text, &[]).err().unwrap_or_else(|| panic!("taken: {text}"));
+            let told = format!("{}; {}", failure.error, failure.hint);
+            assert!(failure.code == 2 && told.contains(said), "{text}: {told}");
         }
+        let alone = with("listen = \"127.0.0.1:1\"", &[]).err().expect("no data directory");
+        assert_eq!(alone.code, 2);
+        assert_eq!(
+            with(&format!("{data}public_names = [\"x\"]"), &[]).err().map(|f| f.code),
+            Some(2)
+        );
+        let half = format!("{data}tls_key = \"/k\"");
+        assert_eq!(with(&half, &[]).err().map(|f| f.code), Some(2));
         let absent = Given { config: Some("/nowhere/x.toml".into()), ..Given::default() };
-        assert_eq!(Config::of(absent).err().map(|f| f.code), Some(3));
+        assert_eq!(absent.settle().err().map(|f| f.code), Some(3));
     }
 
     #[test]
     fn settings_of_the_audit_log() {
-        let text = "data = \"/d\"\naudit_durability = \"written\"\naudit_keep_days = 90\n\
+        let text = "data = \"/d\"\naudit_durability = \"written\"\n\
             audit_checkpoints = [\"file:/mnt/c\", \"syslog:/dev/log\", \"syslog:udp:192.0.2.1:514\"]\n";
-        let config = with(text, Given::default()).unwrap_or_else(|_| panic!("refused"));
+        let (config, _) = with(text, &[]).expect("good");
         assert_eq!(config.audit.durability, Durability::Written);
-        assert_eq!(config.audit.keep, Some(Duration::from_secs(90 * 86_400)));
         assert_eq!(config.audit.checkpoints.len(), 3);
-        let given = Given { audit_durability: Some(Durability::Synced), ..Given::default() };
-        let config = with(text, given).unwrap_or_else(|_| panic!("refused"));
+        let (config, _) = with(text, &[("audit_durability", "synced")]).expect("good");
         assert_eq!(config.audit.durability, Durability::Synced);
-        for bad in [
-            "audit_durability = \"soon\"",
-            "audit_checkpoints = [\"file:relative\"]",
-            "audit_checkpoints = [\"ftp:/x\"]",
-            "audit_checkpoints = [\"syslog:udp:nowhere\"]",
-        ] {
-            assert!(with(&format!("data = \"/d\"\n{bad}\n"), Given::default()).is_err(), "{bad}");
+    }
+
+    #[test]
+    fn distances() {
+        for (one, other, far) in [("", "abc", 3), ("data", "dta", 1), ("kitten", "sitting", 3)] {
+            assert_eq!((distance(one, other), distance(other, one)), (far, far));
         }
     }
 }

@@ -1,13 +1,14 @@
 //! `claviger server`: the key service, IAM and the cluster service in one process.
 
+mod check;
 mod config;
+mod settings;
 
 use crate::exit::{Done, Failure};
 use crate::ids;
 use crate::render::{print_line, print_text};
 use clap::Subcommand;
 use claviger_crypto::Key32;
-use claviger_custody::Custodian as _;
 use claviger_custody::software::{self, KeyFileError, MASTER, RECOVERY, Software};
 use claviger_domain::id::InstanceId;
 use claviger_server::app::{App, Clock, Settings, SystemClock};
@@ -16,14 +17,16 @@ use claviger_server::files;
 use claviger_server::first::{self, StartError};
 use claviger_server::listen::{self, Listeners};
 use claviger_server::place;
+use claviger_server::tls;
 use claviger_server::unlock::{self, UnlockError};
 use claviger_store::{Store, StoreError};
-use config::{Config, Given};
+use config::Given;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use settings::Config;
 use std::fs::DirBuilder;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -98,7 +101,8 @@ struct Restore {
 struct Run {
     #[command(flatten)]
     given: Given,
-    /// Only look whether it would start: settings, data directory, master key, database, ports
+    /// Only print what holds and where it comes from, and look whether it would start: settings,
+    /// data directory, master key, database, ports
     #[arg(long)]
     check: bool,
 }
@@ -118,11 +122,13 @@ pub fn run(args: Args) -> Done {
 }
 
 fn serve(args: Run) -> Done {
-    let config = Config::of(args.given)?;
+    let file = args.given.file().map(Path::to_owned);
+    let (config, held) = args.given.settle()?;
     if args.check {
-        return check(&config);
+        return check::check(&config, &held, file.as_deref());
     }
-    claviger_telemetry::init();
+    let _traces = claviger_telemetry::init("claviger-server", config.otlp_endpoint.as_deref())
+        .map_err(|e| Failure::new(2, e, "give --otlp-endpoint the collector's URL for HTTP"))?;
     let data = data_dir(&config.data)?;
     is_new(&config)?;
     let database = data.join(backup::DATABASE);
@@ -149,7 +155,7 @@ fn serve(args: Run) -> Done {
         let custodian = Arc::new(Software::new(&master));
         drop(master);
         let app = App::new(opened, custodian, Arc::new(SystemClock), settings).map_err(start)?;
-        let tls = listen::tls(&app).map_err(start)?;
+        let tls = tls::config(&app).map_err(start)?;
         tell(&app, &config)?;
         tracing::info!(%address, url = app.settings.url, ca_sha256 = app.authority.fingerprint(), "listening");
         if let (Some(address), Some(url)) = (public_address, &app.settings.public_url) {
@@ -168,44 +174,6 @@ fn serve(args: Run) -> Done {
         .await;
         Ok(())
     })
-}
-
-/// Whether a server would start with this, without changing anything. Of a database that a server
-/// has open, only its schema and its master key are looked at.
-fn check(config: &Config) -> Done {
-    let _ = claviger_crypto::harden::harden();
-    let database = config.data.join(backup::DATABASE);
-    if !is_new(config)? {
-        let master = master_key(config, false)?;
-        let sealed = claviger_store::peek(&database, "check").map_err(store)?;
-        let custodian = Software::new(&master);
-        let opened = sealed.map(|sealed| custodian.open_column(&["meta", "check"], &sealed));
-        if opened.is_some_and(|opened| opened.is_err()) {
-            return Err(start(StartError::MasterKey));
-        }
-    } else {
-        let parent = config.data.ancestors().find(|path| path.exists());
-        let writable = parent.is_some_and(|path| {
-            rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok() && path.is_dir()
-        });
-        if !writable {
-            let error = format!("this user may not make {}", config.data.display());
-            return Err(Failure::new(3, error, "give --data a directory that this user may write"));
-        }
-        if config.master_key.is_some() {
-            drop(master_key(config, false)?);
-        }
-    }
-    let asked = [
-        ("--listen", Some(config.listen)),
-        ("--public-listen", config.public_listen),
-        ("--status-listen", config.status_listen),
-    ];
-    for (flag, address) in asked.into_iter().filter_map(|(flag, asked)| Some((flag, asked?))) {
-        std::net::TcpListener::bind(address).map_err(|e| bind(flag, address, e))?;
-    }
-    print_text("a server would start with this");
-    Ok(())
 }
 
 /// File descriptors besides those of connections: database readers, log, epoll.
@@ -320,31 +288,33 @@ fn data_dir(data: &Path) -> Result<&Path, Failure> {
         let error = format!("cannot make the data directory {}: {e}", data.display());
         Failure::new(3, error, "give --data a directory that this user may write")
     })?;
-    let mode = std::fs::metadata(data).map_or(0, |found| found.permissions().mode());
-    if mode & 0o022 != 0 {
-        let path = data.display();
-        // A database of their own in its place would be served.
-        eprintln!("warning: others may write to {path}: chmod 700 {path}");
-    }
+    check::warn_if_others_may_write(data);
     Ok(data)
 }
 
 fn settings(config: &Config, address: SocketAddr, public: Option<SocketAddr>) -> Settings {
-    let mut names = config.names.clone();
-    names.extend(config.public_names.iter().cloned());
-    for ip in [Some(address), public].into_iter().flatten().map(|address| address.ip()) {
-        if !ip.is_unspecified() && !ip.is_loopback() {
-            names.push(ip.to_string());
-        }
-    }
     let settings = Settings {
-        names,
+        names: names(config, [Some(address), public]),
         url: url(&config.names, address),
         public_url: public.map(|address| url(&config.public_names, address)),
+        login: config.login.clone(),
+        certificate: config.certificate.clone(),
         audit: config.audit.clone(),
         ..Settings::default()
     };
     if config.no_waits { settings.without_waits() } else { settings }
+}
+
+/// All that clients may come by: names that are given, and addresses that others can reach.
+fn names(config: &Config, addresses: [Option<SocketAddr>; 2]) -> Vec<String> {
+    let mut names = config.names.clone();
+    names.extend(config.public_names.iter().cloned());
+    for ip in addresses.into_iter().flatten().map(|address| address.ip()) {
+        if !ip.is_unspecified() && !ip.is_loopback() {
+            names.push(ip.to_string());
+        }
+    }
+    names
 }
 
 /// The base URL of a listener: by its first name if it has one.
@@ -453,6 +423,10 @@ fn tell(app: &App, config: &Config) -> Done {
     first::delivered(app).map_err(store)
 }
 
+/// What to do about the files of --tls-certificate and --tls-key.
+const TLS_HINT: &str = "give --tls-certificate a chain of PEM certificates for a --name or \
+    --public-name, and --tls-key the private key of the first one, which others may not read";
+
 type Bound = (TcpListener, SocketAddr);
 
 fn address_of(bound: &Option<Bound>) -> Option<SocketAddr> {
@@ -519,6 +493,7 @@ fn start(e: StartError) -> Failure {
         e @ StartError::Certificate(_) => {
             Failure::new(2, e, "is every --name a DNS name or an IP address?")
         }
+        e @ StartError::Files(_) => Failure::new(3, e, TLS_HINT),
         e => Failure::new(3, e, ""),
     }
 }

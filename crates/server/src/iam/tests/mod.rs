@@ -1,6 +1,7 @@
 //! Identity and access over the router: who comes in, who may do what, and what changes of it.
 
 mod identities;
+mod logins;
 mod matrix;
 mod policies;
 mod record;
