@@ -7,6 +7,7 @@ use crate::iam::token::Tokens;
 use crate::metrics::Metrics;
 use crate::record::Recorder;
 use crate::refusals::Refusals;
+use crate::throttle::Throttle;
 use claviger_audit::Durability;
 use claviger_custody::Custodian;
 use claviger_domain::audit::Record;
@@ -58,6 +59,15 @@ impl Clock for ManualClock {
     }
 }
 
+/// Calls of one person or service ID, unless something else is set. A storage driver (ceph-csi) asks
+/// for a token and unwraps once for each volume that is mounted, under one service ID for a whole
+/// cluster: a hundred nodes that come back at once with a hundred volumes each are served within 40
+/// seconds. kube-apiserver itself asks for nothing here. It is a fraction of what two cores answer.
+pub const CALLS_PER_SECOND: u32 = 500;
+/// Calls of one agent, unless something else is set. It makes one or two a second while it works,
+/// and one unwrap for each KEK when it starts.
+pub const AGENT_CALLS_PER_SECOND: u32 = 200;
+
 /// What can be chosen about a server.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -86,6 +96,10 @@ pub struct Settings {
     pub refresh_life: Duration,
     /// Number of keys that one instance may have; a bound on lists and memory.
     pub keys_max: u64,
+    /// Calls of one person or service ID in each second, and at once twice as many; 0 sets no limit.
+    pub calls_per_second: u32,
+    /// The same of one agent of a cluster.
+    pub agent_calls_per_second: u32,
     /// How the audit log is kept.
     pub audit: AuditSettings,
 }
@@ -130,12 +144,21 @@ impl Default for Settings {
             token_life: Duration::from_secs(3600),
             refresh_life: Duration::from_secs(86_400),
             keys_max: 20_000,
+            calls_per_second: CALLS_PER_SECOND,
+            agent_calls_per_second: AGENT_CALLS_PER_SECOND,
             audit: AuditSettings::default(),
         }
     }
 }
 
 impl Settings {
+    /// The same for any number of calls: the clock of a test may stand still.
+    pub fn without_limits(mut self) -> Self {
+        self.calls_per_second = 0;
+        self.agent_calls_per_second = 0;
+        self
+    }
+
     /// The same without waiting times, for trying things out.
     pub fn without_waits(mut self) -> Self {
         self.enable_after = Duration::ZERO;
@@ -173,7 +196,10 @@ impl Account {
 
     /// What the CRNs of an instance and of all that is in it begin with.
     pub fn crn_before(&self, instance: InstanceId) -> String {
-        format!("crn:v1:bluemix:public:kms:{}:a/{}:{instance}:", self.region, self.id)
+        format!(
+            "crn:v1:bluemix:public:kms:{}:a/{}:{instance}:",
+            self.region, self.id
+        )
     }
 
     /// The CRN of a key, ten segments.
@@ -261,6 +287,7 @@ pub struct App {
     pub(crate) known: Known,
     pub(crate) recorder: Recorder,
     pub(crate) refusals: Refusals,
+    pub(crate) throttle: Throttle,
     pub(crate) metrics: Metrics,
 }
 
@@ -280,6 +307,7 @@ impl App {
         let parts = first::establish(&store, &*custodian, clock.now())?;
         let recorder =
             Recorder::start(&store, parts.writer, &settings.audit).map_err(StartError::Audit)?;
+        let throttle = Throttle::new(&settings);
         Ok(Arc::new(App {
             store,
             custodian,
@@ -292,6 +320,7 @@ impl App {
             known: Known::default(),
             recorder,
             refusals: Refusals::default(),
+            throttle,
             metrics: Metrics::new(),
         }))
     }
@@ -342,7 +371,9 @@ impl App {
     /// # Errors
     /// When it does not.
     pub fn alive(&self) -> Result<(), StoreError> {
-        self.store.read("alive", |tx| claviger_store::meta::get(tx, "account").map(drop))
+        self.store.read("alive", |tx| {
+            claviger_store::meta::get(tx, "account").map(drop)
+        })
     }
 
     /// Whether calls should be sent to this server. Blocks.
@@ -360,7 +391,9 @@ impl App {
             Some(_) => {
                 let (at, target) = (self.clock.now(), self.account.id.clone());
                 let record = Record::of_system(at, "claviger.audit.resume", target);
-                self.recorder.record_blocking(&record).map_err(|trouble| trouble.to_string())
+                self.recorder
+                    .record_blocking(&record)
+                    .map_err(|trouble| trouble.to_string())
             }
             None => Ok(()),
         }

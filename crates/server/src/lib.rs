@@ -17,10 +17,12 @@ pub mod listen;
 mod metrics;
 pub mod place;
 mod pulse;
+mod rate;
 pub mod record;
 mod refusals;
 pub mod resources;
 pub mod status;
+mod throttle;
 pub mod unlock;
 
 #[cfg(test)]

@@ -47,6 +47,7 @@ pub struct Metrics {
     events: Family<Kind, Counter>,
     connections: Gauge,
     refused: Counter,
+    limited: Family<Kind, Counter>,
     audit_failing: Gauge,
     audit_record: Gauge,
     audit_signed_record: Gauge,
@@ -75,6 +76,9 @@ impl Metrics {
             "Connections of strangers that found no room",
             refused.clone(),
         );
+        let limited = Family::default();
+        let help = "Calls that were not answered because their caller called too often";
+        registry.register("calls_limited", help, limited.clone());
         let audit = |registry: &mut Registry, name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -95,6 +99,7 @@ impl Metrics {
             events,
             connections,
             refused,
+            limited,
             audit_failing,
             audit_record,
             audit_signed_record,
@@ -131,6 +136,11 @@ impl Metrics {
     /// A stranger's connection was refused.
     pub(crate) fn refused(&self) {
         self.refused.inc();
+    }
+
+    /// A caller of this kind called too often.
+    pub(crate) fn limited(&self, kind: &'static str) {
+        self.limited.get_or_create(&Kind { kind }).inc();
     }
 
     /// How the audit log is doing.

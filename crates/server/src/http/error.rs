@@ -63,6 +63,17 @@ impl Form {
         }
     }
 
+    /// 429 for whoever calls more often than one caller may. Nothing was done for him.
+    pub fn too_often(self, seconds: u8) -> Response {
+        let what = format!(
+            "You call more often than the server takes calls of one caller, so nothing was done. Try again in {seconds} s"
+        );
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        let mut response = self.answer(status, "TOO_MANY_REQUESTS_ERR", &what, None);
+        say_when(&mut response, Some(seconds));
+        response
+    }
+
     /// 401 for whatever the caller may not do. It says no more on purpose: a stranger learns
     /// nothing about what exists.
     pub fn unauthorized(self) -> Response {

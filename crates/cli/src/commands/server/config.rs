@@ -2,7 +2,9 @@
 
 use crate::exit::Failure;
 use claviger_audit::Durability;
-use claviger_server::app::{AuditSettings, CheckpointSink};
+use claviger_server::app::{
+    AGENT_CALLS_PER_SECOND, AuditSettings, CALLS_PER_SECOND, CheckpointSink,
+};
 use serde::Deserialize;
 use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +20,7 @@ const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALH
 pub(super) struct Given {
     /// A file of settings (TOML): data, listen, names, public_listen, public_names,
     /// status_listen, bootstrap, master_key, audit_durability, audit_checkpoints, audit_keep_days,
-    /// audit_keep_mib. Flags and environment count for more. A field that is not known is refused
+    /// audit_keep_mib, calls_per_second, agent_calls_per_second. Flags and environment count for more. A field that is not known is refused
     #[arg(long, env = "CLAVIGER_SERVER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Directory of the database; made if it is not there
@@ -88,6 +90,13 @@ pub(super) struct Given {
     /// Remove the oldest segments of the audit log until it has so many MiB [default: keep all]
     #[arg(long, env = "CLAVIGER_AUDIT_KEEP_MIB", value_name = "MIB", value_parser = clap::value_parser!(u32).range(128..))]
     audit_keep_mib: Option<u32>,
+    /// Calls of one person or service ID in each second, and twice as many at once; more are
+    /// answered 429. 0 sets no limit [default: 500]
+    #[arg(long, env = "CLAVIGER_CALLS_PER_SECOND", value_name = "CALLS")]
+    calls_per_second: Option<u32>,
+    /// The same of one agent of a cluster: whatever clients do takes nothing of it [default: 200]
+    #[arg(long, env = "CLAVIGER_AGENT_CALLS_PER_SECOND", value_name = "CALLS")]
+    agent_calls_per_second: Option<u32>,
 }
 
 /// The file.
@@ -106,6 +115,8 @@ struct Written {
     audit_checkpoints: Vec<String>,
     audit_keep_days: Option<u32>,
     audit_keep_mib: Option<u32>,
+    calls_per_second: Option<u32>,
+    agent_calls_per_second: Option<u32>,
 }
 
 /// What counts.
@@ -121,6 +132,8 @@ pub(super) struct Config {
     pub(super) bootstrap: Option<PathBuf>,
     pub(super) master_key: Option<String>,
     pub(super) audit: AuditSettings,
+    pub(super) calls_per_second: u32,
+    pub(super) agent_calls_per_second: u32,
 }
 
 impl Config {
@@ -161,6 +174,14 @@ impl Config {
             no_waits: given.no_waits,
             bootstrap: given.bootstrap.or(written.bootstrap),
             master_key: given.master_key.or(written.master_key),
+            calls_per_second: given
+                .calls_per_second
+                .or(written.calls_per_second)
+                .unwrap_or(CALLS_PER_SECOND),
+            agent_calls_per_second: given
+                .agent_calls_per_second
+                .or(written.agent_calls_per_second)
+                .unwrap_or(AGENT_CALLS_PER_SECOND),
         };
         if !config.public_names.is_empty() && config.public_listen.is_none() {
             return Err(Failure::new(
@@ -307,6 +328,21 @@ mod tests {
         }
         let absent = Given { config: Some("/nowhere/x.toml".into()), ..Given::default() };
         assert_eq!(Config::of(absent).err().map(|f| f.code), Some(3));
+    }
+
+    #[test]
+    fn limits_of_callers() {
+        let limits = |text: &str, calls_per_second| {
+            let given = Given { calls_per_second, ..Given::default() };
+            let config = with(&format!("data = \"/d\"\n{text}"), given);
+            let config = config.unwrap_or_else(|_| panic!("refused"));
+            (config.calls_per_second, config.agent_calls_per_second)
+        };
+        assert_eq!(limits("", None), (500, 200));
+        let text = "calls_per_second = 7\nagent_calls_per_second = 0\n";
+        assert_eq!(limits(text, None), (7, 0));
+        assert_eq!(limits(text, Some(0)), (0, 0));
+        assert!(with("data = \"/d\"\ncalls_per_second = -1\n", Given::default()).is_err());
     }
 
     #[test]

@@ -342,6 +342,8 @@ fn settings(config: &Config, address: SocketAddr, public: Option<SocketAddr>) ->
         url: url(&config.names, address),
         public_url: public.map(|address| url(&config.public_names, address)),
         audit: config.audit.clone(),
+        calls_per_second: config.calls_per_second,
+        agent_calls_per_second: config.agent_calls_per_second,
         ..Settings::default()
     };
     if config.no_waits { settings.without_waits() } else { settings }
