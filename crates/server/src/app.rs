@@ -9,6 +9,7 @@ use crate::record::Recorder;
 use crate::refusals::Refusals;
 use crate::throttle::Throttle;
 use claviger_audit::Durability;
+use claviger_crypto::digest::MacKey;
 use claviger_custody::Custodian;
 use claviger_domain::audit::Record;
 use claviger_domain::id::{ClusterId, InstanceId, UnixMs};
@@ -196,10 +197,7 @@ impl Account {
 
     /// What the CRNs of an instance and of all that is in it begin with.
     pub fn crn_before(&self, instance: InstanceId) -> String {
-        format!(
-            "crn:v1:bluemix:public:kms:{}:a/{}:{instance}:",
-            self.region, self.id
-        )
+        format!("crn:v1:bluemix:public:kms:{}:a/{}:{instance}:", self.region, self.id)
     }
 
     /// The CRN of a key, ten segments.
@@ -288,6 +286,7 @@ pub struct App {
     pub(crate) recorder: Recorder,
     pub(crate) refusals: Refusals,
     pub(crate) throttle: Throttle,
+    pub(crate) repeats: MacKey,
     pub(crate) metrics: Metrics,
 }
 
@@ -321,6 +320,7 @@ impl App {
             recorder,
             refusals: Refusals::default(),
             throttle,
+            repeats: parts.repeats,
             metrics: Metrics::new(),
         }))
     }
@@ -371,9 +371,7 @@ impl App {
     /// # Errors
     /// When it does not.
     pub fn alive(&self) -> Result<(), StoreError> {
-        self.store.read("alive", |tx| {
-            claviger_store::meta::get(tx, "account").map(drop)
-        })
+        self.store.read("alive", |tx| claviger_store::meta::get(tx, "account").map(drop))
     }
 
     /// Whether calls should be sent to this server. Blocks.
@@ -391,9 +389,7 @@ impl App {
             Some(_) => {
                 let (at, target) = (self.clock.now(), self.account.id.clone());
                 let record = Record::of_system(at, "claviger.audit.resume", target);
-                self.recorder
-                    .record_blocking(&record)
-                    .map_err(|trouble| trouble.to_string())
+                self.recorder.record_blocking(&record).map_err(|trouble| trouble.to_string())
             }
             None => Ok(()),
         }

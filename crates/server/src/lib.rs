@@ -20,6 +20,7 @@ mod pulse;
 mod rate;
 pub mod record;
 mod refusals;
+mod repeat;
 pub mod resources;
 pub mod status;
 mod throttle;

@@ -19,6 +19,7 @@ pub mod kmip;
 pub mod meta;
 pub mod policies;
 pub mod registrations;
+pub mod repeats;
 pub mod rings;
 pub mod trust;
 

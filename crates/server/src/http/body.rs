@@ -1,6 +1,7 @@
 //! Request bodies: bounded in size and time, whatever their content type.
 
 use crate::http::error::Form;
+use crate::repeat::BodyDigest;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::Response;
@@ -97,8 +98,14 @@ impl<S: Sync> FromRequest<S> for Body {
     async fn from_request(request: Request, _: &S) -> Result<Self, Response> {
         let form = Form::of(request.uri().path());
         let max = bound(request.uri());
+        let digest: Option<BodyDigest> = request.extensions().get().cloned();
         let (status, code, what) = match read(request, max).await {
-            Ok(bytes) => return Ok(Body(bytes)),
+            Ok(bytes) => {
+                if let Some(digest) = digest {
+                    digest.of(&bytes);
+                }
+                return Ok(Body(bytes));
+            }
             Err(Unread::TooLong) => {
                 let what = format!("The body is longer than {max} bytes; this call takes no more");
                 (StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE_ERR", what)
