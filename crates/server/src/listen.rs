@@ -1,5 +1,8 @@
 //! The accept loop: TLS 1.3 only, client certificates optional, everything bounded.
 
+mod room;
+
+use self::room::{Full, Limits, Room};
 use crate::app::App;
 use crate::first::StartError;
 use crate::http::auth::Node;
@@ -21,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, TryAcquireError, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
@@ -32,6 +35,12 @@ pub const CONNECTIONS: usize = 4096;
 /// Of these, as many as strangers may hold: whoever shows no node's certificate. The rest is kept
 /// for agents, so that no crowd of strangers can keep a suspension from them.
 const STRANGERS: usize = 3072;
+/// Of one address that shows no node's certificate, which may be a proxy's or a whole network's.
+const OF_ADDRESS: usize = 512;
+/// Of one address, connections that have not said yet who they are.
+const HANDSHAKES: usize = 64;
+/// Of one agent: it needs two or three, and its successor the same.
+const OF_AGENT: usize = 16;
 /// A handshake takes two round trips.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the first byte of a request's head to its last, and between requests. Longer than 30 s:
@@ -49,6 +58,30 @@ const STREAMS: u32 = 128;
 const RENEW: Duration = Duration::from_secs(30 * 86_400);
 /// How often the certificate's life is looked at; short against [`RENEW`].
 const LOOK_AT_CERTIFICATE: Duration = Duration::from_secs(86_400);
+
+/// What connections may take.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    handshake: Duration,
+    /// Without a request under way; for a request's head, too.
+    idle: Duration,
+    /// For a stranger's request, until its answer was taken.
+    request: Duration,
+    room: Limits,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        let (strangers, of_address) = (STRANGERS, OF_ADDRESS);
+        let (handshakes, of_agent) = (HANDSHAKES, OF_AGENT);
+        Self {
+            handshake: HANDSHAKE_TIMEOUT,
+            idle: HEAD_TIMEOUT,
+            request: REQUEST_TIMEOUT,
+            room: Limits { strangers, of_address, handshakes, of_agent },
+        }
+    }
+}
 
 /// TLS of this server: its certificate, made or renewed if need be, and which clients' it takes.
 /// Blocks.
@@ -143,7 +176,17 @@ impl Listeners {
 pub async fn serve(
     app: Arc<App>,
     tls: ServerConfig,
+    listeners: Listeners,
+    stop: impl Future<Output = ()>,
+) {
+    serve_within(app, tls, listeners, Bounds::default(), stop).await;
+}
+
+async fn serve_within(
+    app: Arc<App>,
+    tls: ServerConfig,
     mut listeners: Listeners,
+    bounds: Bounds,
     stop: impl Future<Output = ()>,
 ) {
     let private = crate::http::router(app.clone());
@@ -151,8 +194,8 @@ pub async fn serve(
     let private = private.layer(Extension(Network::Private));
     let mut acceptor = TlsAcceptor::from(Arc::new(tls));
     let mut daily = tokio::time::interval(LOOK_AT_CERTIFICATE);
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    let strangers = Arc::new(Semaphore::new(STRANGERS));
+    let all = Arc::new(Semaphore::new(CONNECTIONS));
+    let room = Room::new(bounds.room);
     let (closing, closed) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut refused = false;
@@ -166,7 +209,7 @@ pub async fn serve(
         clockwork.spawn(crate::status::serve(app.clone(), status));
     }
     loop {
-        let permit = room.clone().acquire_owned();
+        let permit = all.clone().acquire_owned();
         let accepted = tokio::select! {
             () = &mut stop => break,
             _ = daily.tick() => {
@@ -189,12 +232,13 @@ pub async fn serve(
                     Network::Public => public.clone(),
                 };
                 let (acceptor, closed) = (acceptor.clone(), closed.clone());
-                let (strangers, open) = (strangers.clone(), app.metrics.connected());
+                let (room, open) = (room.clone(), app.metrics.connected());
                 let app = app.clone();
                 connections.spawn(async move {
                     let _open = open;
-                    if let Err(e) = connection(stream, acceptor, router, strangers, closed).await {
-                        if e.is::<TryAcquireError>() {
+                    let guest = Guest { peer, room, bounds, closed };
+                    if let Err(e) = guest.connection(stream, acceptor, router).await {
+                        if e.is::<Full>() {
                             app.metrics.refused();
                         }
                         tracing::debug!(%peer, error = %e, "connection");
@@ -224,76 +268,83 @@ pub async fn serve(
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
-async fn connection(
-    stream: TcpStream,
-    acceptor: TlsAcceptor,
-    router: Router,
-    strangers: Arc<Semaphore>,
+/// Whoever connected, and what he may take.
+struct Guest {
+    peer: SocketAddr,
+    room: Arc<Room>,
+    bounds: Bounds,
     closed: watch::Receiver<bool>,
-) -> Result<(), Failed> {
-    stream.set_nodelay(true)?;
-    let peer = stream.peer_addr()?;
-    let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
-    let (_, session) = stream.get_ref();
-    let node = session.peer_certificates().and_then(|chain| node(chain.first()?));
-    let _room = match node {
-        Some(_) => None,
-        None => Some(strangers.try_acquire_owned()?),
-    };
-    let request = node.is_none().then_some(REQUEST_TIMEOUT);
-    let patience = Patience { idle: HEAD_TIMEOUT, request };
-    talk(stream, router, node, peer, patience, closed).await
 }
 
-/// Answers what comes over a connection until it is over.
-async fn talk<S>(
-    stream: S,
-    router: Router,
-    node: Option<Node>,
-    peer: SocketAddr,
-    patience: Patience,
-    mut closed: watch::Receiver<bool>,
-) -> Result<(), Failed>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let pulse = Pulse::new();
-    let beats = pulse.clone();
-    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let (head, body) = request.into_parts();
-        let (body, asked) = beats.lend(body);
-        let mut request = hyper::Request::from_parts(head, body);
-        if let Some(node) = &node {
-            request.extensions_mut().insert(node.clone());
-        }
-        request.extensions_mut().insert(Peer(peer));
-        let answer = router.clone().oneshot(request);
-        async move { Ok::<_, Infallible>(answer.await?.map(|body| asked.answered(body))) }
-    });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS)
-        .keep_alive_interval(HEAD_TIMEOUT)
-        .keep_alive_timeout(HANDSHAKE_TIMEOUT);
-    let served = builder.serve_connection(TokioIo::new(stream), service);
-    let mut served = std::pin::pin!(served);
-    tokio::select! {
-        done = served.as_mut() => return done,
-        over = pulse.over(patience) => match over {
-            Over::Silent => return Err("nothing was asked".into()),
-            Over::Stalled => return Err("a request took too long".into()),
-            Over::Idle => {
-                served.as_mut().graceful_shutdown();
-                return tokio::time::timeout(HANDSHAKE_TIMEOUT, served).await?;
-            }
-        },
-        () = async { let _ = closed.wait_for(|closed| *closed).await; } => {}
+impl Guest {
+    async fn connection(
+        self,
+        stream: TcpStream,
+        acceptor: TlsAcceptor,
+        router: Router,
+    ) -> Result<(), Failed> {
+        let address = self.peer.ip();
+        stream.set_nodelay(true)?;
+        let shaking = self.room.handshake(address)?;
+        let accepted = tokio::time::timeout(self.bounds.handshake, acceptor.accept(stream));
+        let stream = accepted.await??;
+        drop(shaking);
+        let (_, session) = stream.get_ref();
+        let node = session.peer_certificates().and_then(|chain| node(chain.first()?));
+        let _place = match &node {
+            Some(node) => self.room.agent(node)?,
+            None => self.room.stranger(address)?,
+        };
+        self.talk(stream, router, node).await
     }
-    served.as_mut().graceful_shutdown();
-    served.await
+
+    /// Answers what comes over a connection until it is over.
+    async fn talk<S>(mut self, stream: S, router: Router, node: Option<Node>) -> Result<(), Failed>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Guest { peer, bounds, .. } = self;
+        // Agents have streams that last.
+        let request = node.is_none().then_some(bounds.request);
+        let patience = Patience { idle: bounds.idle, request };
+        let pulse = Pulse::new();
+        let beats = pulse.clone();
+        let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+            let (head, body) = request.into_parts();
+            let (body, asked) = beats.lend(body);
+            let mut request = hyper::Request::from_parts(head, body);
+            if let Some(node) = &node {
+                request.extensions_mut().insert(node.clone());
+            }
+            request.extensions_mut().insert(Peer(peer));
+            let answer = router.clone().oneshot(request);
+            async move { Ok::<_, Infallible>(answer.await?.map(|body| asked.answered(body))) }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(bounds.idle);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS)
+            .keep_alive_interval(bounds.idle)
+            .keep_alive_timeout(bounds.handshake);
+        let served = builder.serve_connection(TokioIo::new(stream), service);
+        let mut served = std::pin::pin!(served);
+        tokio::select! {
+            done = served.as_mut() => return done,
+            over = pulse.over(patience) => match over {
+                Over::Silent => return Err("nothing was asked".into()),
+                Over::Stalled => return Err("a request took too long".into()),
+                Over::Idle => {
+                    served.as_mut().graceful_shutdown();
+                    return tokio::time::timeout(bounds.handshake, served).await?;
+                }
+            },
+            () = async { let _ = self.closed.wait_for(|closed| *closed).await; } => {}
+        }
+        served.as_mut().graceful_shutdown();
+        served.await
+    }
 }
 
 /// Where a request came from.

@@ -71,11 +71,7 @@ impl Metrics {
         );
         registry.register("key_events", "Changes of root keys that were announced", events.clone());
         registry.register("connections", "Connections that are open", connections.clone());
-        registry.register(
-            "connections_refused",
-            "Connections of strangers that found no room",
-            refused.clone(),
-        );
+        registry.register("connections_refused", "Connections that found no room", refused.clone());
         let limited = Family::default();
         let help = "Calls that were not answered because their caller called too often";
         registry.register("calls_limited", help, limited.clone());
@@ -133,7 +129,7 @@ impl Metrics {
         Connected(self.connections.clone())
     }
 
-    /// A stranger's connection was refused.
+    /// A connection found no room.
     pub(crate) fn refused(&self) {
         self.refused.inc();
     }

@@ -1,6 +1,8 @@
-//! Connections of clumsy and hostile clients, over an in-memory stream.
+//! Connections of clumsy and hostile clients, over an in-memory stream and over real sockets.
 
 use super::*;
+use crate::app::Settings;
+use crate::testing::World;
 use axum::body::Body;
 use axum::routing::post;
 use http_body_util::{BodyExt, Full};
@@ -10,30 +12,32 @@ use tokio::task::JoinHandle;
 
 const SOON: Duration = Duration::from_secs(50);
 
-fn begin(patience: Patience) -> (DuplexStream, JoinHandle<bool>, watch::Sender<bool>) {
-    begin_with(1 << 20, patience)
+fn begin(bounds: Bounds) -> (DuplexStream, JoinHandle<bool>, watch::Sender<bool>) {
+    begin_with(1 << 20, bounds)
 }
 
 fn begin_with(
     buffer: usize,
-    patience: Patience,
+    bounds: Bounds,
 ) -> (DuplexStream, JoinHandle<bool>, watch::Sender<bool>) {
     let (ours, theirs) = tokio::io::duplex(buffer);
     let router = Router::new()
         .route("/", post(async |body: crate::http::body::Body| body.0.len().to_string()));
     let (close, closed) = watch::channel(false);
     let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-    let talk = talk(theirs, router, None, peer, patience, closed);
-    (ours, tokio::spawn(async { talk.await.is_ok() }), close)
+    let guest = Guest { peer, room: Room::new(bounds.room), bounds, closed };
+    let talk = async move { guest.talk(theirs, router, None).await.is_ok() };
+    (ours, tokio::spawn(talk), close)
 }
 
-fn patient() -> Patience {
-    Patience { idle: Duration::from_secs(40), request: Some(Duration::from_secs(40)) }
+fn patient() -> Bounds {
+    let long = Duration::from_secs(40);
+    Bounds { idle: long, request: long, ..Bounds::default() }
 }
 
 #[tokio::test]
 async fn a_client_that_says_nothing_or_drips_is_left() {
-    let brief = Patience { idle: Duration::from_millis(100), request: None };
+    let brief = Bounds { idle: Duration::from_millis(100), ..patient() };
     for said in [&b""[..], b"PRI * HTTP/2", b"GET / HT", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
         let (mut client, served, _close) = begin(brief);
         client.write_all(said).await.expect("is taken");
@@ -47,8 +51,7 @@ async fn a_client_that_says_nothing_or_drips_is_left() {
 
 #[tokio::test]
 async fn a_body_that_never_comes_ends_the_connection_of_a_stranger() {
-    let brief =
-        Patience { idle: Duration::from_secs(40), request: Some(Duration::from_millis(100)) };
+    let brief = Bounds { request: Duration::from_millis(100), ..patient() };
     let (mut client, served, _close) = begin(brief);
     let head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc";
     client.write_all(head).await.expect("is taken");
@@ -114,4 +117,152 @@ async fn a_connection_is_known_by_its_listener() {
     let alone = Listeners { private: both.private, public: None, status: None };
     let _client = TcpStream::connect(at[0]).await.expect("connects");
     assert_eq!(alone.accept().await.expect("accepts").2, Network::Private);
+}
+
+type Secure = tokio_rustls::client::TlsStream<TcpStream>;
+
+/// A server on a real socket.
+struct Open {
+    world: World,
+    address: SocketAddr,
+    _serving: JoinSet<()>,
+}
+
+impl Open {
+    async fn with(bounds: Bounds) -> Open {
+        let world = World::with(Settings::default());
+        let private = TcpListener::bind(("127.0.0.1", 0)).await.expect("listens");
+        let address = private.local_addr().expect("an address");
+        let tls = tls(&world.app).expect("a certificate");
+        let (app, listeners) =
+            (world.app.clone(), Listeners { private, public: None, status: None });
+        let mut serving = JoinSet::new();
+        serving.spawn(async move {
+            serve_within(app, tls, listeners, bounds, std::future::pending()).await;
+        });
+        Open { world, address, _serving: serving }
+    }
+
+    async fn connect(&self) -> std::io::Result<Secure> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.world.app.authority.der().clone()).expect("a certificate");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("TLS 1.3")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let stream = TcpStream::connect(self.address).await?;
+        let name = "localhost".try_into().expect("a name");
+        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    }
+
+    /// Waits until a number of connections is open.
+    async fn until_open(&self, count: usize) {
+        let line = format!("claviger_connections {count}\n");
+        let seen = async {
+            while !self.world.app.metrics.render().contains(&line) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(SOON, seen).await.expect("in time");
+    }
+}
+
+/// Whether the other end has closed: no byte comes any more.
+async fn over(stream: &mut Secure) -> bool {
+    let mut byte = [0];
+    let read = tokio::time::timeout(SOON, stream.read(&mut byte)).await.expect("in time");
+    !matches!(read, Ok(1))
+}
+
+#[tokio::test]
+async fn who_sends_a_byte_at_a_time_is_left() {
+    let brief = Duration::from_secs(1);
+    let open = Open::with(Bounds { idle: brief, request: brief, ..patient() }).await;
+    let head = "POST /identity/token HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n";
+    for (what, at_once, slowly) in [("head", "", head), ("body", head, "x")] {
+        let mut client = open.connect().await.expect("connects");
+        // Where it is not taken, the other end has closed already.
+        let _ = client.write_all(at_once.as_bytes()).await;
+        let drips = async {
+            for byte in slowly.bytes().cycle() {
+                let sent = async {
+                    client.write_all(&[byte]).await?;
+                    client.flush().await
+                };
+                if sent.await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            () = drips => {}
+            () = open.until_open(0) => {}
+        }
+        open.until_open(0).await;
+        assert!(over(&mut client).await, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_read_is_left() {
+    let request = Duration::from_secs(1);
+    let open = Open::with(Bounds { request, idle: request, ..patient() }).await;
+    let mut client = open.connect().await.expect("connects");
+    // More than the buffers of both ends hold.
+    let asked = "GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
+    let _ = client.write_all(asked.as_bytes()).await;
+    let _ = client.flush().await;
+    open.until_open(0).await;
+}
+
+#[tokio::test]
+async fn one_address_has_so_many_connections_and_no_more() {
+    let limits = Limits { of_address: 4, ..Bounds::default().room };
+    let open = Open::with(Bounds { room: limits, ..patient() }).await;
+    let asked = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let mut client = open.connect().await.expect("connects");
+        client.write_all(asked).await.expect("is taken");
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        held.push(client);
+    }
+    for _ in 0..10 {
+        // It is told apart from an agent only once it has shown no certificate.
+        match open.connect().await {
+            Ok(mut refused) => assert!(over(&mut refused).await),
+            Err(refused) => assert_ne!(refused.kind(), std::io::ErrorKind::ConnectionRefused),
+        }
+    }
+    open.until_open(4).await;
+    assert!(open.world.app.metrics.render().contains("claviger_connections_refused_total 10\n"));
+    // Room for one is there as soon as another has left.
+    drop(held.pop());
+    open.until_open(3).await;
+    let mut client = open.connect().await.expect("connects");
+    client.write_all(asked).await.expect("is taken");
+    assert!(!over(&mut client).await);
+}
+
+#[tokio::test]
+async fn who_never_says_who_he_is_is_left() {
+    let limits = Limits { handshakes: 3, ..Bounds::default().room };
+    let handshake = Duration::from_secs(2);
+    let open = Open::with(Bounds { room: limits, handshake, ..patient() }).await;
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        held.push(TcpStream::connect(open.address).await.expect("connects"));
+    }
+    for mut silent in held {
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(SOON, silent.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok() && rest.is_empty());
+    }
+    open.until_open(0).await;
+    assert!(open.connect().await.is_ok());
 }
