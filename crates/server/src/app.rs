@@ -19,7 +19,7 @@ use claviger_store::{Store, StoreError};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
@@ -219,6 +219,17 @@ pub struct Hub {
     keys: broadcast::Sender<KeyEvent>,
     clusters: broadcast::Sender<ClusterId>,
     closing: watch::Sender<bool>,
+    stopping: Arc<AtomicBool>,
+    under_way: watch::Sender<u64>,
+}
+
+/// A request until it is answered, but for what of the answer is still to be sent.
+pub(crate) struct UnderWay(watch::Sender<u64>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 /// Events that a slow receiver may be behind before it is told to look at the database.
@@ -230,6 +241,8 @@ impl Hub {
             keys: broadcast::Sender::new(HUB_BACKLOG),
             clusters: broadcast::Sender::new(HUB_BACKLOG),
             closing: watch::Sender::new(false),
+            stopping: Arc::default(),
+            under_way: watch::Sender::new(0),
         }
     }
 
@@ -261,7 +274,30 @@ impl Hub {
 
     /// Ends long answers.
     pub fn close(&self) {
+        self.stop();
         self.closing.send_replace(true);
+    }
+
+    /// Says that no more calls should be sent here.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// A request has begun; it is under way until what this gives is dropped.
+    pub(crate) fn begin(&self) -> UnderWay {
+        self.under_way.send_modify(|count| *count += 1);
+        UnderWay(self.under_way.clone())
+    }
+
+    /// Returns once no request is under way.
+    pub(crate) async fn answered(&self) {
+        let mut count = self.under_way.subscribe();
+        // It cannot be closed: this holds a sender.
+        let _ = count.wait_for(|count| *count == 0).await;
     }
 }
 
@@ -380,7 +416,7 @@ impl App {
     /// When the database does not answer, acts cannot be put on record, or it is stopping; with
     /// the reason, for an operator.
     pub(crate) fn ready(&self) -> Result<(), String> {
-        if *self.hub.closing.borrow() {
+        if self.hub.stopping() {
             return Err("the server is stopping".to_owned());
         }
         self.alive().map_err(|e| e.to_string())?;

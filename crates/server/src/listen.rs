@@ -50,8 +50,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long a stranger's request may take until its answer was taken. Bodies have 15 seconds and
 /// answers take milliseconds, so only who does not read takes longer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a stop waits for answers that are under way.
+/// How long a stop waits for all connections to end.
 pub const DRAIN: Duration = Duration::from_secs(10);
+/// Of that, how long streams stay open while other requests are still to be answered.
+const DRAIN_REQUESTS: Duration = Duration::from_secs(8);
 /// Streams of one HTTP/2 connection.
 const STREAMS: u32 = 128;
 /// A server certificate with less life than this left is renewed, at start or while serving.
@@ -257,10 +259,19 @@ async fn serve_within(
             (Err(_), _) => break,
         }
     }
+    // First it is said, to whoever asks the status listener, which stays to the end; then nobody
+    // new comes in; then what is under way is answered; streams, which never end, are last.
+    app.hub.stop();
     drop(listeners);
     closing.send_replace(true);
-    app.hub.close();
-    let drained = async { while connections.join_next().await.is_some() {} };
+    let drained = async {
+        let answered = tokio::time::timeout(DRAIN_REQUESTS, app.hub.answered()).await;
+        if answered.is_err() {
+            tracing::warn!("some requests take long to be answered");
+        }
+        app.hub.close();
+        while connections.join_next().await.is_some() {}
+    };
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!("some answers were still under way and are cut off");
     }

@@ -174,7 +174,9 @@ async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     let began = Instant::now();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let under_way = app.hub.begin();
     let response = next.run(request).await;
+    drop(under_way);
     let route = route.as_ref().map(MatchedPath::as_str);
     app.metrics.answered(&method, route, &path, response.status().as_u16(), began.elapsed());
     response

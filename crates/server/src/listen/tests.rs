@@ -125,7 +125,8 @@ type Secure = tokio_rustls::client::TlsStream<TcpStream>;
 struct Open {
     world: World,
     address: SocketAddr,
-    _serving: JoinSet<()>,
+    stop: tokio::sync::oneshot::Sender<()>,
+    serving: JoinSet<()>,
 }
 
 impl Open {
@@ -136,11 +137,13 @@ impl Open {
         let tls = tls(&world.app).expect("a certificate");
         let (app, listeners) =
             (world.app.clone(), Listeners { private, public: None, status: None });
+        let (stop, stopped) = tokio::sync::oneshot::channel();
         let mut serving = JoinSet::new();
         serving.spawn(async move {
-            serve_within(app, tls, listeners, bounds, std::future::pending()).await;
+            let stopped = async { drop(stopped.await) };
+            serve_within(app, tls, listeners, bounds, stopped).await;
         });
-        Open { world, address, _serving: serving }
+        Open { world, address, stop, serving }
     }
 
     async fn connect(&self) -> std::io::Result<Secure> {
@@ -265,4 +268,37 @@ async fn who_never_says_who_he_is_is_left() {
     }
     open.until_open(0).await;
     assert!(open.connect().await.is_ok());
+}
+
+/// A request that has begun is answered after the server was told to stop; streams end only then.
+#[tokio::test]
+async fn a_stop_waits_for_requests_and_then_ends_streams() {
+    let open = Open::with(patient()).await;
+    let mut client = open.connect().await.expect("connects");
+    let mut idle = open.connect().await.expect("connects");
+    let body = "grant_type=none";
+    let head = format!(
+        "POST /identity/token HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    client.write_all(head.as_bytes()).await.expect("is taken");
+    let mut go_on = [0; 25];
+    client.read_exact(&mut go_on).await.expect("an answer");
+    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    let Open { world, address, stop, mut serving } = open;
+    let closing = world.app.hub.closing();
+    stop.send(()).expect("serves");
+    assert!(over(&mut idle).await, "a connection without a request ends");
+    assert!(TcpStream::connect(address).await.is_err(), "nobody new comes in");
+    let ready = world.app.blocking(App::ready).await;
+    assert!(ready.is_err_and(|why| why.contains("stopping")));
+    assert!(!*closing.borrow(), "streams last as long as there are requests");
+    client.write_all(body.as_bytes()).await.expect("is taken");
+    let mut answer = Vec::new();
+    let read = tokio::time::timeout(SOON, client.read_to_end(&mut answer)).await;
+    assert!(read.is_ok());
+    assert!(answer.starts_with(b"HTTP/1.1 400"), "{}", String::from_utf8_lossy(&answer));
+    let ended = tokio::time::timeout(SOON, serving.join_next()).await;
+    assert!(matches!(ended, Ok(Some(Ok(())))));
+    assert!(*closing.borrow());
 }
