@@ -97,7 +97,7 @@ pub struct Record {
     pub who: String,
     /// How he proved it; none for the server itself.
     pub credential: Option<Credential>,
-    /// The peer of the request's socket.
+    /// The peer of the request's socket, or of a trusted proxy's.
     pub address: Option<IpAddr>,
     /// For instance `kms.secrets.rotate`.
     pub action: Cow<'static, str>,

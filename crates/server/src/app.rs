@@ -2,6 +2,7 @@
 
 use crate::authority::Authority;
 use crate::first::{self, StartError};
+use crate::http::network::Subnet;
 use crate::iam::known::Known;
 use crate::iam::token::Tokens;
 use crate::metrics::Metrics;
@@ -101,6 +102,8 @@ pub struct Settings {
     pub calls_per_second: u32,
     /// The same of one agent of a cluster.
     pub agent_calls_per_second: u32,
+    /// Proxies that are believed who called them; none by default.
+    pub trusted_proxies: Vec<Subnet>,
     /// How the audit log is kept.
     pub audit: AuditSettings,
 }
@@ -147,6 +150,7 @@ impl Default for Settings {
             keys_max: 20_000,
             calls_per_second: CALLS_PER_SECOND,
             agent_calls_per_second: AGENT_CALLS_PER_SECOND,
+            trusted_proxies: Vec::new(),
             audit: AuditSettings::default(),
         }
     }

@@ -6,7 +6,7 @@ use self::room::{Full, Limits, Room};
 use crate::app::App;
 use crate::first::StartError;
 use crate::http::auth::Node;
-use crate::http::network::Network;
+use crate::http::network::{Network, Subnet, client, trusted};
 use crate::pulse::{Over, Patience, Pulse};
 use axum::{Extension, Router};
 use claviger_crypto::digest::{hex, sha256};
@@ -19,7 +19,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -198,6 +198,7 @@ async fn serve_within(
     let mut daily = tokio::time::interval(LOOK_AT_CERTIFICATE);
     let all = Arc::new(Semaphore::new(CONNECTIONS));
     let room = Room::new(bounds.room);
+    let proxies: Arc<[Subnet]> = app.settings.trusted_proxies.clone().into();
     let (closing, closed) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut refused = false;
@@ -235,10 +236,11 @@ async fn serve_within(
                 };
                 let (acceptor, closed) = (acceptor.clone(), closed.clone());
                 let (room, open) = (room.clone(), app.metrics.connected());
+                let proxies = proxies.clone();
                 let app = app.clone();
                 connections.spawn(async move {
                     let _open = open;
-                    let guest = Guest { peer, room, bounds, closed };
+                    let guest = Guest { peer, proxies, room, bounds, closed };
                     if let Err(e) = guest.connection(stream, acceptor, router).await {
                         if e.is::<Full>() {
                             app.metrics.refused();
@@ -282,6 +284,8 @@ type Failed = Box<dyn std::error::Error + Send + Sync>;
 /// Whoever connected, and what he may take.
 struct Guest {
     peer: SocketAddr,
+    /// Who is believed who called him.
+    proxies: Arc<[Subnet]>,
     room: Arc<Room>,
     bounds: Bounds,
     closed: watch::Receiver<bool>,
@@ -296,7 +300,9 @@ impl Guest {
     ) -> Result<(), Failed> {
         let address = self.peer.ip();
         stream.set_nodelay(true)?;
-        let shaking = self.room.handshake(address)?;
+        // Everybody comes from the address of a proxy.
+        let proxy = trusted(address, &self.proxies);
+        let shaking = (!proxy).then(|| self.room.handshake(address)).transpose()?;
         let accepted = tokio::time::timeout(self.bounds.handshake, acceptor.accept(stream));
         let stream = accepted.await??;
         drop(shaking);
@@ -304,7 +310,7 @@ impl Guest {
         let node = session.peer_certificates().and_then(|chain| node(chain.first()?));
         let _place = match &node {
             Some(node) => self.room.agent(node)?,
-            None => self.room.stranger(address)?,
+            None => self.room.stranger((!proxy).then_some(address))?,
         };
         self.talk(stream, router, node).await
     }
@@ -315,6 +321,7 @@ impl Guest {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Guest { peer, bounds, .. } = self;
+        let proxies = self.proxies.clone();
         // Agents have streams that last.
         let request = node.is_none().then_some(bounds.request);
         let patience = Patience { idle: bounds.idle, request };
@@ -327,7 +334,8 @@ impl Guest {
             if let Some(node) = &node {
                 request.extensions_mut().insert(node.clone());
             }
-            request.extensions_mut().insert(Peer(peer));
+            let address = client(peer.ip(), request.headers(), &proxies);
+            request.extensions_mut().insert(Peer(address));
             let answer = router.clone().oneshot(request);
             async move { Ok::<_, Infallible>(answer.await?.map(|body| asked.answered(body))) }
         });
@@ -358,9 +366,10 @@ impl Guest {
     }
 }
 
-/// Where a request came from.
+/// Where a request came from: the other end of its socket or, behind a trusted proxy, of the
+/// proxy's.
 #[derive(Debug, Clone, Copy)]
-pub struct Peer(pub SocketAddr);
+pub struct Peer(pub IpAddr);
 
 /// The node that a verified client certificate names, by its one subject alternative name
 /// `URI:claviger://cluster/<cluster id>/agent/<name>`.

@@ -32,6 +32,8 @@ pub(super) struct Limits {
 enum Source {
     Handshake(IpAddr),
     Stranger(IpAddr),
+    /// Whoever comes by a proxy.
+    Proxy,
     Agent(ClusterId, AgentName),
 }
 
@@ -61,11 +63,15 @@ impl Room {
         self.take(source, self.limits.handshakes, None).ok_or(Full("handshake of this address"))
     }
 
-    /// For one who showed no certificate of a node.
-    pub(super) fn stranger(self: &Arc<Self>, peer: IpAddr) -> Result<Place, Full> {
+    /// For one who showed no certificate of a node; without an address if it says nothing about
+    /// him.
+    pub(super) fn stranger(self: &Arc<Self>, peer: Option<IpAddr>) -> Result<Place, Full> {
         let one = self.strangers.clone().try_acquire_owned().map_err(|_| Full("stranger"))?;
-        let source = Source::Stranger(source_of(peer));
-        self.take(source, self.limits.of_address, Some(one)).ok_or(Full("stranger of this address"))
+        let (source, most) = match peer {
+            Some(peer) => (Source::Stranger(source_of(peer)), self.limits.of_address),
+            None => (Source::Proxy, self.limits.strangers),
+        };
+        self.take(source, most, Some(one)).ok_or(Full("stranger of this address"))
     }
 
     /// For an agent.
@@ -125,9 +131,9 @@ mod tests {
         let limits = Limits { strangers: 5, of_address: 2, handshakes: 1, of_agent: 2 };
         let room = Room::new(limits);
         let (a, b) = (ip("192.0.2.1"), ip("192.0.2.2"));
-        let mut held = vec![room.stranger(a), room.stranger(a)];
-        assert_eq!(room.stranger(a).err(), Some(Full("stranger of this address")));
-        held.extend([room.stranger(b), room.stranger(b)]);
+        let mut held = vec![room.stranger(Some(a)), room.stranger(Some(a))];
+        assert_eq!(room.stranger(Some(a)).err(), Some(Full("stranger of this address")));
+        held.extend([room.stranger(Some(b)), room.stranger(Some(b))]);
         // Strangers leave room for the handshakes of agents beside them, and for agents.
         let handshake = room.handshake(a);
         assert!(handshake.is_ok() && room.handshake(a).is_err() && room.handshake(b).is_ok());
@@ -138,11 +144,12 @@ mod tests {
         assert!(room.agent(&node(&cluster, "n2")).is_ok());
         assert!(room.agent(&node(&ClusterId::random(), "n1")).is_ok());
         // Whoever has one address of a /64 has all of them.
-        held.push(room.stranger(ip("2001:db8::1")));
-        assert_eq!(room.stranger(ip("2001:db8:1::1")).err(), Some(Full("stranger")));
+        held.push(room.stranger(Some(ip("2001:db8::1"))));
+        assert_eq!(room.stranger(Some(ip("2001:db8:1::1"))).err(), Some(Full("stranger")));
+        assert_eq!(room.stranger(None).err(), Some(Full("stranger")), "by a proxy, too");
         held.remove(0).expect("was taken");
-        let six = room.stranger(ip("2001:db8::2"));
-        assert!(six.is_ok() && room.stranger(ip("2001:db8::3")).is_err());
+        let six = room.stranger(Some(ip("2001:db8::2")));
+        assert!(six.is_ok() && room.stranger(Some(ip("2001:db8::3"))).is_err());
         assert!(held.iter().all(Result::is_ok));
         drop((held, agents, handshake, six));
         assert!(

@@ -25,7 +25,7 @@ fn begin_with(
         .route("/", post(async |body: crate::http::body::Body| body.0.len().to_string()));
     let (close, closed) = watch::channel(false);
     let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-    let guest = Guest { peer, room: Room::new(bounds.room), bounds, closed };
+    let guest = Guest { peer, proxies: [].into(), room: Room::new(bounds.room), bounds, closed };
     let talk = async move { guest.talk(theirs, router, None).await.is_ok() };
     (ours, tokio::spawn(talk), close)
 }
@@ -131,7 +131,11 @@ struct Open {
 
 impl Open {
     async fn with(bounds: Bounds) -> Open {
-        let world = World::with(Settings::default());
+        Open::serving(Settings::default(), bounds).await
+    }
+
+    async fn serving(settings: Settings, bounds: Bounds) -> Open {
+        let world = World::with(settings);
         let private = TcpListener::bind(("127.0.0.1", 0)).await.expect("listens");
         let address = private.local_addr().expect("an address");
         let tls = tls(&world.app).expect("a certificate");
@@ -301,4 +305,30 @@ async fn a_stop_waits_for_requests_and_then_ends_streams() {
     let ended = tokio::time::timeout(SOON, serving.join_next()).await;
     assert!(matches!(ended, Ok(Some(Ok(())))));
     assert!(*closing.borrow());
+}
+
+/// The address on record of a request that came through a proxy, and of one that says so itself.
+#[tokio::test]
+async fn a_trusted_proxy_says_who_called() {
+    for (proxies, want) in [(vec![], "127.0.0.1"), (vec!["127.0.0.0/8"], "198.51.100.7")] {
+        let trusted_proxies = proxies.iter().filter_map(|text| Subnet::parse(text)).collect();
+        let limits = Limits { of_address: 1, ..Bounds::default().room };
+        let settings = Settings { trusted_proxies, ..Settings::default() };
+        let open = Open::serving(settings, Bounds { room: limits, ..patient() }).await;
+        let mut client = open.connect().await.expect("connects");
+        let body = "grant_type=none";
+        let asked = format!(
+            "POST /identity/token HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 1.1.1.1\r\nX-Forwarded-For: 198.51.100.7\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        client.write_all(asked.as_bytes()).await.expect("is taken");
+        assert!(!over(&mut client).await);
+        let acts = open.world.acts();
+        let act = acts.iter().find(|act| act.status == 400).expect("is on record");
+        assert_eq!(act.address.expect("an address").to_string(), want);
+        // All that come by a proxy have its address.
+        let mut second = open.connect().await.expect("connects");
+        let _ = second.write_all(asked.as_bytes()).await;
+        assert_eq!(over(&mut second).await, proxies.is_empty());
+    }
 }

@@ -5,6 +5,7 @@ use claviger_audit::Durability;
 use claviger_server::app::{
     AGENT_CALLS_PER_SECOND, AuditSettings, CALLS_PER_SECOND, CheckpointSink,
 };
+use claviger_server::http::network::Subnet;
 use serde::Deserialize;
 use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +21,8 @@ const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALH
 pub(super) struct Given {
     /// A file of settings (TOML): data, listen, names, public_listen, public_names,
     /// status_listen, bootstrap, master_key, audit_durability, audit_checkpoints, audit_keep_days,
-    /// audit_keep_mib, calls_per_second, agent_calls_per_second. Flags and environment count for more. A field that is not known is refused
+    /// audit_keep_mib, calls_per_second, agent_calls_per_second,
+    /// trusted_proxies. Flags and environment count for more. A field that is not known is refused
     #[arg(long, env = "CLAVIGER_SERVER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Directory of the database; made if it is not there
@@ -97,6 +99,16 @@ pub(super) struct Given {
     /// The same of one agent of a cluster: whatever clients do takes nothing of it [default: 200]
     #[arg(long, env = "CLAVIGER_AGENT_CALLS_PER_SECOND", value_name = "CALLS")]
     agent_calls_per_second: Option<u32>,
+    /// An address or a subnet (CIDR) of proxies that are believed who called them, by
+    /// X-Forwarded-For or Forwarded; the headers of anybody else count for nothing
+    #[arg(
+        long = "trusted-proxy",
+        env = "CLAVIGER_TRUSTED_PROXIES",
+        value_name = "CIDR",
+        value_delimiter = ',',
+        value_parser = proxy
+    )]
+    trusted_proxies: Vec<Subnet>,
 }
 
 /// The file.
@@ -117,6 +129,7 @@ struct Written {
     audit_keep_mib: Option<u32>,
     calls_per_second: Option<u32>,
     agent_calls_per_second: Option<u32>,
+    trusted_proxies: Vec<String>,
 }
 
 /// What counts.
@@ -134,6 +147,7 @@ pub(super) struct Config {
     pub(super) audit: AuditSettings,
     pub(super) calls_per_second: u32,
     pub(super) agent_calls_per_second: u32,
+    pub(super) trusted_proxies: Vec<Subnet>,
 }
 
 impl Config {
@@ -182,6 +196,10 @@ impl Config {
                 .agent_calls_per_second
                 .or(written.agent_calls_per_second)
                 .unwrap_or(AGENT_CALLS_PER_SECOND),
+            trusted_proxies: match given.trusted_proxies {
+                none if none.is_empty() => proxies(&written.trusted_proxies)?,
+                given => given,
+            },
         };
         if !config.public_names.is_empty() && config.public_listen.is_none() {
             return Err(Failure::new(
@@ -210,6 +228,22 @@ impl Written {
         };
         self.audit_checkpoints.iter().map(read).collect()
     }
+}
+
+fn proxies(written: &[String]) -> Result<Vec<Subnet>, Failure> {
+    let read = |text: &String| {
+        proxy(text).map_err(|why| {
+            let error = format!("trusted_proxies: {text:?}: {why}");
+            Failure::new(2, error, "mend the file of --config")
+        })
+    };
+    written.iter().map(read).collect()
+}
+
+fn proxy(text: &str) -> Result<Subnet, String> {
+    let one = || text.parse().ok().map(Subnet::of);
+    let found = Subnet::parse(text).or_else(one);
+    found.ok_or_else(|| "expected an address or a subnet such as 192.0.2.0/24".to_owned())
 }
 
 fn durability(text: &str) -> Result<Durability, String> {
@@ -343,6 +377,29 @@ mod tests {
         assert_eq!(limits(text, None), (7, 0));
         assert_eq!(limits(text, Some(0)), (0, 0));
         assert!(with("data = \"/d\"\ncalls_per_second = -1\n", Given::default()).is_err());
+    }
+
+    #[test]
+    fn proxies_that_are_trusted() {
+        let trusts = |text: &str, given: &[&str], address: &str| {
+            let trusted_proxies = given.iter().map(|text| proxy(text).expect("a proxy")).collect();
+            let given = Given { trusted_proxies, ..Given::default() };
+            let config = with(&format!("data = \"/d\"\n{text}"), given);
+            let config = config.unwrap_or_else(|_| panic!("refused"));
+            let address = address.parse().expect("an address");
+            config.trusted_proxies.iter().any(|proxy| proxy.has(address))
+        };
+        assert!(!trusts("", &[], "127.0.0.1"), "nobody, unless it is said");
+        let text = "trusted_proxies = [\"10.0.0.0/8\", \"2001:db8::1\"]\n";
+        assert!(trusts(text, &[], "10.1.2.3") && trusts(text, &[], "2001:db8::1"));
+        assert!(!trusts(text, &[], "2001:db8::2"));
+        assert!(
+            !trusts(text, &["192.0.2.1"], "10.1.2.3") && trusts(text, &["192.0.2.1"], "192.0.2.1")
+        );
+        for bad in ["proxy.example", "10.0.0.0/33", "10.0.0.1:80"] {
+            let text = format!("data = \"/d\"\ntrusted_proxies = [{bad:?}]\n");
+            assert!(with(&text, Given::default()).is_err(), "{bad}");
+        }
     }
 
     #[test]

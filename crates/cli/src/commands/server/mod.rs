@@ -344,6 +344,7 @@ fn settings(config: &Config, address: SocketAddr, public: Option<SocketAddr>) ->
         audit: config.audit.clone(),
         calls_per_second: config.calls_per_second,
         agent_calls_per_second: config.agent_calls_per_second,
+        trusted_proxies: config.trusted_proxies.clone(),
         ..Settings::default()
     };
     if config.no_waits { settings.without_waits() } else { settings }
