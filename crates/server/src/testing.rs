@@ -350,7 +350,7 @@ impl World {
         self.app.refusals.settle(&self.app, now);
         self.app.throttle.settle(&self.app, now);
         // Records are written in their order.
-        let last = Record::of_system(now, "t", "t");
+        let last = Record::of_system(now, "t", "t".to_owned());
         self.app.recorder.record(last).await.unwrap();
     }
 
