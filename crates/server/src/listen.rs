@@ -38,9 +38,10 @@ const STRANGERS: usize = 3072;
 /// Of one address that shows no node's certificate, which may be a proxy's or a whole network's.
 const OF_ADDRESS: usize = 512;
 /// Of one address, connections that have not said yet who they are.
-const HANDSHAKES: usize = 64;
-/// Of one agent: it needs two or three, and its successor the same.
-const OF_AGENT: usize = 16;
+const HANDSHAKES: usize = 128;
+/// Of one agent: it needs two or three, and its successor the same; what a broken network leaves
+/// behind counts until a ping is not answered.
+const OF_AGENT: usize = 64;
 /// A handshake takes two round trips.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the first byte of a request's head to its last, and between requests. Longer than 30 s:
