@@ -35,7 +35,7 @@ impl BodyDigest {
     }
 }
 
-/// Whether a request may change something: what only uses a key may be asked for as often as one
+/// Whether a request may change something of the key service: what only uses a key may be asked for as often as one
 /// likes, and its body need not be looked at here.
 pub(crate) fn may_change(method: &Method, uri: &Uri) -> bool {
     let uses = |action: &str| matches!(action, "wrap" | "unwrap" | "rewrap");
@@ -44,7 +44,8 @@ pub(crate) fn may_change(method: &Method, uri: &Uri) -> bool {
         let mut query = uri.query().unwrap_or_default().split('&');
         query.any(|pair| pair.strip_prefix("action=").is_some_and(uses))
     };
-    !matches!(*method, Method::GET | Method::HEAD) && !new_form() && !old_form()
+    let changes = !matches!(*method, Method::GET | Method::HEAD);
+    changes && uri.path().starts_with("/api/v2/") && !new_form() && !old_form()
 }
 
 /// All of a request but who asks.
@@ -155,6 +156,7 @@ mod tests {
             (Method::POST, "/api/v2/keys/k?action=unwrap", false),
             (Method::POST, "/api/v2/keys/k?action=disable", true),
             (Method::DELETE, "/api/v2/keys/wrap", true),
+            (Method::POST, "/identity/token", false),
         ] {
             let parsed = uri.parse().expect("a URI");
             assert_eq!(may_change(&method, &parsed), changes, "{method} {uri}");
