@@ -225,20 +225,15 @@ impl FromRequestParts<Arc<App>> for Caller {
         let ring = parts.headers.get(RING_HEADER).map(|v| String::from_utf8_lossy(v.as_bytes()));
         let ring = ring.map(|ring| ring.trim().to_owned()).filter(|ring| !ring.is_empty());
         let Entry { bearer, found, .. } = entry;
-        admit(app, form, &bearer.iam_id, &bearer.credential)?;
+        admit(app, &bearer.iam_id, &bearer.credential).map_err(|e| form.too_often(e))?;
         let found = caller(&bearer.iam_id, found);
         Ok(Caller { ring, trace, bearer: Some(bearer), ..found })
     }
 }
 
 /// Whether whoever came in with this may call now; each answer that he is not given is counted.
-pub(crate) fn admit(
-    app: &App,
-    form: Form,
-    iam_id: &str,
-    credential: &Credential,
-) -> Result<(), Response> {
-    let admitted = match credential {
+pub(crate) fn admit(app: &App, iam_id: &str, credential: &Credential) -> Result<(), TooOften> {
+    match credential {
         // By its agent, as when it shows its certificate.
         Credential::Node { agent, .. } => {
             app.throttle.admit(app, Kind::Agent, &agent_of(iam_id, agent))
@@ -246,8 +241,7 @@ pub(crate) fn admit(
         Credential::ApiKey(_) | Credential::Trust { .. } => {
             app.throttle.admit(app, Kind::Principal, iam_id)
         }
-    };
-    admitted.map_err(|TooOften { retry_after }| form.too_often(retry_after))
+    }
 }
 
 /// An agent, as records name it; `cluster` is the IAM id of its cluster.
@@ -403,6 +397,6 @@ impl FromRequestParts<Arc<App>> for Node {
         })?;
         let admitted = app.throttle.admit(app, Kind::Agent, &node.who(app));
         let form = Form::of(parts.uri.path());
-        admitted.map(|()| node).map_err(|TooOften { retry_after }| form.too_often(retry_after))
+        admitted.map(|()| node).map_err(|e| form.too_often(e))
     }
 }

@@ -1,5 +1,6 @@
 //! Errors become answers here and nowhere else.
 
+use crate::throttle::TooOften;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use claviger_wire::access::{AccessError, AccessErrorItem};
@@ -64,7 +65,7 @@ impl Form {
     }
 
     /// 429 for whoever calls more often than one caller may. Nothing was done for him.
-    pub fn too_often(self, seconds: u8) -> Response {
+    pub(crate) fn too_often(self, TooOften { retry_after: seconds }: TooOften) -> Response {
         let what = format!(
             "You call more often than the server takes calls of one caller, so nothing was done. Try again in {seconds} s"
         );

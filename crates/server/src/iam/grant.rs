@@ -82,8 +82,8 @@ pub(crate) async fn token(
     // Whoever comes in counts like his other calls: each login is on record.
     if let Ok(login) = &found {
         let (iam_id, credential) = (&login.principal.iam_id, &login.credential);
-        if let Err(answer) = auth::admit(&app, Form::Identity, iam_id, credential) {
-            return answer;
+        if let Err(too_often) = auth::admit(&app, iam_id, credential) {
+            return Form::Identity.too_often(too_often);
         }
     }
     let (who, status, reason) = match &found {

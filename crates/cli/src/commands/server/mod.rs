@@ -39,7 +39,7 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Verb {
     /// Serve until SIGTERM; the first start makes database, master key and CA
-    Run(Run),
+    Run(Box<Run>),
     /// Write database and master key into one encrypted file; the server may be running
     Backup(Backup),
     /// Bring a backup back into an empty directory
@@ -106,7 +106,7 @@ struct Run {
 /// Runs one of them.
 pub fn run(args: Args) -> Done {
     match args.verb {
-        Verb::Run(args) => serve(args),
+        Verb::Run(args) => serve(*args),
         Verb::Backup(args) => back_up(args),
         Verb::Restore(args) => bring_back(args),
         Verb::Unlock(args) => unlock(args),
