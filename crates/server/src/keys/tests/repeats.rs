@@ -157,7 +157,7 @@ async fn a_key_that_was_made_is_shown_again_and_nothing_of_its_body_is_kept() {
 async fn what_was_changed_since_is_done_again() {
     let w = World::with(Settings::default().without_waits());
     let key = w.root().await;
-    let alias = json!({"name": "b", "aliases": ["by-alias"], "extractable": false});
+    let alias = json!({"name": "by-alias", "aliases": ["by-alias"], "extractable": false});
     w.create(alias).await.is(201);
     let other = w.person("other", &[(ServiceRole::Manager, Scope::Everywhere)]);
     for name in [key.as_str(), "by-alias"] {
