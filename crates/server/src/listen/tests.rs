@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::routing::post;
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, StatusCode};
+use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
 
@@ -121,6 +122,17 @@ async fn a_connection_is_known_by_its_listener() {
 
 type Secure = tokio_rustls::client::TlsStream<TcpStream>;
 
+/// The time of a test's world, which its certificates go by.
+#[derive(Debug)]
+struct Then;
+
+impl rustls::time_provider::TimeProvider for Then {
+    fn current_time(&self) -> Option<UnixTime> {
+        let ms = crate::testing::START.0.unsigned_abs();
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(ms)))
+    }
+}
+
 /// A server on a real socket.
 struct Open {
     world: World,
@@ -154,7 +166,7 @@ impl Open {
         let mut roots = RootCertStore::empty();
         roots.add(self.world.app.authority.der().clone()).expect("a certificate");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
+        let config = rustls::ClientConfig::builder_with_details(provider, Arc::new(Then))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("TLS 1.3")
             .with_root_certificates(roots)
