@@ -1,6 +1,7 @@
 //! What benchmarks share: medians, CPU time of processes, and a plugin without a key service.
 
 pub mod real;
+pub mod service;
 
 use claviger_crypto::Key32;
 use claviger_crypto::kek::Carried;

@@ -98,7 +98,8 @@ impl World {
         let custodian = Arc::new(Software::new(&master));
         let clock = Arc::new(ManualClock::new(START));
         let url = "https://keys.example:8443".to_owned();
-        let settings = Settings { url, keys_max: 200, ..Settings::default() }.without_waits();
+        let settings =
+            Settings { url, keys_max: 200, ..Settings::default() }.without_waits().without_limits();
         App::new(store, custodian, clock, settings).expect("starts")
     }
 

@@ -3,9 +3,25 @@
 use crate::sh::{self, Done, cargo};
 use crate::testbed;
 
-/// Programs of the crate `bench`, and whether each needs a real cluster.
-const BENCHES: &[(&str, bool)] =
-    &[("audit", false), ("plugin", false), ("rewrite", true), ("start", true)];
+/// What a benchmark needs besides itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    Nothing,
+    /// A real cluster.
+    Cluster,
+    /// `claviger`, built with optimisation.
+    Server,
+}
+
+/// Programs of the crate `bench`.
+const BENCHES: &[(&str, Needs)] = &[
+    ("audit", Needs::Nothing),
+    ("limits", Needs::Server),
+    ("plugin", Needs::Nothing),
+    ("rewrite", Needs::Cluster),
+    ("start", Needs::Cluster),
+    ("timing", Needs::Server),
+];
 
 /// Runs one, or each that is there.
 pub fn run(args: &[String]) -> Done {
@@ -19,7 +35,7 @@ pub fn run(args: &[String]) -> Done {
         let known: Vec<&str> = BENCHES.iter().map(|(known, _)| *known).collect();
         return Err(format!("no bench {name:?}; there are {}", known.join(", ")));
     }
-    for (bench, real) in BENCHES {
+    for (bench, needs) in BENCHES {
         if name.is_some_and(|name| name != *bench) {
             continue;
         }
@@ -29,8 +45,13 @@ pub fn run(args: &[String]) -> Done {
             }
             continue;
         }
-        if *real {
-            testbed::run(&[])?;
+        match needs {
+            Needs::Nothing => {}
+            Needs::Cluster => testbed::run(&[])?,
+            Needs::Server => sh::run(
+                "claviger with optimisation",
+                cargo().args(["build", "--locked", "--release", "-p", "claviger-cli"]),
+            )?,
         }
         sh::run(
             &format!("bench {bench} (optimised build; the first takes minutes)"),
@@ -45,7 +66,8 @@ pub fn run(args: &[String]) -> Done {
                     bench,
                     "--",
                 ])
-                .args(rest),
+                .args(rest)
+                .env("CLAVIGER_BIN", sh::root().join("target/release/claviger")),
         )?;
     }
     Ok(())

@@ -25,7 +25,7 @@ usage: cargo xtask TASK [OPTIONS]
                              (--quick leaves the end-to-end tests out)
   demo [--keep] [--kubernetes 1.37|1.34] [--secrets N]
                              watch a real cluster being encrypted, rotated, revoked, given back
-  bench [NAME] [OPTIONS]     measure: audit, plugin, rewrite, start
+  bench [NAME] [OPTIONS]     measure: audit, limits, plugin, rewrite, start, timing
   conformance [--check] [--only SUITE]
                              real clients of Key Protect against a running key service
                              (--check leaves the table in conformance/README.md as it is)

@@ -2,6 +2,7 @@
 
 use claviger_domain::id::UnixMs;
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 
 /// Sources that are told apart within one second; all others are counted together. Bounds memory
@@ -11,35 +12,40 @@ pub const SOURCES_COUNTED: usize = 1024;
 /// flood writes to so many records and one more, each second.
 pub const SOURCES_NAMED: usize = 64;
 
-/// Where something came from.
+/// Where something came from: an address (see [`source_of`]), or whatever else tells callers apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Source {
-    /// One IPv4 address, or one /64 network of IPv6: whoever has one address of that has all.
-    One(IpAddr),
+pub enum Source<K = IpAddr> {
+    /// One of them.
+    One(K),
     /// All that got no record of their own.
     Others,
 }
 
 /// How often something came from a source within one second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Counted {
+pub struct Counted<K = IpAddr> {
     /// The second, by its first millisecond.
     pub second: UnixMs,
     /// From where.
-    pub source: Source,
+    pub source: Source<K>,
     /// How often.
     pub count: u64,
 }
 
 /// A counter of one kind of thing.
-#[derive(Default)]
-pub struct Flood {
+pub struct Flood<K = IpAddr> {
     second: i64,
-    counts: HashMap<IpAddr, u64>,
+    counts: HashMap<K, u64>,
     others: u64,
 }
 
-impl Flood {
+impl<K> Default for Flood<K> {
+    fn default() -> Self {
+        Self { second: 0, counts: HashMap::new(), others: 0 }
+    }
+}
+
+impl<K: Ord + Hash> Flood<K> {
     /// Nothing counted.
     pub fn new() -> Self {
         Self::default()
@@ -47,10 +53,9 @@ impl Flood {
 
     /// Counts one. Gives what [`Flood::take`] gives, so a second that is over is never mixed
     /// with the next.
-    pub fn count(&mut self, at: UnixMs, source: IpAddr) -> Vec<Counted> {
+    pub fn count(&mut self, at: UnixMs, source: K) -> Vec<Counted<K>> {
         let over = self.take(at);
         self.second = at.0.div_euclid(1000);
-        let source = source_of(source);
         let full = self.counts.len() >= SOURCES_COUNTED;
         match self.counts.get_mut(&source) {
             Some(count) => *count += 1,
@@ -64,19 +69,19 @@ impl Flood {
 
     /// The counts of a second that is over at `now`, most first; nothing while it lasts. Call it
     /// about once a second, and with [`UnixMs`]`(i64::MAX)` at the end.
-    pub fn take(&mut self, now: UnixMs) -> Vec<Counted> {
+    pub fn take(&mut self, now: UnixMs) -> Vec<Counted<K>> {
         // A clock that went back ends the second too.
         if now.0.div_euclid(1000) == self.second {
             return Vec::new();
         }
-        let mut counts: Vec<(IpAddr, u64)> = self.counts.drain().collect();
-        counts.sort_unstable_by_key(|(source, count)| (std::cmp::Reverse(*count), *source));
+        let mut counts: Vec<(K, u64)> = self.counts.drain().collect();
+        counts.sort_unstable_by(|(a, first), (b, second)| (second, a).cmp(&(first, b)));
         let named = counts.len().min(SOURCES_NAMED);
         let rest: u64 = counts.drain(named..).map(|(_, count)| count).sum();
         let others = std::mem::take(&mut self.others) + rest;
         let second = UnixMs(self.second.saturating_mul(1000));
         let one = |(source, count)| Counted { second, source: Source::One(source), count };
-        let mut over: Vec<Counted> = counts.into_iter().map(one).collect();
+        let mut over: Vec<Counted<K>> = counts.into_iter().map(one).collect();
         if others > 0 {
             over.push(Counted { second, source: Source::Others, count: others });
         }
@@ -140,7 +145,7 @@ mod tests {
     fn addresses_of_one_network_are_one_source() {
         let mut flood = Flood::new();
         for address in ["2001:db8::1", "2001:db8::ffff:2", "::ffff:10.0.0.1", "10.0.0.1"] {
-            flood.count(UnixMs(1), address.parse().expect("an address"));
+            flood.count(UnixMs(1), source_of(address.parse().expect("an address")));
         }
         let counts: Vec<u64> = flood.take(UnixMs(9_000)).iter().map(|c| c.count).collect();
         assert_eq!(counts, [2, 2]);

@@ -2,13 +2,18 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests: a panic is the report.
 
+use rustix::process::{Pid, Signal, kill_process};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use serde_json::Value;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_claviger");
 
@@ -21,7 +26,12 @@ struct Server {
 
 impl Server {
     fn start() -> Server {
-        Server::start_in(tempfile::tempdir().unwrap(), &[])
+        Server::start_with(&[])
+    }
+
+    fn start_with(flags: &[&str]) -> Server {
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Server::start_in(tempfile::tempdir().unwrap(), &flags)
     }
 
     fn start_in(dir: tempfile::TempDir, flags: &[String]) -> Server {
@@ -144,4 +154,76 @@ fn an_own_certificate_is_exchanged_while_the_server_runs() {
     });
     let log = fs::read_to_string(server.dir.path().join("log")).unwrap();
     assert!(taken_up, "{log}");
+}
+
+/// Tries again until it gives something, for a minute at most.
+fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The first line of what the status listener answers; none if it does not answer.
+fn status(address: &str, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    text.lines().next().map(str::to_owned)
+}
+
+#[test]
+fn a_stop_answers_what_has_begun_and_takes_nothing_new() {
+    // Free when it is asked for; nothing else here takes one by its number.
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let mut server = Server::start_with(&["--status-listen", &free]);
+    until("it is ready", || status(&free, "/readyz").filter(|line| line.contains("200")));
+
+    let url = server.bootstrap["url"].as_str().unwrap().to_owned();
+    let address = url.strip_prefix("https://").unwrap().to_owned();
+    let mut roots = rustls::RootCertStore::empty();
+    let ca = server.bootstrap["ca"].as_str().unwrap();
+    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let session =
+        rustls::ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+    let socket = TcpStream::connect(&address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut stream = rustls::StreamOwned::new(session, socket);
+    let key = server.bootstrap["api_key"].as_str().unwrap();
+    let body = format!("grant_type=urn:ibm:params:oauth:grant-type:apikey&apikey={key}");
+    write!(
+        stream,
+        "POST /identity/token HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    )
+    .unwrap();
+    let mut go_on = [0; 25];
+    stream.read_exact(&mut go_on).unwrap();
+    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n", "the request is under way");
+
+    let process = Pid::from_raw(i32::try_from(server.child.id()).unwrap()).unwrap();
+    kill_process(process, Signal::TERM).unwrap();
+    until("it says that it is not ready", || {
+        status(&free, "/readyz").filter(|line| line.contains("503"))
+    });
+    until("nobody new comes in", || TcpStream::connect(&address).err());
+    assert!(status(&free, "/healthz").is_some_and(|line| line.contains("200")), "it works still");
+    stream.write_all(body.as_bytes()).unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    let ended = until("it ends", || server.child.try_wait().unwrap());
+    assert!(ended.success(), "{ended}");
 }

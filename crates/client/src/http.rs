@@ -100,6 +100,21 @@ pub(crate) struct Http {
     pub base: String,
 }
 
+/// Whether another try may help.
+enum Again {
+    /// Nothing was done, so whatever was asked may be asked again.
+    Always,
+    /// It may have been done.
+    IfIdempotent,
+    Never,
+}
+
+impl Again {
+    fn if_unreachable(error: &Error) -> Self {
+        if error.is_unreachable() { Again::IfIdempotent } else { Again::Never }
+    }
+}
+
 /// How one try ended.
 enum Try {
     Done(Answer),
@@ -107,7 +122,7 @@ enum Try {
     /// alone.
     Failed {
         error: Error,
-        again: bool,
+        again: Again,
         after: Option<Duration>,
     },
 }
@@ -124,8 +139,11 @@ impl Http {
             };
             let (error, after) = match tried {
                 Try::Done(answer) => return Ok(answer),
-                Try::Failed { error, again, after } if again && call.idempotent => (error, after),
-                Try::Failed { error, .. } => return Err(error),
+                Try::Failed { error, again, after } => match again {
+                    Again::Always => (error, after),
+                    Again::IfIdempotent if call.idempotent => (error, after),
+                    Again::IfIdempotent | Again::Never => return Err(error),
+                },
             };
             let pause = after.unwrap_or_else(|| jittered(PAUSE * 2u32.pow(tries - 1)));
             if tries >= TRIES || Instant::now() + pause >= deadline {
@@ -177,8 +195,7 @@ impl Http {
             Err(error) => {
                 span.record("otel.status_code", "ERROR");
                 let error = Error::transport(&self.base, &error);
-                // Either it never arrived, or the call may be made twice.
-                return Try::Failed { again: error.is_unreachable(), error, after: None };
+                return Try::Failed { again: Again::if_unreachable(&error), error, after: None };
             }
         };
         let status = response.status();
@@ -187,13 +204,18 @@ impl Http {
         let body = match self.body(&mut response).await {
             Ok(body) => body,
             Err(error) => {
-                return Try::Failed { again: error.is_unreachable(), error, after: None };
+                return Try::Failed { again: Again::if_unreachable(&error), error, after: None };
             }
         };
         if status.is_success() {
             return Try::Done(Answer { status: status.as_u16(), body });
         }
-        let again = matches!(status.as_u16(), 429 | 503);
+        let again = match (status.as_u16(), after) {
+            // Sent away for calling too often.
+            (429, Some(_)) => Again::Always,
+            (429 | 503, _) => Again::IfIdempotent,
+            _ => Again::Never,
+        };
         let error = Error::answer(&self.base, status.as_u16(), body.expose());
         Try::Failed { error, again, after }
     }

@@ -96,6 +96,29 @@ async fn only_what_may_be_said_twice_is_said_again() {
     assert_eq!(server.count("POST /api"), 2 + 4, "bounded");
 }
 
+#[tokio::test]
+async fn who_called_too_often_waits_and_calls_again_whatever_it_was() {
+    let server = Server::start(|asked, before| match asked.line.as_str() {
+        TOKEN if before == 0 => (429, "retry-after: 0\r\n", "".into()),
+        TOKEN => token(),
+        line if line.ends_with("/disable") && before < 2 => (429, "retry-after: 0\r\n", "".into()),
+        line if line.ends_with("/disable") => (204, "", "".into()),
+        // No word of when: it is not the caller who called too often.
+        line if line.ends_with("/enable") => (429, "", "".into()),
+        _ => (429, "retry-after: 0\r\n", "".into()),
+    })
+    .await;
+    let keys = KeyService::connect(&server.config()).unwrap();
+    let (instance, id) = ids();
+    keys.disable(instance, id).await.unwrap();
+    assert_eq!((server.count(TOKEN), server.count("POST /api")), (2, 3));
+    assert!(keys.enable(instance, id).await.unwrap_err().is_unreachable());
+    assert_eq!(server.count("POST /api"), 3 + 1);
+    let error = keys.rotate(instance, id, None).await.unwrap_err();
+    assert!(matches!(error, Error::Busy { status: 429, .. }), "{error}");
+    assert_eq!(server.count("POST /api"), 4 + 4, "bounded");
+}
+
 /// What one unwrap meets, and what the agent must conclude.
 async fn conclude(answers: impl Fn(&Asked, usize) -> Answer + Send + Sync + 'static) -> String {
     let server = Server::start(move |asked, before| match asked.line.as_str() {

@@ -97,7 +97,7 @@ pub struct Record {
     pub who: String,
     /// How he proved it; none for the server itself.
     pub credential: Option<Credential>,
-    /// The peer of the request's socket.
+    /// The peer of the request's socket, or of a trusted proxy's.
     pub address: Option<IpAddr>,
     /// For instance `kms.secrets.rotate`.
     pub action: Cow<'static, str>,
@@ -174,6 +174,9 @@ pub struct Data {
     /// How many refusals of one second the record stands for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
+    /// Nothing was done: the request was the same as one before, and was answered again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub repeated: bool,
     /// When a purged key was deleted, and when it could and would have been purged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub purge: Option<Purge>,

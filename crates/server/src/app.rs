@@ -2,15 +2,18 @@
 
 use crate::authority::Authority;
 use crate::first::{self, StartError};
+use crate::http::network::Subnet;
 use crate::iam::issuer_keys::Issuers;
 use crate::iam::known::Known;
 use crate::iam::token::Tokens;
 use crate::metrics::Metrics;
 use crate::record::Recorder;
 use crate::refusals::Refusals;
+use crate::throttle::Throttle;
 use crate::tls::{CertificateFiles, Certificates};
 use crate::traced::Traced;
 use claviger_audit::Durability;
+use claviger_crypto::digest::MacKey;
 use claviger_custody::Custodian;
 use claviger_domain::audit::Record;
 use claviger_domain::id::{ClusterId, InstanceId, UnixMs};
@@ -20,7 +23,7 @@ use claviger_store::{Store, StoreError};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
@@ -61,6 +64,15 @@ impl Clock for ManualClock {
     }
 }
 
+/// Calls of one person or service ID, unless something else is set. A storage driver (ceph-csi) asks
+/// for a token and unwraps once for each volume that is mounted, under one service ID for a whole
+/// cluster: a hundred nodes that come back at once with a hundred volumes each are served within 40
+/// seconds. kube-apiserver itself asks for nothing here. It is a fraction of what two cores answer.
+pub const CALLS_PER_SECOND: u32 = 500;
+/// Calls of one agent, unless something else is set. It makes one or two a second while it works,
+/// and one unwrap for each KEK when it starts.
+pub const AGENT_CALLS_PER_SECOND: u32 = 200;
+
 /// What can be chosen about a server.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -93,6 +105,12 @@ pub struct Settings {
     pub login: LoginSettings,
     /// A certificate besides the built-in one, for clients that come by its names.
     pub certificate: Option<CertificateFiles>,
+    /// Calls of one person or service ID in each second, and at once twice as many; 0 sets no limit.
+    pub calls_per_second: u32,
+    /// The same of one agent of a cluster.
+    pub agent_calls_per_second: u32,
+    /// Proxies that are believed who called them; none by default.
+    pub trusted_proxies: Vec<Subnet>,
     /// How the audit log is kept.
     pub audit: AuditSettings,
 }
@@ -161,12 +179,22 @@ impl Default for Settings {
             keys_max: 20_000,
             login: LoginSettings::default(),
             certificate: None,
+            calls_per_second: CALLS_PER_SECOND,
+            agent_calls_per_second: AGENT_CALLS_PER_SECOND,
+            trusted_proxies: Vec::new(),
             audit: AuditSettings::default(),
         }
     }
 }
 
 impl Settings {
+    /// The same for any number of calls: the clock of a test may stand still.
+    pub fn without_limits(mut self) -> Self {
+        self.calls_per_second = 0;
+        self.agent_calls_per_second = 0;
+        self
+    }
+
     /// The same without waiting times, for trying things out.
     pub fn without_waits(mut self) -> Self {
         self.enable_after = Duration::ZERO;
@@ -226,6 +254,17 @@ pub struct Hub {
     keys: broadcast::Sender<KeyEvent>,
     clusters: broadcast::Sender<ClusterId>,
     closing: watch::Sender<bool>,
+    stopping: Arc<AtomicBool>,
+    under_way: watch::Sender<u64>,
+}
+
+/// A request until it is answered, but for what of the answer is still to be sent.
+pub(crate) struct UnderWay(watch::Sender<u64>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 /// Events that a slow receiver may be behind before it is told to look at the database.
@@ -237,6 +276,8 @@ impl Hub {
             keys: broadcast::Sender::new(HUB_BACKLOG),
             clusters: broadcast::Sender::new(HUB_BACKLOG),
             closing: watch::Sender::new(false),
+            stopping: Arc::default(),
+            under_way: watch::Sender::new(0),
         }
     }
 
@@ -268,7 +309,30 @@ impl Hub {
 
     /// Ends long answers.
     pub fn close(&self) {
+        self.stop();
         self.closing.send_replace(true);
+    }
+
+    /// Says that no more calls should be sent here.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// A request has begun; it is under way until what this gives is dropped.
+    pub(crate) fn begin(&self) -> UnderWay {
+        self.under_way.send_modify(|count| *count += 1);
+        UnderWay(self.under_way.clone())
+    }
+
+    /// Returns once no request is under way.
+    pub(crate) async fn answered(&self) {
+        let mut count = self.under_way.subscribe();
+        // It cannot be closed: this holds a sender.
+        let _ = count.wait_for(|count| *count == 0).await;
     }
 }
 
@@ -292,6 +356,8 @@ pub struct App {
     pub(crate) known: Known,
     pub(crate) recorder: Recorder,
     pub(crate) refusals: Refusals,
+    pub(crate) throttle: Throttle,
+    pub(crate) repeats: MacKey,
     pub(crate) metrics: Metrics,
     pub(crate) certificates: Arc<Certificates>,
     pub(crate) issuers: Issuers,
@@ -317,6 +383,7 @@ impl App {
         store.tx("issuers", |tx| claviger_store::logins::allow(tx, &named))?;
         let recorder =
             Recorder::start(&store, parts.writer, &settings.audit).map_err(StartError::Audit)?;
+        let throttle = Throttle::new(&settings);
         Ok(Arc::new(App {
             store,
             custodian: Arc::new(Traced(custodian)),
@@ -329,6 +396,8 @@ impl App {
             known: Known::default(),
             recorder,
             refusals: Refusals::default(),
+            throttle,
+            repeats: parts.repeats,
             metrics: Metrics::new(),
             certificates: Arc::default(),
             issuers,
@@ -390,7 +459,7 @@ impl App {
     /// When the database does not answer, acts cannot be put on record, or it is stopping; with
     /// the reason, for an operator.
     pub(crate) fn ready(&self) -> Result<(), String> {
-        if *self.hub.closing.borrow() {
+        if self.hub.stopping() {
             return Err("the server is stopping".to_owned());
         }
         self.alive().map_err(|e| e.to_string())?;

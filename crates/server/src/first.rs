@@ -7,6 +7,7 @@ use crate::iam::signing::{self, SigningKeys};
 use crate::iam::token::Tokens;
 use crate::record::Writer;
 use claviger_audit::WriterId;
+use claviger_crypto::digest::MacKey;
 use claviger_crypto::sign::SigningKey;
 use claviger_crypto::{Key32, SecretBytes};
 use claviger_custody::Custodian;
@@ -54,12 +55,16 @@ pub(crate) struct Parts {
     pub(crate) account: Account,
     pub(crate) tokens: Tokens,
     pub(crate) writer: Writer,
+    /// By what requests are known that are made again.
+    pub(crate) repeats: MacKey,
 }
 
 /// Bytes that show whether a master key belongs to a database.
 const CHECK: &[u8] = b"claviger";
 /// The secret under which API keys are hashed.
 const PEPPER: &str = "api-key-pepper";
+/// What its tag of this is the key for.
+const REPEATS: &[u8] = b"claviger repeated requests 1";
 /// How tokens were signed once; its tokens are read no longer.
 const OLD_TOKEN_KEY: &str = "token-key";
 
@@ -188,6 +193,7 @@ fn load(tx: &Tx<'_>, custodian: &dyn Custodian) -> Result<Parts, StartError> {
     Ok(Parts {
         authority: Authority::load(get("ca-certificate")?, open("ca-key")?.expose())?,
         account: account(tx)?,
+        repeats: MacKey::new(&MacKey::new(open(PEPPER)?.expose()).tag(REPEATS)),
         tokens: Tokens::new(SigningKeys::load(tx, custodian)?, &open(PEPPER)?),
         writer: writer(tx, &open(AUDIT_KEY)?)?,
     })

@@ -56,6 +56,7 @@ pub struct Metrics {
     events: Family<Kind, Counter>,
     connections: Gauge,
     refused: Counter,
+    limited: Family<Kind, Counter>,
     audit_failing: Gauge,
     audit_record: Gauge,
     audit_signed_record: Gauge,
@@ -81,11 +82,10 @@ impl Metrics {
         );
         registry.register("key_events", "Changes of root keys that were announced", events.clone());
         registry.register("connections", "Connections that are open", connections.clone());
-        registry.register(
-            "connections_refused",
-            "Connections of strangers that found no room",
-            refused.clone(),
-        );
+        registry.register("connections_refused", "Connections that found no room", refused.clone());
+        let limited = Family::default();
+        let help = "Calls that were not answered because their caller called too often";
+        registry.register("calls_limited", help, limited.clone());
         let audit = |registry: &mut Registry, name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -120,6 +120,7 @@ impl Metrics {
             events,
             connections,
             refused,
+            limited,
             audit_failing,
             audit_record,
             audit_signed_record,
@@ -155,9 +156,14 @@ impl Metrics {
         Connected(self.connections.clone())
     }
 
-    /// A stranger's connection was refused.
+    /// A connection found no room.
     pub(crate) fn refused(&self) {
         self.refused.inc();
+    }
+
+    /// A caller of this kind called too often.
+    pub(crate) fn limited(&self, kind: &'static str) {
+        self.limited.get_or_create(&Kind { kind }).inc();
     }
 
     /// How the audit log is doing.

@@ -8,19 +8,18 @@
 //! pod with a wrong key must not keep its neighbours out.
 
 use crate::app::App;
+use crate::rate::{Buckets, Rate};
 use claviger_audit::{Counted, Flood, Source, source_of};
 use claviger_domain::audit::{Credential, Data, Record};
 use claviger_domain::id::UnixMs;
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Failed logins of one source at once that are each answered and recorded by themselves.
-const BURST: i64 = 20;
-/// One more is so each time this much has passed: 20 a minute.
-const FORGIVEN_MS: i64 = 3_000;
-/// Sources remembered at once, some 500 KiB; a source beyond them counts as one that made too many.
+/// Failed logins of one source that are each answered and recorded by themselves: 20 at once, and
+/// 20 a minute.
+const FORGIVEN: Rate = Rate { burst: 20, apart_ns: 3_000_000_000 };
+/// Sources remembered at once, some 500 KiB.
 const SOURCES_MAX: usize = 10_000;
 /// What is told to one that makes too many, in seconds.
 pub(crate) const RETRY_AFTER_S: u64 = 5;
@@ -34,33 +33,14 @@ pub(crate) struct Refusals {
     tokens: Mutex<Flood>,
 }
 
-#[derive(Default)]
 struct Logins {
-    /// When all failures of a source will be forgiven (the generic cell rate algorithm's theoretical
-    /// arrival time), in milliseconds since the Unix epoch.
-    forgiven: HashMap<IpAddr, i64>,
+    forgiven: Buckets<IpAddr>,
     counted: Flood,
 }
 
-impl Logins {
-    /// Whether one more failure of `source` is one too many.
-    fn too_many(&mut self, now: UnixMs, source: IpAddr) -> bool {
-        if self.forgiven.len() >= SOURCES_MAX && !self.forgiven.contains_key(&source) {
-            self.forgiven.retain(|_, at| *at > now.0);
-            if self.forgiven.len() >= SOURCES_MAX {
-                return true;
-            }
-        }
-        let at = self.forgiven.entry(source).or_insert(now.0);
-        let most = now.0.saturating_add(BURST * FORGIVEN_MS);
-        // A clock that was set back forgives.
-        let since = if *at > most { now.0 } else { now.0.max(*at) };
-        let next = since.saturating_add(FORGIVEN_MS);
-        let too_many = next > most;
-        if !too_many {
-            *at = next;
-        }
-        too_many
+impl Default for Logins {
+    fn default() -> Self {
+        Self { forgiven: Buckets::new(FORGIVEN, SOURCES_MAX), counted: Flood::new() }
     }
 }
 
@@ -71,7 +51,7 @@ impl Refusals {
         let source = known(source);
         let over = {
             let mut logins = lock(&self.logins);
-            if !logins.too_many(now, source_of(source)) {
+            if logins.forgiven.take(&source, now).is_ok() {
                 return false;
             }
             logins.counted.count(now, source)
@@ -99,7 +79,9 @@ impl Refusals {
 pub(crate) async fn watch(app: Arc<App>) {
     loop {
         tokio::time::sleep(PAUSE).await;
-        app.refusals.settle(&app, app.clock.now());
+        let now = app.clock.now();
+        app.refusals.settle(&app, now);
+        app.throttle.settle(&app, now);
     }
 }
 
@@ -131,46 +113,11 @@ fn put(
     }
 }
 
-/// A request that came by no socket is one of this machine.
+/// What counts as one source. A request that came by no socket is one of this machine.
 fn known(source: Option<IpAddr>) -> IpAddr {
-    source.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    source_of(source.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn source(n: u32) -> IpAddr {
-        IpAddr::V4(Ipv4Addr::from_bits(n))
-    }
-
-    #[test]
-    fn failures_are_forgiven_one_by_one_and_each_source_has_its_own() {
-        let mut logins = Logins::default();
-        let mut fails = |ms: i64, n: u32, times: usize| {
-            (0..times).filter(|_| logins.too_many(UnixMs(ms), source(n))).count()
-        };
-        assert_eq!(fails(0, 1, 25), 5, "twenty at once");
-        assert_eq!(fails(0, 2, 20), 0, "another source");
-        assert_eq!(fails(FORGIVEN_MS, 1, 2), 1, "one is forgiven");
-        assert_eq!(fails(3_600_000, 1, 21), 1, "all are, and no more than all");
-        assert_eq!(fails(1_000, 1, 20), 0, "a clock that was set back");
-    }
-
-    #[test]
-    fn memory_is_bounded() {
-        let mut logins = Logins::default();
-        let many = u32::try_from(SOURCES_MAX).unwrap();
-        for n in 0..many {
-            assert!(!logins.too_many(UnixMs(0), source(n)));
-        }
-        assert!(logins.too_many(UnixMs(0), source(many)));
-        assert_eq!(logins.forgiven.len(), SOURCES_MAX);
-        assert!(!logins.too_many(UnixMs(FORGIVEN_MS), source(many)), "old ones are forgotten");
-        assert_eq!(logins.forgiven.len(), 1);
-    }
 }

@@ -80,7 +80,8 @@ impl World {
 
     /// A server whose tokens live for years: the clock of a test moves by weeks.
     pub(crate) fn with(settings: Settings) -> World {
-        World::exactly(Settings { token_life: Duration::from_secs(1 << 30), ..settings })
+        let settings = Settings { token_life: Duration::from_secs(1 << 30), ..settings };
+        World::exactly(settings.without_limits())
     }
 
     /// A server with exactly these settings.
@@ -341,6 +342,16 @@ impl World {
 
     pub(crate) fn audited(&self, action: &str) -> usize {
         self.acts().iter().filter(|act| act.action == action).count()
+    }
+
+    /// Puts on record what was counted in seconds that are over, and waits until it is there.
+    pub(crate) async fn settle(&self) {
+        let now = self.app.clock.now();
+        self.app.refusals.settle(&self.app, now);
+        self.app.throttle.settle(&self.app, now);
+        // Records are written in their order.
+        let last = Record::of_system(now, "t", "t".to_owned());
+        self.app.recorder.record(last).await.unwrap();
     }
 
     /// The bytes of every file in the data directory.

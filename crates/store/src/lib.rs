@@ -20,9 +20,11 @@ pub mod logins;
 pub mod meta;
 pub mod policies;
 pub mod registrations;
+pub mod repeats;
 pub mod rings;
 pub mod trust;
 
+use rusqlite::trace::{TraceEvent, TraceEventCodes};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
@@ -259,6 +261,26 @@ impl Store {
             self.tx("settle", |tx| meta::put(tx, UNSETTLED, b""))?;
         }
         Ok(busy == 0)
+    }
+
+    /// Calls `tell` with the text of every statement that is run from now on, so that tests can
+    /// compare what look-ups cost. Blocks until no connection is in use.
+    pub fn trace(&self, tell: impl Fn(&str) + Clone + Send + 'static) -> Result<(), StoreError> {
+        let each = |connection: &mut Connection| {
+            let tell = tell.clone();
+            let told = move |event: TraceEvent<'_>| {
+                if let TraceEvent::Stmt(_, sql) = event {
+                    tell(sql);
+                }
+            };
+            connection.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(told))
+        };
+        each(&mut held(&self.0.writer))?;
+        let mut readers: Vec<Connection> = (0..READERS).map(|_| self.take_reader()).collect();
+        let done = readers.iter_mut().try_for_each(each);
+        held(&self.0.readers).append(&mut readers);
+        self.0.returned.notify_all();
+        Ok(done?)
     }
 
     fn take_reader(&self) -> Connection {

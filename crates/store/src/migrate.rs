@@ -12,6 +12,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/0005_audit_chain.sql"),
     include_str!("../migrations/0006_restore_and_join.sql"),
     include_str!("../migrations/0007_iam.sql"),
+    include_str!("../migrations/0008_repeats.sql"),
     include_str!("../migrations/0009_logins.sql"),
 ];
 

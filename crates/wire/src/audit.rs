@@ -162,6 +162,9 @@ pub struct ResponseData {
     /// How many refusals of one second the event stands for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub count: Option<u64>,
+    /// Nothing was done: the request was the same as one before, and was answered again.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub repeated: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub deletion_date: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]

@@ -128,6 +128,7 @@ fn data(
         rewrapped_key_version_id: data.rewrapped,
         total_resources: data.total,
         count: data.count,
+        repeated: data.repeated.then_some(true),
         ..ResponseData::default()
     };
     if let Some(key) = &data.key {
@@ -373,6 +374,12 @@ mod tests {
                 Data { count: Some(70), ..Data::default() },
                 json!({}),
                 json!({"count": 70}),
+            ),
+            (
+                "kms.secrets.rotate",
+                Data { repeated: true, ..Data::default() },
+                json!({}),
+                json!({"repeated": true}),
             ),
             (
                 "kms.secrets.patch",

@@ -207,7 +207,7 @@ async fn a_manager_reads_of_his_instance_and_an_administrator_everything() {
             .header("authorization", format!("Bearer {on_one}"))
             .body(Body::empty())
             .unwrap();
-        request.extensions_mut().insert(Peer(format!("{address}:4711").parse().unwrap()));
+        request.extensions_mut().insert(Peer(address.parse().unwrap()));
         request.extensions_mut().insert(Network::Private);
         let found = w.raw(request).await.is(status);
         if status == 200 {

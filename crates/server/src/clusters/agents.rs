@@ -27,8 +27,7 @@ use zeroize::Zeroizing;
 type Shared = State<Arc<App>>;
 
 fn doing(app: &App, node: &Node, action: &'static str, trace: Trace) -> Doing {
-    let crn = app.account.cluster_crn(&node.cluster);
-    let who = format!("crn-{crn} agent {}", node.agent);
+    let (crn, who) = (app.account.cluster_crn(&node.cluster), node.who(app));
     Doing { who, credential: Credential::Certificate, action, target: crn, trace }
 }
 

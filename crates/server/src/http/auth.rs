@@ -6,6 +6,7 @@ use crate::http::error::{Form, KpError};
 use crate::iam::known::{Entry, Found};
 use crate::iam::token::{BadToken, Bearer, Credential, Expected};
 use crate::iam::trust::trusts;
+use crate::throttle::{Kind, TooOften};
 use axum::extract::FromRequestParts;
 use axum::http::{StatusCode, header, request::Parts};
 use axum::response::{IntoResponse, Response};
@@ -224,9 +225,28 @@ impl FromRequestParts<Arc<App>> for Caller {
         let ring = parts.headers.get(RING_HEADER).map(|v| String::from_utf8_lossy(v.as_bytes()));
         let ring = ring.map(|ring| ring.trim().to_owned()).filter(|ring| !ring.is_empty());
         let Entry { bearer, found, .. } = entry;
+        admit(app, &bearer.iam_id, &bearer.credential).map_err(|e| form.too_often(e))?;
         let found = caller(&bearer.iam_id, found);
         Ok(Caller { ring, trace, bearer: Some(bearer), ..found })
     }
+}
+
+/// Whether whoever came in with this may call now; each answer that he is not given is counted.
+pub(crate) fn admit(app: &App, iam_id: &str, credential: &Credential) -> Result<(), TooOften> {
+    match credential {
+        // By its agent, as when it shows its certificate.
+        Credential::Node { agent, .. } => {
+            app.throttle.admit(app, Kind::Agent, &agent_of(iam_id, agent))
+        }
+        Credential::ApiKey(_) | Credential::Trust { .. } | Credential::Login { .. } => {
+            app.throttle.admit(app, Kind::Principal, iam_id)
+        }
+    }
+}
+
+/// An agent, as records name it; `cluster` is the IAM id of its cluster.
+fn agent_of(cluster: &str, agent: &AgentName) -> String {
+    format!("{cluster} agent {agent}")
 }
 
 enum Unknown {
@@ -359,16 +379,27 @@ pub struct Node {
     pub not_after: UnixMs,
 }
 
-impl<S: Sync> FromRequestParts<S> for Node {
+impl Node {
+    /// As audit records name it.
+    pub(crate) fn who(&self, app: &App) -> String {
+        agent_of(&format!("crn-{}", app.account.cluster_crn(&self.cluster)), &self.agent)
+    }
+}
+
+impl FromRequestParts<Arc<App>> for Node {
     type Rejection = Response;
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Response> {
-        parts.extensions.get().cloned().ok_or_else(|| {
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Response> {
+        let node: Option<Node> = parts.extensions.get().cloned();
+        let node = node.ok_or_else(|| {
             crate::http::error::service(
                 StatusCode::UNAUTHORIZED,
                 "E0002",
                 "This call needs a node's certificate; join the cluster first.",
                 "claviger ks cluster join-token",
             )
-        })
+        })?;
+        let admitted = app.throttle.admit(app, Kind::Agent, &node.who(app));
+        let form = Form::of(parts.uri.path());
+        admitted.map(|()| node).map_err(|e| form.too_often(e))
     }
 }

@@ -1,6 +1,7 @@
 //! Request bodies: bounded in size and time, whatever their content type.
 
 use crate::http::error::Form;
+use crate::repeat::BodyDigest;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::Response;
@@ -61,6 +62,10 @@ const DRAINED_MAX: usize = 1 << 20;
 /// # Errors
 /// When it is longer, slower than [`BODY_TIMEOUT`], or ends too early.
 pub async fn read(request: Request, max: usize) -> Result<Bytes, Unread> {
+    read_within(request, max, BODY_TIMEOUT).await
+}
+
+async fn read_within(request: Request, max: usize, within: Duration) -> Result<Bytes, Unread> {
     let headers = request.headers();
     let declared = headers.get(header::CONTENT_LENGTH);
     let declared = declared.and_then(|len| len.to_str().ok()?.parse::<u64>().ok());
@@ -70,7 +75,7 @@ pub async fn read(request: Request, max: usize) -> Result<Bytes, Unread> {
         return Err(Unread::TooLong);
     }
     let keep = if long { 0 } else { max };
-    let body = tokio::time::timeout(BODY_TIMEOUT, collect(request.into_body(), keep, max));
+    let body = tokio::time::timeout(within, collect(request.into_body(), keep, max));
     match body.await {
         Ok(read) => read.and_then(|bytes| if long { Err(Unread::TooLong) } else { Ok(bytes) }),
         Err(_) if long => Err(Unread::TooLong),
@@ -97,8 +102,14 @@ impl<S: Sync> FromRequest<S> for Body {
     async fn from_request(request: Request, _: &S) -> Result<Self, Response> {
         let form = Form::of(request.uri().path());
         let max = bound(request.uri());
+        let digest: Option<BodyDigest> = request.extensions().get().cloned();
         let (status, code, what) = match read(request, max).await {
-            Ok(bytes) => return Ok(Body(bytes)),
+            Ok(bytes) => {
+                if let Some(digest) = digest {
+                    digest.of(&bytes);
+                }
+                return Ok(Body(bytes));
+            }
             Err(Unread::TooLong) => {
                 let what = format!("The body is longer than {max} bytes; this call takes no more");
                 (StatusCode::PAYLOAD_TOO_LARGE, "BODY_TOO_LARGE_ERR", what)
@@ -132,6 +143,19 @@ mod tests {
             .header(header::EXPECT, "100-continue");
         let request = request.body(never).expect("a request");
         assert_eq!(read(request, 100).await, Err(Unread::TooLong));
+    }
+
+    /// All of it counts, not the pause between two pieces.
+    #[tokio::test]
+    async fn a_body_that_drips_is_given_up() {
+        let drips = stream::unfold((), async |()| {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            Some((Ok::<_, Infallible>(vec![b'x']), ()))
+        });
+        let request = Request::post("/").body(Body::from_stream(Box::pin(drips)));
+        let read = read_within(request.expect("a request"), 1 << 20, Duration::from_millis(100));
+        let ended = tokio::time::timeout(Duration::from_secs(60), read).await;
+        assert_eq!(ended.expect("ends"), Err(Unread::TooSlow));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Errors become answers here and nowhere else.
 
+use crate::throttle::TooOften;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use claviger_wire::access::{AccessError, AccessErrorItem};
@@ -61,6 +62,17 @@ impl Form {
             Form::Identity => identity(status, code, what, &Uuid::new_v4().to_string()),
             Form::Service => service(status, code, what, recovery.unwrap_or_default()),
         }
+    }
+
+    /// 429 for whoever calls more often than one caller may. Nothing was done for him.
+    pub(crate) fn too_often(self, TooOften { retry_after: seconds }: TooOften) -> Response {
+        let what = format!(
+            "You call more often than the server takes calls of one caller, so nothing was done. Try again in {seconds} s"
+        );
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        let mut response = self.answer(status, "TOO_MANY_REQUESTS_ERR", &what, None);
+        say_when(&mut response, Some(seconds));
+        response
     }
 
     /// 401 for whatever the caller may not do. It says no more on purpose: a stranger learns

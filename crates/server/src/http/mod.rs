@@ -9,6 +9,7 @@ pub mod network;
 pub(crate) mod objects;
 
 use crate::app::App;
+use crate::repeat::{self, Asked, BodyDigest};
 use api::content::{Content, text};
 use api::{Api, Kind, document, get, says};
 use axum::Router;
@@ -76,7 +77,7 @@ pub struct Correlation(pub String);
 impl<S: Sync> FromRequestParts<S> for Correlation {
     type Rejection = Infallible;
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(parts.extensions.get().cloned().unwrap_or_else(|| of_headers(&parts.headers)))
+        Ok(parts.extensions.get().cloned().unwrap_or_else(|| correlation(&parts.headers).0))
     }
 }
 
@@ -90,6 +91,8 @@ pub struct Trace {
     /// Path and query, at most [`URI_MAX`] characters of them; of the token endpoint the path alone,
     /// since some put their credentials into the query.
     pub uri: String,
+    /// All of it, if it may be asked for again; see [`crate::repeat`].
+    pub(crate) asked: Option<Arc<Asked>>,
 }
 
 impl<S: Sync> FromRequestParts<S> for Trace {
@@ -102,7 +105,9 @@ impl<S: Sync> FromRequestParts<S> for Trace {
             false => parts.uri.path_and_query().map_or(path, |uri| uri.as_str()),
         };
         let uri = uri.chars().take(URI_MAX).collect();
-        Ok(Trace { correlation, origin: Origin::of(&parts.extensions), uri })
+        let body: Option<BodyDigest> = parts.extensions.get().cloned();
+        let asked = body.map(|body| Arc::new(Asked::of(parts, &correlation, body)));
+        Ok(Trace { correlation, origin: Origin::of(&parts.extensions), uri, asked })
     }
 }
 
@@ -133,7 +138,8 @@ const URI_MAX: usize = 1024;
 /// Longest accepted correlation id; a UUID has 36 characters.
 const CORRELATION_MAX: usize = 64;
 
-fn of_headers(headers: &HeaderMap) -> Correlation {
+/// The correlation id, and whether the caller sent it.
+fn correlation(headers: &HeaderMap) -> (Correlation, bool) {
     let sane = |text: &&str| {
         (1..=CORRELATION_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
     };
@@ -141,12 +147,16 @@ fn of_headers(headers: &HeaderMap) -> Correlation {
         .iter()
         .filter_map(|name| headers.get(*name)?.to_str().ok())
         .find(sane);
-    Correlation(given.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned))
+    let id = given.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned);
+    (Correlation(id), given.is_some())
 }
 
 async fn correlate(mut request: Request, next: Next) -> Response {
-    let correlation = of_headers(request.headers());
+    let (correlation, sent) = correlation(request.headers());
     request.extensions_mut().insert(correlation.clone());
+    if sent && repeat::may_change(request.method(), request.uri()) {
+        request.extensions_mut().insert(BodyDigest::default());
+    }
     let path = request.uri().path();
     let mut response = if std::str::from_utf8(&percent_decode(path.as_bytes())).is_ok() {
         next.run(request).await
@@ -166,6 +176,7 @@ async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     let began = Instant::now();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let under_way = app.hub.begin();
     let span = span(&request, route.as_ref());
     let response = next.run(request).instrument(span.clone()).await;
     let status = response.status();
@@ -173,7 +184,7 @@ async fn measure(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     if status.is_server_error() {
         span.record("otel.status_code", "ERROR");
     }
-    drop(span);
+    drop((span, under_way));
     let route = route.as_ref().map(MatchedPath::as_str);
     app.metrics.answered(&method, route, &path, response.status().as_u16(), began.elapsed());
     response

@@ -4,9 +4,9 @@ use super::token::{BadToken, Bearer, Credential, Issue};
 use super::{login, trust};
 use crate::app::App;
 use crate::http::Trace;
-use crate::http::auth::{Node, alive};
+use crate::http::auth::{self, Node, alive};
 use crate::http::body::Body;
-use crate::http::error;
+use crate::http::error::{self, Form};
 use crate::refusals::RETRY_AFTER_S;
 use axum::Json;
 use axum::extract::State;
@@ -87,6 +87,13 @@ pub(crate) async fn token(
         let mut answer = error::identity(status, "BXNIM0429E", what, &trace.correlation);
         answer.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_S.into());
         return answer;
+    }
+    // Whoever comes in counts like his other calls: each login is on record.
+    if let Ok(login) = &found {
+        let (iam_id, credential) = (&login.principal.iam_id, &login.credential);
+        if let Err(too_often) = auth::admit(&app, iam_id, credential) {
+            return Form::Identity.too_often(too_often);
+        }
     }
     let (who, status, reason) = match &found {
         Ok(login) => (&*login.principal.iam_id, 200, ""),

@@ -4,20 +4,23 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::error::KpError;
 use crate::http::{network, objects};
+use crate::keys::view;
+use crate::repeat;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::{KeyOperation, On};
 use claviger_domain::audit::{Data, KeyFacts, Record};
-use claviger_domain::id::{InstanceId, UnixMs};
+use claviger_domain::id::{InstanceId, KeyId, UnixMs};
 use claviger_domain::key::{KeyAction, KeyState, RootKey, RootVersion};
 use claviger_domain::life::Refused;
 use claviger_store::audit;
 use claviger_store::events::KeyEvent;
 use claviger_store::keys::Key;
+use claviger_store::repeats::{self, Repeat};
 use claviger_store::{Tx, iam, keys};
-use claviger_wire::kp::{INSTANCE_HEADER, Target};
+use claviger_wire::kp::{self, INSTANCE_HEADER, Target};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::cell::RefCell;
@@ -80,6 +83,46 @@ impl<T> Changed<T> {
     }
 }
 
+/// How a change came about.
+enum Outcome<T> {
+    /// It was made.
+    Now(Changed<T>),
+    /// It had been made by this very request before.
+    Before(T),
+}
+
+/// What a change is about, so that the next one of the same is known: a key, or something of a key
+/// that is changed by itself, or whatever else the path names.
+fn subject(instance: InstanceId, key: Option<KeyId>, uri: &str) -> String {
+    let path = uri.split('?').next().unwrap_or_default();
+    let Some(key) = key else { return format!("{instance} {path}") };
+    let rest = path.split_once("/keys/").and_then(|(_, rest)| rest.split_once('/'));
+    let rest = rest.map_or("", |(_, rest)| rest);
+    let own = ["registrations/", "aliases/", "policies"].iter().any(|part| rest.starts_with(part));
+    format!("{instance} {key} {}", if own { rest } else { "" })
+}
+
+/// Answers again that something was done of which there is nothing to show.
+pub(crate) fn nothing_again(
+    _: &App,
+    _: &Tx<'_>,
+    _: &Doing,
+    _: Repeat,
+    _: UnixMs,
+) -> Result<(), KpError> {
+    Ok(())
+}
+
+/// Answers a key again to whoever may still do `operation` on it.
+pub(crate) fn key_again(
+    operation: KeyOperation,
+) -> impl Fn(&App, &Tx<'_>, &Doing, Repeat, UnixMs) -> Result<kp::Key, KpError> + Send + 'static {
+    move |app, tx, act, before, now| {
+        let key = act.key_of(tx, operation, before)?;
+        Ok(view::key(app, tx, &key, now)?)
+    }
+}
+
 /// An operation under way: what was asked, and what is noted of it for its record.
 pub(crate) struct Doing {
     act: Act,
@@ -95,25 +138,72 @@ impl Deref for Doing {
 }
 
 impl Act {
-    /// Does what changes state: permission, change and audit record in one transaction.
+    /// Does what changes state: permission, change and audit record in one transaction. It is done
+    /// as often as it is asked for.
     pub(crate) async fn change<T: Send + 'static>(
         self,
         app: &Arc<App>,
+        work: impl FnMut(&App, &Tx<'_>, &Doing, UnixMs) -> Result<Changed<T>, KpError> + Send + 'static,
+    ) -> Result<T, KpError> {
+        type Again<T> = fn(&App, &Tx<'_>, &Doing, Repeat, UnixMs) -> Result<T, KpError>;
+        self.run(app, None::<Again<T>>, work).await
+    }
+
+    /// Like [`change`](Self::change), but once for one request, which may come again because its
+    /// answer was lost (see [`crate::repeat`]): then nothing is done, and it is answered what
+    /// `again` makes of what is there. That must permit anew what it shows.
+    pub(crate) async fn change_once<T: Send + 'static>(
+        self,
+        app: &Arc<App>,
+        again: impl Fn(&App, &Tx<'_>, &Doing, Repeat, UnixMs) -> Result<T, KpError> + Send + 'static,
+        work: impl FnMut(&App, &Tx<'_>, &Doing, UnixMs) -> Result<Changed<T>, KpError> + Send + 'static,
+    ) -> Result<T, KpError> {
+        self.run(app, Some(again), work).await
+    }
+
+    async fn run<T: Send + 'static>(
+        self,
+        app: &Arc<App>,
+        again: Option<
+            impl Fn(&App, &Tx<'_>, &Doing, Repeat, UnixMs) -> Result<T, KpError> + Send + 'static,
+        >,
         mut work: impl FnMut(&App, &Tx<'_>, &Doing, UnixMs) -> Result<Changed<T>, KpError>
         + Send
         + 'static,
     ) -> Result<T, KpError> {
         let mut doing = self.begin(app.clock.now());
         let change = move |app: &App| {
+            let asked = again.as_ref().and(doing.caller.trace.asked.as_ref());
+            let request = asked.map(|asked| asked.mac(&app.repeats, &doing.caller.iam_id));
             let done = app.store.tx(doing.action, |tx| {
                 // The transaction may be done over.
                 doing.noted.replace(doing.act.asked());
                 doing.act.admit(app, tx)?;
+                // Whoever asks twice at once waits here for himself: there is one writer.
+                if let (Some(again), Some(request)) = (&again, &request)
+                    && let Some(before) = repeats::find(tx, request, repeat::since(doing.now))?
+                {
+                    doing.note_repeat(tx, before)?;
+                    return Ok(Outcome::Before(again(app, tx, &doing, before, doing.now)?));
+                }
                 let changed = work(app, tx, &doing, doing.now)?;
+                if again.is_some() {
+                    let key = doing.noted.borrow().key.as_ref().map(|key| key.id);
+                    let subject = subject(doing.instance, key, &doing.caller.trace.uri);
+                    let repeat = Repeat { key, at: doing.now };
+                    repeats::changed(tx, &subject, request.as_ref(), repeat)?;
+                }
                 audit::add(tx, &doing.record(app, 200, ""))?;
-                Ok::<_, KpError>(changed)
+                Ok::<_, KpError>(Outcome::Now(changed))
             });
-            let changed = done.map_err(|error| doing.refuse(app, error))?;
+            let changed = match done.map_err(|error| doing.refuse(app, error))? {
+                Outcome::Now(changed) => changed,
+                Outcome::Before(value) => {
+                    let recorded = app.recorder.record_blocking(&doing.record(app, 200, ""));
+                    recorded.map_err(|e| KpError::from(e).failing(doing.failed))?;
+                    return Ok(value);
+                }
+            };
             for version in &changed.forget {
                 app.custodian.forget(version);
             }
@@ -239,6 +329,36 @@ impl Doing {
         }
     }
 
+    /// The key that was changed before, if the caller may still do `operation` on it.
+    pub(crate) fn key_of(
+        &self,
+        tx: &Tx<'_>,
+        operation: KeyOperation,
+        before: Repeat,
+    ) -> Result<Key, KpError> {
+        let Some(key) = self.changed(tx, before)? else {
+            self.caller.permit(operation, self.instance, On::Instance)?;
+            return Err(KpError::no_key());
+        };
+        self.caller.permit(operation, self.instance, On::Key(key.root.key, &key.ring))?;
+        Ok(key)
+    }
+
+    /// The key that was changed before, if it is there still; whoever shows it permits it.
+    pub(crate) fn changed(&self, tx: &Tx<'_>, before: Repeat) -> Result<Option<Key>, KpError> {
+        let root = before.key.map(|key| RootKey { instance: self.instance, key });
+        Ok(root.map(|root| keys::get(tx, &root)).transpose()?.flatten())
+    }
+
+    /// Notes that nothing is done, and which key it was done to.
+    fn note_repeat(&self, tx: &Tx<'_>, before: Repeat) -> Result<(), KpError> {
+        self.note(|data| data.repeated = true);
+        if let Some(key) = self.changed(tx, before)? {
+            self.note_key(&key);
+        }
+        Ok(())
+    }
+
     /// Puts a refusal on record where it is decided, so that nobody can try without a trace by
     /// hanging up.
     fn refuse(&self, app: &App, error: KpError) -> KpError {
@@ -343,4 +463,29 @@ pub(crate) fn answer(
     let mut response = (status, text).into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_change_is_about() {
+        let (instance, key) = (InstanceId::random(), KeyId::random());
+        for (uri, of_key, about) in [
+            ("/api/v2/keys", true, ""),
+            ("/api/v2/keys/a?action=disable", true, ""),
+            ("/api/v2/keys/a/actions/disable", true, ""),
+            ("/api/v2/keys/a/restore", true, ""),
+            ("/api/v2/keys/a/registrations/crn:v1:x", true, "registrations/crn:v1:x"),
+            ("/api/v2/keys/a/aliases/b", true, "aliases/b"),
+            ("/api/v2/keys/a/policies?policy=rotation", true, "policies"),
+            ("/api/v2/key_rings/r?force=true", false, "/api/v2/key_rings/r"),
+            ("/api/v2/instance/policies", false, "/api/v2/instance/policies"),
+        ] {
+            let before = if of_key { format!("{instance} {key}") } else { instance.to_string() };
+            let said = subject(instance, of_key.then_some(key), uri);
+            assert_eq!(said, format!("{before} {about}"), "{uri}");
+        }
+    }
 }

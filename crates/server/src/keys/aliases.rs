@@ -6,7 +6,7 @@ use crate::http::api::content::envelope;
 use crate::http::api::{self, Api, Kind, post, says};
 use crate::http::auth::Caller;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Instance, answer, state_allows};
+use crate::keys::act::{Act, Changed, Doing, Instance, answer, nothing_again, state_allows};
 use crate::keys::view;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use claviger_domain::access::KeyOperation;
 use claviger_domain::id::{KeyId, UnixMs};
 use claviger_domain::key::{KeyAction, RootKey};
+use claviger_store::repeats::Repeat;
 use claviger_store::{Tx, keys};
 use claviger_wire::kp::Envelope;
 use claviger_wire::kp::rings::{ALIAS_TYPE, KeyAlias};
@@ -83,6 +84,16 @@ pub(crate) fn add(
     })
 }
 
+/// An alias that the caller made.
+fn seen(root: &RootKey, alias: &str, act: &Act, made: UnixMs) -> KeyAlias {
+    KeyAlias {
+        key_id: root.key.0,
+        alias: alias.to_owned(),
+        created_by: act.caller.iam_id.clone(),
+        creation_date: view::second(made),
+    }
+}
+
 async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -91,8 +102,15 @@ async fn create(
 ) -> Result<Response, KpError> {
     let action = "kms.secrets-alias.create";
     let act = Act { caller, instance, action, failed: "Alias could not be created", key: id };
+    let again = {
+        let alias = alias.clone();
+        move |_: &App, tx: &Tx<'_>, act: &Doing, before: Repeat, _: UnixMs| {
+            let key = act.key_of(tx, KeyOperation::CreateAlias, before)?;
+            Ok(seen(&key.root, &alias, act, before.at))
+        }
+    };
     let made = act
-        .change(&app, move |_, tx, act, now| {
+        .change_once(&app, again, move |_, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::CreateAlias)?;
             check("alias", &alias)?;
             state_allows(&key, KeyAction::Alias, now)?;
@@ -106,12 +124,7 @@ async fn create(
             }
             key.updated = Some(now);
             keys::update(tx, &key)?;
-            Ok(Changed::just(KeyAlias {
-                key_id: key.root.key.0,
-                alias: alias.clone(),
-                created_by: act.caller.iam_id.clone(),
-                creation_date: view::second(now),
-            }))
+            Ok(Changed::just(seen(&key.root, &alias, act, now)))
         })
         .await?;
     Ok(answer(StatusCode::CREATED, ALIAS_TYPE, &Envelope::of(ALIAS_TYPE, vec![made])))
@@ -125,7 +138,7 @@ async fn delete(
 ) -> Result<Response, KpError> {
     let action = "kms.secrets-alias.delete";
     let act = Act { caller, instance, action, failed: "Alias could not be deleted", key: id };
-    act.change(&app, move |_, tx, act, now| {
+    act.change_once(&app, nothing_again, move |_, tx, act, now| {
         let mut key = act.key(tx, KeyOperation::DeleteAlias)?;
         state_allows(&key, KeyAction::Alias, now)?;
         if !keys::remove_alias(tx, &key.root, &alias)? {

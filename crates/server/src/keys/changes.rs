@@ -4,7 +4,9 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Instance, answer, parse, root_only, state_allows};
+use crate::keys::act::{
+    Act, Changed, Instance, answer, key_again, nothing_again, parse, root_only, state_allows,
+};
 use crate::keys::create::{Prefer, custody, prefers};
 use crate::keys::import::{self, Arriving};
 use crate::keys::query::Query;
@@ -85,7 +87,7 @@ pub(crate) async fn rotate(
         }
     };
     let key = act
-        .change(&app, move |app, tx, act, now| {
+        .change_once(&app, key_again(KeyOperation::Rotate), move |app, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::Rotate)?;
             root_only(&key)?;
             let given = given.as_ref().map_err(Clone::clone)?;
@@ -146,7 +148,7 @@ fn arriving(body: &Body) -> Result<Option<Arriving>, KpError> {
 }
 
 pub(crate) async fn disable(app: Arc<App>, act: Act) -> Result<Response, KpError> {
-    act.change(&app, |_, tx, act, now| {
+    act.change_once(&app, nothing_again, |_, tx, act, now| {
         let mut key = act.key(tx, KeyOperation::Disable)?;
         root_only(&key)?;
         key.life = key.life_at(now).disable()?.into();
@@ -162,7 +164,7 @@ pub(crate) async fn disable(app: Arc<App>, act: Act) -> Result<Response, KpError
 }
 
 pub(crate) async fn enable(app: Arc<App>, act: Act) -> Result<Response, KpError> {
-    act.change(&app, |app, tx, act, now| {
+    act.change_once(&app, nothing_again, |app, tx, act, now| {
         let mut key = act.key(tx, KeyOperation::Enable)?;
         root_only(&key)?;
         let active = key.life_at(now).enable()?;
@@ -191,7 +193,7 @@ pub(crate) async fn delete(
     let action = "kms.secrets.delete";
     let act = Act { caller, instance, action, failed: "Key could not be deleted", key: id };
     let key = act
-        .change(&app, move |app, tx, act, now| {
+        .change_once(&app, key_again(KeyOperation::Delete), move |app, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::Delete)?;
             let destroyed = key.life_at(now).delete()?;
             dual::authorised(tx, act, &key, now)?;
@@ -289,7 +291,7 @@ pub(crate) async fn restore_key(
     let action = "kms.secrets.restore";
     let act = Act { caller, instance, action, failed: "Key could not be restored", key: id };
     let key = act
-        .change(&app, |app, tx, act, now| {
+        .change_once(&app, key_again(KeyOperation::Restore), |app, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::Restore)?;
             let active = key.life_at(now).restore()?;
             if key.expires.is_some_and(|end| end <= now) {

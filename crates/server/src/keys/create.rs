@@ -22,6 +22,7 @@ use claviger_domain::key::{RootKey, RootVersion};
 use claviger_domain::life::Life;
 use claviger_store::Tx;
 use claviger_store::keys::{self, Key};
+use claviger_store::repeats::Repeat;
 use claviger_wire::kp::{self, Envelope, NewKey};
 use std::sync::Arc;
 
@@ -111,17 +112,35 @@ async fn make(
             material.map(|material| Wanted { material, ..wanted })
         }
     };
+    let permitted = move |tx: &Tx<'_>, act: &Doing, ring: &str| {
+        // Imported or not is known only from a body that can be read.
+        let operation = match intent {
+            Some(Intent { import: true, .. }) => KeyOperation::Import,
+            _ => KeyOperation::Create,
+        };
+        act.on_ring(tx, operation, ring)?;
+        match own {
+            Policies::OfInstance => Ok(()),
+            Policies::OfBody => act.on_ring(tx, KeyOperation::CreateWithPolicies, ring),
+        }
+    };
+    let shown = move |app: &App, tx: &Tx<'_>, key: &Key, now: UnixMs| {
+        let mut out = view::key(app, tx, key, now)?;
+        if key.extractable && !minimal {
+            out.payload = reading::payload(app, tx, key)?;
+        }
+        Ok::<_, KpError>(out)
+    };
+    let again = {
+        let ring = ring.clone();
+        move |app: &App, tx: &Tx<'_>, act: &Doing, before: Repeat, now: UnixMs| {
+            permitted(tx, act, &ring)?;
+            shown(app, tx, &act.changed(tx, before)?.ok_or_else(KpError::no_key)?, now)
+        }
+    };
     let key = act
-        .change(&app, move |app, tx, act, now| {
-            // Imported or not is known only from a body that can be read.
-            let operation = match intent {
-                Some(Intent { import: true, .. }) => KeyOperation::Import,
-                _ => KeyOperation::Create,
-            };
-            act.on_ring(tx, operation, &ring)?;
-            if own == Policies::OfBody {
-                act.on_ring(tx, KeyOperation::CreateWithPolicies, &ring)?;
-            }
+        .change_once(&app, again, move |app, tx, act, now| {
+            permitted(tx, act, &ring)?;
             if let Some(intent) = intent {
                 policies::may_make(tx, act.instance, intent)?;
             }
@@ -138,11 +157,7 @@ async fn make(
                 Policies::OfBody => policies::own(tx, &key, &wanted.new, now)?,
             }
             act.note_key(&key);
-            let mut out = view::key(app, tx, &key, now)?;
-            if key.extractable && !minimal {
-                out.payload = reading::payload(app, tx, &key)?;
-            }
-            Ok(Changed::just(out))
+            Ok(Changed::just(shown(app, tx, &key, now)?))
         })
         .await?;
     Ok(answer(StatusCode::CREATED, kp::KEY_TYPE, &Envelope::of(kp::KEY_TYPE, vec![key])))

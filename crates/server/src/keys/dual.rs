@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::http::auth::{self, Caller};
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, state_allows};
+use crate::keys::act::{Act, Changed, nothing_again, state_allows};
 use crate::keys::view;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -83,7 +83,7 @@ async fn write(
     action: KeyAction,
     change: fn(&Tx<'_>, &Act, &mut Key, UnixMs) -> Result<(), KpError>,
 ) -> Result<Response, KpError> {
-    act.change(&app, move |_, tx, act, now| {
+    act.change_once(&app, nothing_again, move |_, tx, act, now| {
         let mut key = act.key(tx, operation)?;
         state_allows(&key, action, now)?;
         if !needed(tx, &key)? {

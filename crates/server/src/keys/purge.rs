@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Instance, answer, state_allows};
+use crate::keys::act::{Act, Changed, Doing, Instance, answer, state_allows};
 use crate::keys::changes::all_versions;
 use crate::keys::create::{Prefer, prefers};
 use crate::keys::view;
@@ -12,8 +12,10 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::KeyOperation;
 use claviger_domain::audit::Purge;
+use claviger_domain::id::UnixMs;
 use claviger_domain::key::KeyAction;
-use claviger_store::keys;
+use claviger_store::repeats::Repeat;
+use claviger_store::{Tx, keys};
 use claviger_wire::kp;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,8 +35,10 @@ pub(crate) async fn purge(
 ) -> Result<Response, KpError> {
     let action = "kms.secrets.purge";
     let act = Act { caller, instance, action, failed: "Key could not be purged", key: id };
+    // It is gone, so there is nothing to show.
+    let again = |_: &App, _: &Tx<'_>, _: &Doing, _: Repeat, _: UnixMs| Ok(None);
     let key = act
-        .change(&app, |app, tx, act, now| {
+        .change_once(&app, again, |app, tx, act, now| {
             let key = act.key(tx, KeyOperation::Purge)?;
             state_allows(&key, KeyAction::Purge, now)?;
             let wait = app.settings.purge_after;
@@ -55,14 +59,14 @@ pub(crate) async fn purge(
                 let due = view::later(deleted, app.settings.purged_after);
                 act.note(|data| data.purge = Some(Purge { deleted, allowed_from, due }));
             }
-            let value = view::key(app, tx, &key, now)?;
+            let value = Some(view::key(app, tx, &key, now)?);
             let forget = all_versions(tx, &key)?;
             keys::purge(tx, &key.root)?;
             Ok(Changed { value, event: None, forget })
         })
         .await?;
-    match prefers(&headers) {
-        Some(Prefer::Representation) => {
+    match (key, prefers(&headers)) {
+        (Some(key), Some(Prefer::Representation)) => {
             Ok(answer(StatusCode::OK, kp::KEY_TYPE, &kp::Envelope::of(kp::KEY_TYPE, vec![key])))
         }
         _ => Ok(StatusCode::NO_CONTENT.into_response()),

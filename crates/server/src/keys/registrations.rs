@@ -4,7 +4,9 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Doing, Instance, answer, parse, root_only, state_allows};
+use crate::keys::act::{
+    Act, Changed, Doing, Instance, answer, nothing_again, parse, root_only, state_allows,
+};
 use crate::keys::query::Query;
 use crate::keys::view;
 use axum::extract::{Path, State};
@@ -15,6 +17,7 @@ use claviger_domain::id::{KeyVersionId, UnixMs};
 use claviger_domain::key::KeyAction;
 use claviger_store::keys::{self, Key};
 use claviger_store::registrations::{self as store, Registration};
+use claviger_store::repeats::Repeat;
 use claviger_store::{StoreError, Tx};
 use claviger_wire::kp::{self, Envelope, KeyVersion, REGISTRATION_TYPE, RegistrationInput};
 use std::sync::Arc;
@@ -139,7 +142,7 @@ pub(crate) async fn create(
 ) -> Result<Response, KpError> {
     let (input, crn) = (input(&body), decoded(crn));
     let made = act(caller, instance, id)
-        .change(&app, move |_, tx, act, now| {
+        .change_once(&app, again(crn.clone()), move |_, tx, act, now| {
             let key = writable(tx, act, &crn)?;
             let input = input.as_ref().map_err(Clone::clone)?;
             describe(input)?;
@@ -230,7 +233,7 @@ async fn write(
 ) -> Result<Response, KpError> {
     let (input, crn) = (input(body), decoded(crn));
     let made = act
-        .change(&app, move |_, tx, act, now| {
+        .change_once(&app, again(crn.clone()), move |_, tx, act, now| {
             let key = writable(tx, act, &crn)?;
             let input = input.as_ref().map_err(Clone::clone)?;
             describe(input)?;
@@ -257,7 +260,7 @@ pub(crate) async fn delete(
 ) -> Result<Response, KpError> {
     let act = Act { action: "kms.registrations.delete", ..act(caller, instance, id) };
     let crn = decoded(crn);
-    act.change(&app, move |_, tx, act, now| {
+    act.change_once(&app, nothing_again, move |_, tx, act, now| {
         let key = writable(tx, act, &crn)?;
         store::get(tx, &key.root, &crn)?.ok_or_else(none)?;
         state_allows(&key, KeyAction::Unregister, now)?;
@@ -266,6 +269,17 @@ pub(crate) async fn delete(
     })
     .await?;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Answers a registration again.
+fn again(
+    crn: String,
+) -> impl Fn(&App, &Tx<'_>, &Doing, Repeat, UnixMs) -> Result<kp::Registration, KpError> + Send + 'static
+{
+    move |_, tx, act, before, _| {
+        let key = act.key_of(tx, KeyOperation::WriteRegistration, before)?;
+        Ok(view(tx, act, &store::get(tx, &key.root, &crn)?.ok_or_else(none)?)?)
+    }
 }
 
 fn none() -> KpError {

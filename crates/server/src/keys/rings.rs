@@ -7,7 +7,9 @@ use crate::http::api::{self, Api, Kind, get, post, says};
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Instance, RING, answer, parse, state_allows};
+use crate::keys::act::{
+    Act, Changed, Instance, RING, answer, key_again, nothing_again, parse, state_allows,
+};
 use crate::keys::query::Query;
 use crate::keys::view;
 use axum::extract::{Path, State};
@@ -110,7 +112,7 @@ async fn create(
     Path(id): Path<String>,
 ) -> Result<Response, KpError> {
     let act = act(caller, instance, &id, "kms.key-rings.create");
-    act.change(&app, move |_, tx, act, now| {
+    act.change_once(&app, nothing_again, move |_, tx, act, now| {
         act.on_instance(tx, KeyOperation::CreateRing)?;
         let sane = (2..=100).contains(&id.len())
             && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
@@ -147,7 +149,7 @@ async fn delete(
     query: Query,
 ) -> Result<Response, KpError> {
     let act = act(caller, instance, &id, "kms.key-rings.delete");
-    act.change(&app, move |_, tx, act, _| {
+    act.change_once(&app, nothing_again, move |_, tx, act, _| {
         act.on_ring(tx, KeyOperation::DeleteRing, &id)?;
         let force = query.flag("force")?.unwrap_or(false);
         if id == DEFAULT {
@@ -193,7 +195,7 @@ pub(crate) async fn move_key(
     let act = Act { caller, instance, action, failed: "Key could not be updated", key: id };
     let wanted = target(&body);
     let key = act
-        .change(&app, move |app, tx, act, now| {
+        .change_once(&app, key_again(KeyOperation::PatchKey), move |app, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::PatchKey)?;
             let wanted = wanted.as_ref().map_err(Clone::clone)?;
             act.on_ring(tx, KeyOperation::PatchKey, wanted)?;

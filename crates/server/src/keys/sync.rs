@@ -2,7 +2,7 @@
 
 use crate::app::App;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, root_only, state_allows};
+use crate::keys::act::{Act, Changed, nothing_again, root_only, state_allows};
 use crate::keys::view;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -13,7 +13,7 @@ use claviger_store::keys;
 use std::sync::Arc;
 
 pub(crate) async fn sync(app: Arc<App>, act: Act) -> Result<Response, KpError> {
-    act.change(&app, |app, tx, act, now| {
+    act.change_once(&app, nothing_again, |app, tx, act, now| {
         let mut key = act.key(tx, KeyOperation::Sync)?;
         root_only(&key)?;
         state_allows(&key, KeyAction::Sync, now)?;

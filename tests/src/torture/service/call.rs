@@ -297,6 +297,11 @@ impl Op {
         )
     }
 
+    /// Whether it is done once for one correlation id.
+    pub fn is_done_once(&self) -> bool {
+        !self.only_reads() && !matches!(self, Op::MakeToken | Op::TakeToken)
+    }
+
     /// What it depends on, and whether it changes that.
     pub fn touches(&self) -> Vec<(Thing, bool)> {
         let writes = !self.only_reads();

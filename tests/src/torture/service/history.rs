@@ -60,6 +60,24 @@ impl History {
         &self.calls
     }
 
+    /// Calls without an answer that are `recorded` as done, and after which nothing can have changed
+    /// the same thing: asked for again, they must be answered and not done.
+    pub fn repeatable(&self, recorded: impl Fn(&Call) -> bool) -> Vec<&Call> {
+        let done = |call: &Call| match &call.answer {
+            Some(answer) => answer.status < 300,
+            None => recorded(call),
+        };
+        let alone = |call: &&Call| {
+            let touched = call.op.touches();
+            let mut others = self.calls.iter().filter(|other| other.id != call.id);
+            !others.any(|other| {
+                done(other) && !other.op.only_reads() && meet(&touched, &other.op.touches())
+            })
+        };
+        let lost = |call: &&Call| call.answer.is_none() && call.op.is_done_once() && recorded(call);
+        self.calls.iter().filter(lost).filter(alone).collect()
+    }
+
     /// The states in which the server may be afterwards, if it was in one of `before`.
     /// `recorded` says whether a call without an answer is on record as done.
     ///
@@ -224,6 +242,27 @@ mod tests {
         history.dead(5);
         assert_eq!(states(&history, true).unwrap()[0].keys.len(), 1);
         assert_eq!(states(&history, false).unwrap(), [State::default()]);
+    }
+
+    #[test]
+    fn what_may_be_asked_for_again_is_what_nobody_changed_since() {
+        let repeatable = |ops: [(Op, Option<u16>); 2], recorded: bool| {
+            let mut history = History::default();
+            for (number, (op, status)) in ops.into_iter().enumerate() {
+                let call = Call { id: number.to_string(), ..call(op) };
+                let begun = history.begin(call);
+                if let Some(status) = status {
+                    history.end(begun, 1, answer(status, ""));
+                }
+            }
+            history.repeatable(|_| recorded).len()
+        };
+        let rotate = || (Op::Rotate { target: target(), payload: None }, None);
+        assert_eq!(repeatable([rotate(), (Op::MakeRing(1), Some(201))], true), 1);
+        assert_eq!(repeatable([rotate(), (Op::MakeRing(1), Some(201))], false), 0);
+        assert_eq!(repeatable([rotate(), (Op::Disable(target()), Some(204))], true), 0);
+        assert_eq!(repeatable([rotate(), (Op::Disable(target()), Some(409))], true), 1);
+        assert_eq!(repeatable([(Op::MakeToken, None), (Op::List, None)], true), 0);
     }
 
     #[test]

@@ -94,6 +94,8 @@ struct Run {
     calls: usize,
     lost: usize,
     lost_done: usize,
+    /// Of these, those that were asked for again.
+    repeated: usize,
     /// Calls that had no answer at the last kill, for a report.
     unanswered: Vec<String>,
 }
@@ -118,6 +120,7 @@ impl Run {
             calls: 0,
             lost: 0,
             lost_done: 0,
+            repeated: 0,
             unanswered: Vec::new(),
         };
         run.all().await.map_err(|why| {
@@ -127,8 +130,9 @@ impl Run {
         run.server.kill()?;
         records::verify(&run.server.database())?;
         let (calls, lost, lost_done) = (run.calls, run.lost, run.lost_done);
+        let repeated = run.repeated;
         Ok(format!(
-            ": {calls} calls under fire, {lost} without an answer, {lost_done} of them done{}",
+            ": {calls} calls under fire, {lost} without an answer, {lost_done} of them done, {repeated} asked for again{}",
             run.server.lost()
         ))
     }
@@ -213,7 +217,31 @@ impl Run {
                 && call.to >= killed_at - WINDOW_MS
         };
         records::complete(history.calls(), &audit, may_be_lost)?;
-        self.explain(&history, &audit)
+        self.explain(&history, &audit)?;
+        let again = history.repeatable(done);
+        self.repeat(&again, &records).await
+    }
+
+    /// Asks again for what was done and not answered, as it was asked for: it is answered, and on
+    /// record as done once. That nothing was done again is seen by the next look.
+    async fn repeat(&mut self, calls: &[&Call], records: &Records) -> Outcome<()> {
+        for call in calls {
+            let answer = self.api.ask(call.actor, &call.op, &call.id).await?;
+            if answer.status >= 300 {
+                return Err(format!("{}: {:?} again: {answer:?}", call.id, call.op));
+            }
+            held(&self.ground).learn(&call.op, &answer)?;
+        }
+        let audit = records.audit()?;
+        for call in calls {
+            // The change, and that it was asked for again.
+            let found = audit.get(&call.id).map(Vec::as_slice).unwrap_or_default();
+            if found.len() != 2 || records.rows(&call.id)? != 1 {
+                return Err(format!("{}: {:?} again is on record as {found:?}", call.id, call.op));
+            }
+        }
+        self.repeated += calls.len();
+        Ok(())
     }
 
     fn explain(&mut self, history: &History, audit: &Audit) -> Outcome<()> {

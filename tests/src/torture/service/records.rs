@@ -61,6 +61,12 @@ impl Records {
         Ok(all)
     }
 
+    /// How many changes are on record under a correlation id.
+    pub fn rows(&self, id: &str) -> Outcome<i64> {
+        let sql = "SELECT count(*) FROM audit WHERE correlation = ?1";
+        self.0.query_row(sql, [id], |row| row.get(0)).map_err(failed)
+    }
+
     /// Whether those who follow keys are told what happened to each, in its order.
     pub fn events_of(&self, state: &State) -> Outcome<()> {
         let sql = "SELECT kind FROM key_events WHERE key = ?1 AND kind <> 'expire' ORDER BY id";

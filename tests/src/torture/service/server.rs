@@ -89,7 +89,8 @@ impl Server {
         let log = OpenOptions::new().create(true).append(true).open(log);
         let log = log.map_err(|e| format!("cannot write the server's log: {e}"))?;
         let child = Command::new(&self.program)
-            .args(["server", "run", "--no-waits", "--listen", &self.listen, "--data"])
+            .args(["server", "run", "--no-waits", "--calls-per-second", "0"])
+            .args(["--listen", &self.listen, "--data"])
             .arg(self.dir.join(DISK).join("data"))
             .arg("--bootstrap")
             .arg(self.bootstrap_file())

@@ -381,6 +381,21 @@ mod tests {
     }
 
     #[test]
+    fn proxies_that_are_trusted() {
+        let trusts = |text: &str, flags: &[(&'static str, &str)], address: &str| {
+            let (config, _) = with(&format!("data = \"/d\"\n{text}"), flags).expect("good");
+            let address = address.parse().expect("an address");
+            config.trusted_proxies.iter().any(|proxy| proxy.has(address))
+        };
+        assert!(!trusts("", &[], "127.0.0.1"), "nobody, unless it is said");
+        let text = "trusted_proxies = [\"10.0.0.0/8\", \"2001:db8::1\"]\n";
+        assert!(trusts(text, &[], "10.1.2.3") && trusts(text, &[], "2001:db8::1"));
+        assert!(!trusts(text, &[], "2001:db8::2"));
+        let flag = [("trusted_proxies", "192.0.2.1")];
+        assert!(!trusts(text, &flag, "10.1.2.3") && trusts(text, &flag, "192.0.2.1"));
+    }
+
+    #[test]
     fn settings_of_the_audit_log() {
         let text = "data = \"/d\"\naudit_durability = \"written\"\n\
             audit_checkpoints = [\"file:/mnt/c\", \"syslog:/dev/log\", \"syslog:udp:192.0.2.1:514\"]\n";

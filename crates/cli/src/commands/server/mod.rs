@@ -42,7 +42,7 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Verb {
     /// Serve until SIGTERM; the first start makes database, master key and CA
-    Run(Run),
+    Run(Box<Run>),
     /// Write database and master key into one encrypted file; the server may be running
     Backup(Backup),
     /// Bring a backup back into an empty directory
@@ -110,7 +110,7 @@ struct Run {
 /// Runs one of them.
 pub fn run(args: Args) -> Done {
     match args.verb {
-        Verb::Run(args) => serve(args),
+        Verb::Run(args) => serve(*args),
         Verb::Backup(args) => back_up(args),
         Verb::Restore(args) => bring_back(args),
         Verb::Unlock(args) => unlock(args),
@@ -300,6 +300,9 @@ fn settings(config: &Config, address: SocketAddr, public: Option<SocketAddr>) ->
         login: config.login.clone(),
         certificate: config.certificate.clone(),
         audit: config.audit.clone(),
+        calls_per_second: config.calls_per_second,
+        agent_calls_per_second: config.agent_calls_per_second,
+        trusted_proxies: config.trusted_proxies.clone(),
         ..Settings::default()
     };
     if config.no_waits { settings.without_waits() } else { settings }

@@ -2,7 +2,11 @@
 //! of this list.
 
 use claviger_audit::Durability;
-use claviger_server::app::{AuditSettings, CheckpointSink, LoginIssuer, LoginSettings};
+use claviger_server::app::{
+    AGENT_CALLS_PER_SECOND, AuditSettings, CALLS_PER_SECOND, CheckpointSink, LoginIssuer,
+    LoginSettings,
+};
+use claviger_server::http::network::Subnet;
 use claviger_server::tls::CertificateFiles;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -30,6 +34,9 @@ pub(super) struct Config {
     pub(super) login: LoginSettings,
     pub(super) otlp_endpoint: Option<String>,
     pub(super) audit: AuditSettings,
+    pub(super) calls_per_second: u32,
+    pub(super) agent_calls_per_second: u32,
+    pub(super) trusted_proxies: Vec<Subnet>,
 }
 
 impl Default for Config {
@@ -48,6 +55,9 @@ impl Default for Config {
             login: LoginSettings::default(),
             otlp_endpoint: None,
             audit: AuditSettings::default(),
+            calls_per_second: CALLS_PER_SECOND,
+            agent_calls_per_second: AGENT_CALLS_PER_SECOND,
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -288,6 +298,35 @@ pub(super) const SETTINGS: &[Setting] = &[
             Ok(())
         },
     },
+    Setting {
+        name: "calls_per_second",
+        flag: "calls-per-second",
+        variable: "CLAVIGER_CALLS_PER_SECOND",
+        kind: Kind::One("CALLS"),
+        help: "Calls of one person or service ID in each second, and twice as many at once; more \
+               are answered 429. 0 sets no limit",
+        default: "500",
+        take: |config, text| calls(text).map(|calls| config.calls_per_second = calls),
+    },
+    Setting {
+        name: "agent_calls_per_second",
+        flag: "agent-calls-per-second",
+        variable: "CLAVIGER_AGENT_CALLS_PER_SECOND",
+        kind: Kind::One("CALLS"),
+        help: "The same of one agent of a cluster: whatever clients do takes nothing of it",
+        default: "200",
+        take: |config, text| calls(text).map(|calls| config.agent_calls_per_second = calls),
+    },
+    Setting {
+        name: "trusted_proxies",
+        flag: "trusted-proxy",
+        variable: "CLAVIGER_TRUSTED_PROXIES",
+        kind: Kind::Many("CIDR"),
+        help: "An address or a subnet (CIDR) of proxies that are believed who called them, by \
+               X-Forwarded-For or Forwarded; the headers of anybody else count for nothing",
+        default: "",
+        take: |config, text| proxy(text).map(|proxy| config.trusted_proxies.push(proxy)),
+    },
 ];
 
 impl Setting {
@@ -345,6 +384,16 @@ fn at_least(least: u32, unit: &str, text: &str) -> Result<u32, String> {
         ));
     }
     u32::try_from(number).map_err(|_| wrong())
+}
+
+fn calls(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| "expected a whole number, 0 for no limit".to_owned())
+}
+
+fn proxy(text: &str) -> Result<Subnet, String> {
+    let one = || text.parse().ok().map(Subnet::of);
+    let found = Subnet::parse(text).or_else(one);
+    found.ok_or_else(|| "expected an address or a subnet such as 192.0.2.0/24".to_owned())
 }
 
 fn durability(text: &str) -> Result<Durability, String> {
@@ -405,6 +454,14 @@ mod tests {
         assert_eq!(listen.default, Config::default().listen.to_string());
         let synced = SETTINGS.iter().find(|s| s.name == "audit_durability").expect("there");
         assert_eq!(durability(synced.default), Ok(Config::default().audit.durability));
+        let held = Config::default();
+        for (name, is) in [
+            ("calls_per_second", held.calls_per_second),
+            ("agent_calls_per_second", held.agent_calls_per_second),
+        ] {
+            let setting = SETTINGS.iter().find(|s| s.name == name).expect("there");
+            assert_eq!(setting.default, is.to_string(), "{name}");
+        }
     }
 
     #[test]
@@ -440,6 +497,15 @@ mod tests {
             ("audit_keep_days", "4294967296", false),
             ("audit_keep_mib", "128", true),
             ("audit_keep_mib", "127", false),
+            ("calls_per_second", "0", true),
+            ("calls_per_second", "-1", false),
+            ("agent_calls_per_second", "7", true),
+            ("agent_calls_per_second", "", false),
+            ("trusted_proxies", "10.0.0.0/8", true),
+            ("trusted_proxies", "2001:db8::1", true),
+            ("trusted_proxies", "proxy.example", false),
+            ("trusted_proxies", "10.0.0.0/33", false),
+            ("trusted_proxies", "10.0.0.1:80", false),
         ];
         for (name, value, good) in rows {
             let setting = SETTINGS.iter().find(|s| s.name == name).expect("there");

@@ -56,6 +56,7 @@ impl World {
         let custodian = Arc::new(Software::new(&Key32::generate()));
         let clock = Arc::new(ManualClock::new(START));
         let settings = Settings { url: "https://keys.example:8443".into(), ..Settings::default() };
+        let settings = settings.without_limits();
         let app = App::new(store, custodian, clock.clone(), settings).unwrap();
         let router = crate::http::router(app.clone());
         let instance = app.store.read("t", iam::instances).unwrap()[0].id;

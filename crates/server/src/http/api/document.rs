@@ -197,7 +197,7 @@ fn refused(form: Form, status: u16, schemas: &mut Schemas) -> Value {
     };
     let mut headers =
         json!({ (kp::CORRELATION_HEADER): { "$ref": "#/components/headers/Correlation" } });
-    if form == Form::KeyProtect && status == 503 {
+    if status == 429 || (form == Form::KeyProtect && status == 503) {
         headers["Retry-After"] = json!({ "$ref": "#/components/headers/RetryAfter" });
     }
     json!({
@@ -223,7 +223,9 @@ fn why(status: u16) -> &'static str {
         412 => "What it needs is not so; the answer says what.",
         413 => "The body is too long.",
         422 => "It was understood and cannot be done; the answer says why.",
-        429 => "There are as many as there may be, or too many have failed.",
+        429 => {
+            "The caller calls too often, too many have failed, or there are as many as there may be."
+        }
         500 => "The server's data does not open; its operator must look at the log.",
         503 => "The server cannot do it now; nothing was changed. Try again.",
         507 => "The server cannot write to its disk; nothing was changed.",

@@ -290,7 +290,8 @@ pub(crate) const CORRELATION: (&str, Header) = (
     Header {
         name: CORRELATION_HEADER,
         what: "Ties request, answer, audit record and log lines together: 1 to 64 visible \
-               characters of ASCII; made here if not given.",
+               characters of ASCII; made here if not given. A change of the key service that is \
+               asked for again with the same one within ten minutes is done once and answered again.",
         schema: string,
     },
 );

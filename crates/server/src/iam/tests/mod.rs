@@ -1,6 +1,7 @@
 //! Identity and access over the router: who comes in, who may do what, and what changes of it.
 
 mod identities;
+mod limits;
 mod logins;
 mod matrix;
 mod policies;
@@ -27,7 +28,7 @@ fn on(role: ServiceRole, scope: Scope) -> Grant {
 
 /// A world with an administrator, who is Manager everywhere as well; his token.
 async fn world() -> (World, String) {
-    let w = World::exactly(Settings::default().without_waits());
+    let w = World::exactly(Settings::default().without_waits().without_limits());
     let admin = w.api_key("admin", &[ADMINISTRATOR, on(ServiceRole::Manager, Scope::Everywhere)]);
     let token = w.log_in(&admin).await;
     (w, token)

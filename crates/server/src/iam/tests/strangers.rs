@@ -1,6 +1,7 @@
 //! Who may not see something does not learn whether it is there: byte for byte.
 
 use super::*;
+use std::sync::{Arc, Mutex};
 
 /// Everything of an answer that a caller can compare, but for its moment.
 async fn all(
@@ -116,6 +117,53 @@ async fn keys_that_are_forbidden_are_answered_as_keys_that_are_not() {
     w.ask(&reader, "GET", &format!("/api/v2/keys/{gone}/metadata"), Value::Null)
         .await
         .refused(404, "KEY_NOT_FOUND_ERR");
+}
+
+/// Nor by the work that it made: how long an answer takes tells nothing but what the same statements
+/// find.
+#[tokio::test]
+async fn what_is_forbidden_costs_the_same_statements_as_what_is_not_there() {
+    let (w, admin) = world().await;
+    let there = w.make_root(&admin, w.one, "there").await;
+    let mine = w.make_root(&admin, w.one, "mine").await;
+    let elsewhere = w.api_key("elsewhere", &[on(ServiceRole::Manager, Scope::Instance(w.two))]);
+    let of_one = w.api_key("one", &[on(ServiceRole::Manager, Scope::Key(root(&w, &mine)))]);
+    let ring = Scope::Ring(w.one, "other".to_owned());
+    let of_ring = w.api_key("ring", &[on(ServiceRole::Manager, ring)]);
+    let mut tokens = Vec::new();
+    for key in [w.api_key("nobody", &[]), elsewhere, of_one, of_ring] {
+        tokens.push(w.log_in(&key).await);
+    }
+    let said: Arc<Mutex<Vec<String>>> = Arc::default();
+    let tell = said.clone();
+    w.app.store.trace(move |sql| tell.lock().unwrap().push(sql.to_owned())).unwrap();
+    let gone = claviger_domain::id::KeyId::random().to_string();
+    let (one, none) = (w.one.to_string(), claviger_domain::id::InstanceId::random().to_string());
+    let cost = async |token: &str, line: &str, key: &str, instance: &str| {
+        said.lock().unwrap().clear();
+        all(&w, token, &line.replace("{}", key), instance).await;
+        std::mem::take(&mut *said.lock().unwrap())
+    };
+    let mut looked = 0;
+    for token in &tokens {
+        for line in OF_A_KEY {
+            // Whoever asks for the first time is looked up himself.
+            cost(token, line, &gone, &one).await;
+            let unknown = cost(token, line, &gone, &one).await;
+            looked += unknown.iter().filter(|sql| sql.contains("FROM keys")).count();
+            assert_eq!(cost(token, line, &there, &one).await, unknown, "{line}");
+            let no_alias = cost(token, line, "no-alias", &one).await;
+            assert_eq!(cost(token, line, "there-alias", &one).await, no_alias, "{line}");
+        }
+    }
+    assert!(looked > 0, "who has a role on another key makes the server look");
+    for token in &tokens[..2] {
+        for line in OF_A_KEY {
+            let (there, unknown) =
+                (cost(token, line, &there, &one).await, cost(token, line, &there, &none).await);
+            assert_eq!(there, unknown, "{line}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ async fn failed_logins_are_limited_by_source_and_then_counted() {
     let _ = good;
 
     w.clock.advance(std::time::Duration::from_secs(3));
-    w.app.refusals.settle(&w.app, w.app.clock.now());
+    w.settle().await;
     let acts = w.acts();
     let of = |action: &str, status: u16| {
         let found = acts.iter().filter(|act| act.action == action && act.status == status);

@@ -1,5 +1,6 @@
 //! What happens to keys by the clock alone: expiry at its instant; rotation that a policy asks
-//! for; shredding and removal of what was deleted long ago. All of it is looked for at start too.
+//! for; shredding and removal of what was deleted long ago. Changes that can be asked for again no
+//! longer are forgotten, too. All of it is looked for at start too.
 
 mod expire;
 mod purge;
@@ -67,12 +68,13 @@ fn slow(app: &App, now: UnixMs) -> Result<bool, StoreError> {
     let rotated = rotate::turn(app, now)?;
     let shredded = shred::turn(app, now)?;
     let purged = purge::turn(app, now)?;
+    let forgotten = crate::repeat::turn(app, now)?;
     if !app.store.settle()? {
         tracing::warn!(
             "what was shredded is still in the database's log; it is emptied as soon as nobody reads it"
         );
     }
-    Ok(rotated || shredded || purged)
+    Ok(rotated || shredded || purged || forgotten)
 }
 
 fn before(now: UnixMs, by: Duration) -> UnixMs {

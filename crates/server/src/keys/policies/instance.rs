@@ -6,7 +6,7 @@ use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::http::network::{BOTH, PRIVATE_ONLY, Subnet};
-use crate::keys::act::{ALLOWED_IP_PORT, Act, Changed, Instance, answer};
+use crate::keys::act::{ALLOWED_IP_PORT, Act, Changed, Instance, answer, nothing_again};
 use crate::keys::query::Query;
 use crate::keys::view;
 use axum::extract::State;
@@ -142,7 +142,7 @@ pub(crate) async fn put(
 ) -> Result<Response, KpError> {
     let wanted = wanted(&body, &query);
     act(caller, instance)
-        .change(&app, move |_, tx, act, now| {
+        .change_once(&app, nothing_again, move |_, tx, act, now| {
             act.on_instance(tx, KeyOperation::WriteInstancePolicies)?;
             let (mut from, mut to) = (Vec::new(), Vec::new());
             for (kind, enabled, attributes) in wanted.as_ref().map_err(Clone::clone)? {

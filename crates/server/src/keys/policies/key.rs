@@ -5,7 +5,7 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Instance, answer, state_allows};
+use crate::keys::act::{Act, Changed, Doing, Instance, answer, state_allows};
 use crate::keys::query::Query;
 use crate::keys::view;
 use axum::extract::{Path, State};
@@ -17,6 +17,7 @@ use claviger_domain::id::{InstanceId, UnixMs};
 use claviger_domain::key::KeyAction;
 use claviger_store::keys::{self, Key};
 use claviger_store::policies::{self as store, KeyPolicy, KeyPolicyKind};
+use claviger_store::repeats::Repeat;
 use claviger_store::{StoreError, Tx};
 use claviger_wire::kp::policies::{self as wire, KeyPolicyInput, POLICY_TYPE};
 use claviger_wire::kp::{DualAuthDelete, Envelope, Rotation};
@@ -160,8 +161,17 @@ pub(crate) async fn put(
     body: Body,
 ) -> Result<Response, KpError> {
     let wanted = wanted(&body, &query);
+    let kinds: Vec<_> = wanted.iter().flatten().map(|wanted| wanted.kind).collect();
+    let again = move |app: &App, tx: &Tx<'_>, act: &Doing, before: Repeat, _: UnixMs| {
+        let key = act.key_of(tx, KeyOperation::WritePolicies, before)?;
+        let mut written = Vec::new();
+        for kind in &kinds {
+            written.extend(store::get(tx, &key.root, *kind)?.map(|policy| seen(app, &policy)));
+        }
+        Ok(written)
+    };
     let written = act(caller, instance, id)
-        .change(&app, move |app, tx, act, now| {
+        .change_once(&app, again, move |app, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::WritePolicies)?;
             let wanted = wanted.as_ref().map_err(Clone::clone)?;
             state_allows(&key, KeyAction::SetPolicy, now)?;

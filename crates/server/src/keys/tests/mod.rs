@@ -9,6 +9,7 @@ mod lists;
 mod material;
 mod policies;
 mod registrations;
+mod repeats;
 mod ring_roles;
 mod rings;
 mod states;

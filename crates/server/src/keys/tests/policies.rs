@@ -33,7 +33,7 @@ impl World {
             .header("x-forwarded-for", "192.0.2.7")
             .body(Body::empty())
             .unwrap();
-        request.extensions_mut().insert(Peer(format!("{address}:4711").parse().unwrap()));
+        request.extensions_mut().insert(Peer(address.trim_matches(['[', ']']).parse().unwrap()));
         request.extensions_mut().insert(network);
         self.raw(request).await
     }
