@@ -2,11 +2,12 @@
 
 use crate::exit::{self, Done, Failure};
 use crate::files;
-use claviger_client::{Access, Admin, ClusterService, Config, Error, KeyService};
+use claviger_client::{Access, Admin, ClusterService, Config, Error, KeyService, Operator};
 use claviger_crypto::SecretBytes;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::process::Command;
 
 /// Where the key server is and who asks.
 #[derive(clap::Args, Clone)]
@@ -57,22 +58,45 @@ pub struct Link {
     /// Who may do what.
     pub access: Access,
     environment: Vec<(&'static str, OsString)>,
+    api_key: SecretBytes,
 }
 
+/// The variable that an API key may come by.
+const API_KEY: &str = "CLAVIGER_API_KEY";
 /// Longest API key file: a key has 44 characters.
 const API_KEY_MAX: u64 = 4096;
 
 impl Link {
-    /// Variables with which a process of ours reaches the same key server as the same caller.
-    pub fn environment(&self) -> impl Iterator<Item = (&'static str, OsString)> + '_ {
-        self.environment.iter().cloned()
+    /// Lets a process of ours reach the same key server. Who asks, it is to be told by a pipe
+    /// ([`Link::api_key`]), since others may read its variables.
+    pub fn tell(&self, command: &mut Command) {
+        command.envs(self.environment.iter().cloned()).env_remove(API_KEY);
+    }
+
+    /// The API key, for a process of ours that reads it by [`Connection::with_api_key`].
+    pub fn api_key(&self) -> &SecretBytes {
+        &self.api_key
     }
 }
 
 impl Connection {
     /// Does `work` with a key server.
     pub fn block_on(self, work: impl AsyncFnOnce(&Link) -> Done) -> Done {
-        let link = self.link()?;
+        let api_key = self.own_api_key();
+        self.with(api_key, work)
+    }
+
+    /// Does `work` with a key server, as whoever has this API key.
+    pub fn with_api_key(self, api_key: SecretBytes, work: impl AsyncFnOnce(&Link) -> Done) -> Done {
+        self.with(Ok(api_key), work)
+    }
+
+    fn with(
+        self,
+        api_key: Result<SecretBytes, Failure>,
+        work: impl AsyncFnOnce(&Link) -> Done,
+    ) -> Done {
+        let link = self.link(api_key)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -80,74 +104,68 @@ impl Connection {
         runtime.block_on(work(&link))
     }
 
-    fn link(self) -> Result<Link, Failure> {
-        let missing = |what: &str, how: &str| {
-            Failure::new(
-                exit::USAGE,
-                format!("{what} is not given"),
-                format!("{how}; a cluster of `claviger dev` sets all by `. D/env`"),
-            )
-        };
+    fn link(self, api_key: Result<SecretBytes, Failure>) -> Result<Link, Failure> {
         let url = self
             .url
             .ok_or_else(|| missing("the key server's URL", "say --url, or set CLAVIGER_URL"))?;
         let ca_file = self.ca_file.ok_or_else(|| {
             missing("the key server's CA", "say --ca-file, or set CLAVIGER_CA_FILE")
         })?;
-        let api_key = match &self.api_key_file {
-            Some(path) => {
-                let shown = path.display();
-                match files::others_may(path) {
-                    files::Others::Nothing => {}
-                    // Not refused: a Secret that is mounted into a container looks like this.
-                    files::Others::Read => {
-                        eprintln!(
-                            "warning: others may read the API key in {shown}: chmod 600 {shown}"
-                        );
-                    }
-                    files::Others::Write => {
-                        return Err(Failure::new(
-                            exit::USAGE,
-                            format!("others may write to {shown}, so whose API key is in it?"),
-                            format!("look at it, then: chmod 600 {shown}"),
-                        ));
-                    }
-                }
-                files::read_text(path, API_KEY_MAX)?.trim().to_owned()
-            }
-            None => {
-                std::env::var("CLAVIGER_API_KEY").ok().filter(|key| !key.is_empty()).ok_or_else(
-                    || missing("an API key", "set CLAVIGER_API_KEY, or say --api-key-file"),
-                )?
-            }
+        let api_key = api_key?;
+        let mut environment: Vec<(&'static str, OsString)> = vec![
+            ("CLAVIGER_URL", url.clone().into()),
+            ("CLAVIGER_CA_FILE", ca_file.clone().into_os_string()),
+        ];
+        if let Some(iam) = &self.iam_url {
+            environment.push(("CLAVIGER_IAM_URL", iam.into()));
+        }
+        let config = Config { url, iam_url: self.iam_url, ca_file, api_key };
+        let Operator { keys, clusters, admin, access } = Operator::connect(&config)?;
+        Ok(Link { keys, clusters, admin, access, environment, api_key: config.api_key })
+    }
+
+    /// The API key that the caller gives by a file or a variable.
+    fn own_api_key(&self) -> Result<SecretBytes, Failure> {
+        let Some(path) = &self.api_key_file else {
+            let given = std::env::var_os(API_KEY).map(|key| SecretBytes::new(key.into_vec()));
+            return given.filter(|key| !key.expose().is_empty()).ok_or_else(|| {
+                missing("an API key", "set CLAVIGER_API_KEY, or say --api-key-file")
+            });
         };
-        if api_key.is_empty() {
+        let shown = path.display();
+        match files::others_may(path) {
+            files::Others::Nothing => {}
+            // Not refused: a Secret that is mounted into a container looks like this.
+            files::Others::Read => {
+                eprintln!("warning: others may read the API key in {shown}: chmod 600 {shown}");
+            }
+            files::Others::Write => {
+                return Err(Failure::new(
+                    exit::USAGE,
+                    format!("others may write to {shown}, so whose API key is in it?"),
+                    format!("look at it, then: chmod 600 {shown}"),
+                ));
+            }
+        }
+        let read = files::read_secret(path, API_KEY_MAX)?;
+        let api_key = SecretBytes::new(read.expose().trim_ascii().to_vec());
+        if api_key.expose().is_empty() {
             return Err(Failure::new(
                 exit::USAGE,
                 "the API key file is empty",
                 "write the API key into it, as it was shown when it was made",
             ));
         }
-        let mut environment: Vec<(&'static str, OsString)> = vec![
-            ("CLAVIGER_URL", url.clone().into()),
-            ("CLAVIGER_CA_FILE", ca_file.clone().into_os_string()),
-            ("CLAVIGER_API_KEY", OsString::from_vec(api_key.clone().into_bytes())),
-        ];
-        if let Some(iam) = &self.iam_url {
-            environment.push(("CLAVIGER_IAM_URL", iam.into()));
-        }
-        let config = Config {
-            url,
-            iam_url: self.iam_url,
-            ca_file,
-            api_key: SecretBytes::new(api_key.into_bytes()),
-        };
-        let keys = KeyService::connect(&config)?;
-        let clusters = ClusterService::connect(&config)?;
-        let admin = Admin::connect(&config)?;
-        let access = Access::connect(&config)?;
-        Ok(Link { keys, clusters, admin, access, environment })
+        Ok(api_key)
     }
+}
+
+fn missing(what: &str, how: &str) -> Failure {
+    Failure::new(
+        exit::USAGE,
+        format!("{what} is not given"),
+        format!("{how}; a cluster of `claviger dev` sets all by `. D/env`"),
+    )
 }
 
 /// What to do about a refusal of the key service, whose own errors carry no command.

@@ -1,11 +1,8 @@
 //! Instances, access and what is on record, as administrators use them.
 
-use crate::config::Config;
 use crate::error::Error;
 use crate::http::{Call, segment};
-use crate::keys::operator;
-use crate::token::{Credential, Session};
-use claviger_crypto::SecretBytes;
+use crate::token::Session;
 use claviger_domain::id::{InstanceId, KeyId};
 use claviger_wire::audit::Events;
 use claviger_wire::iam::{MadePrincipal, NewPrincipal};
@@ -41,17 +38,10 @@ pub struct WantedEvents {
 /// The Resource Controller, who is let in, and what is on record. Cheap to clone.
 #[derive(Clone)]
 pub struct Admin {
-    session: Session,
+    pub(crate) session: Session,
 }
 
 impl Admin {
-    /// For an operator. Connects with the first call.
-    pub fn connect(config: &Config) -> Result<Self, Error> {
-        let (http, iam) = operator(config)?;
-        let key = SecretBytes::new(config.api_key.expose().to_vec());
-        Ok(Self { session: Session::new(http, iam, Credential::ApiKey(key)) })
-    }
-
     /// Every instance, by name.
     pub async fn instances(&self) -> Result<Vec<ResourceInstance>, Error> {
         let mut path = "/v2/resource_instances".to_owned();

@@ -68,7 +68,6 @@ impl Call {
 
 /// A success.
 pub(crate) struct Answer {
-    pub status: u16,
     body: SecretBytes,
 }
 
@@ -179,7 +178,7 @@ impl Http {
             }
         };
         if status.is_success() {
-            return Try::Done(Answer { status: status.as_u16(), body });
+            return Try::Done(Answer { body });
         }
         let again = matches!(status.as_u16(), 429 | 503);
         let error = Error::answer(&self.base, status.as_u16(), body.expose());

@@ -1,8 +1,8 @@
 //! The server seen from outside: tokens, deadlines, retries.
 //!
 //! [`KeyService`] is Key Protect v2, [`ClusterService`] what operators ask of clusters, [`Access`]
-//! who may do what, [`AgentApi`] what a node agent and the server say to each other. All go over TLS 1.3 to a
-//! server whose certificate one given CA has signed, and to no other; proxies and the system's
+//! who may do what, [`AgentApi`] what a node agent and the server say to each other; an [`Operator`]
+//! has all but the last by one login. All go over TLS 1.3 to a server whose certificate one given CA has signed, and to no other; proxies and the system's
 //! own trust are not looked at.
 //!
 //! What an [`Error`] is decides whether a cluster is fenced: see [`UnwrapOutcome`].
@@ -15,6 +15,7 @@ mod config;
 mod error;
 mod http;
 mod keys;
+mod operator;
 mod token;
 
 pub use access::Access;
@@ -24,3 +25,4 @@ pub use clusters::ClusterService;
 pub use config::{Config, NodeConfig};
 pub use error::Error;
 pub use keys::{KeyService, UnwrapOutcome, Unwrapped, WrappedDek};
+pub use operator::Operator;
