@@ -2,15 +2,25 @@
 //!
 //! Logs go to standard error, one line each; `CLAVIGER_LOG` filters them in the syntax of
 //! `tracing_subscriber::EnvFilter` (default `info`), `CLAVIGER_LOG_FORMAT=json` makes them JSON.
+//! What is not understood is said, and the default holds.
 //! Never log secrets, tokens or payloads.
 
 use std::io::IsTerminal;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+/// What is logged unless `CLAVIGER_LOG` says otherwise.
+const DEFAULT: &str = "info";
+
 /// Starts logging. A second call does nothing.
 pub fn init() {
-    let filter = EnvFilter::try_from_env("CLAVIGER_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    init_at(DEFAULT);
+}
+
+/// Starts logging with another default, in the syntax of `CLAVIGER_LOG`.
+pub fn init_at(default: &str) {
+    let asked = std::env::var("CLAVIGER_LOG").unwrap_or_default();
+    let (filter, wrong) = filter(&asked, default);
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -21,6 +31,19 @@ pub fn init() {
     let json = std::env::var("CLAVIGER_LOG_FORMAT").is_ok_and(|format| format == "json");
     // Fails only if logging was started before.
     let _ = if json { logs.json().try_init() } else { logs.with_target(false).try_init() };
+    if let Some(wrong) = wrong {
+        tracing::warn!("CLAVIGER_LOG={asked:?} is not understood ({wrong}); taking {default:?}");
+    }
+}
+
+/// The filter that was asked for, or the default and why that was not understood.
+fn filter(asked: &str, default: &str) -> (EnvFilter, Option<String>) {
+    let parsed = if asked.is_empty() { None } else { Some(EnvFilter::try_new(asked)) };
+    match parsed {
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(wrong)) => (EnvFilter::new(default), Some(wrong.to_string())),
+        None => (EnvFilter::new(default), None),
+    }
 }
 
 /// Waits for SIGTERM or SIGINT and says which came.
@@ -34,4 +57,24 @@ pub async fn asked_to_stop() -> std::io::Result<&'static str> {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_understood_is_said() {
+        for (asked, want, wrong) in [
+            ("", "info", false),
+            ("debug", "debug", false),
+            ("claviger::decision=debug,warn", "claviger::decision=debug,warn", false),
+            ("info,=", "info", true),
+            ("a=b=c", "info", true),
+        ] {
+            let (filter, why) = filter(asked, DEFAULT);
+            assert_eq!(filter.to_string(), want, "{asked}");
+            assert_eq!(why.is_some(), wrong, "{asked}: {why:?}");
+        }
+    }
 }
