@@ -2,9 +2,9 @@
 
 mod config;
 
-use crate::exit::{Done, Failure};
+use crate::exit::{self, Done, Failure};
 use crate::ids;
-use crate::render::{print_line, print_text};
+use crate::render::{Look, print_line};
 use clap::Subcommand;
 use claviger_crypto::Key32;
 use claviger_custody::Custodian as _;
@@ -20,8 +20,9 @@ use claviger_server::unlock::{self, UnlockError};
 use claviger_store::{Store, StoreError};
 use config::{Config, Given};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
 use std::fs::DirBuilder;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,8 @@ use zeroize::Zeroizing;
 pub struct Args {
     #[command(subcommand)]
     verb: Verb,
+    #[command(flatten)]
+    look: Look,
 }
 
 #[derive(Subcommand)]
@@ -44,6 +47,8 @@ enum Verb {
     Backup(Backup),
     /// Bring a backup back into an empty directory
     Restore(Restore),
+    /// Make a master key in a new file, to be given to a server by --master-key
+    MasterKey(MasterKey),
     /// Print the description of everything that a server answers (OpenAPI 3.1, JSON)
     Openapi,
     /// Undo the policies allowedIP and allowedNetwork of an instance that keep everybody out of it;
@@ -59,6 +64,13 @@ struct Unlock {
     /// Id (GUID or CRN) of the instance
     #[arg(long, value_name = "ID", value_parser = ids::instance)]
     instance: InstanceId,
+}
+
+#[derive(clap::Args)]
+struct MasterKey {
+    /// The new file, mode 0600; nothing is written over
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
 }
 
 #[derive(clap::Args)]
@@ -105,11 +117,13 @@ struct Run {
 
 /// Runs one of them.
 pub fn run(args: Args) -> Done {
+    let look = args.look;
     match args.verb {
-        Verb::Run(args) => serve(args),
-        Verb::Backup(args) => back_up(args),
-        Verb::Restore(args) => bring_back(args),
-        Verb::Unlock(args) => unlock(args),
+        Verb::Run(args) => serve(args, look),
+        Verb::Backup(args) => back_up(args, look),
+        Verb::Restore(args) => bring_back(args, look),
+        Verb::Unlock(args) => unlock(args, look),
+        Verb::MasterKey(args) => make_master_key(&args.to, look),
         Verb::Openapi => {
             print_line(claviger_server::http::openapi().trim_end());
             Ok(())
@@ -117,14 +131,16 @@ pub fn run(args: Args) -> Done {
     }
 }
 
-fn serve(args: Run) -> Done {
+fn serve(args: Run, look: Look) -> Done {
     let config = Config::of(args.given)?;
     if args.check {
-        return check(&config);
+        return check(&config, look);
     }
     claviger_telemetry::init();
     let data = data_dir(&config.data)?;
-    is_new(&config)?;
+    if is_new(&config)? && config.bootstrap.is_none() {
+        shown_to_a_person()?;
+    }
     let database = data.join(backup::DATABASE);
     // Before the master key: so a key without a database is always what is left of a server.
     let opened = Store::open(&database).map_err(store)?;
@@ -139,7 +155,9 @@ fn serve(args: Run) -> Done {
         // Each may hold a database reader for a moment; requests wait for one beyond that.
         .max_blocking_threads(64)
         .build()
-        .map_err(|e| Failure::new(3, format!("the system gives no threads: {e}"), ""))?;
+        .map_err(|e| {
+            Failure::new(exit::UNREACHABLE, format!("the system gives no threads: {e}"), "")
+        })?;
     runtime.block_on(async {
         let (private, address) = listener("--listen", config.listen).await?;
         let public = optional("--public-listen", config.public_listen).await?;
@@ -172,7 +190,7 @@ fn serve(args: Run) -> Done {
 
 /// Whether a server would start with this, without changing anything. Of a database that a server
 /// has open, only its schema and its master key are looked at.
-fn check(config: &Config) -> Done {
+fn check(config: &Config, look: Look) -> Done {
     let _ = claviger_crypto::harden::harden();
     let database = config.data.join(backup::DATABASE);
     if !is_new(config)? {
@@ -190,7 +208,11 @@ fn check(config: &Config) -> Done {
         });
         if !writable {
             let error = format!("this user may not make {}", config.data.display());
-            return Err(Failure::new(3, error, "give --data a directory that this user may write"));
+            return Err(Failure::new(
+                exit::UNREACHABLE,
+                error,
+                "give --data a directory that this user may write",
+            ));
         }
         if config.master_key.is_some() {
             drop(master_key(config, false)?);
@@ -204,7 +226,7 @@ fn check(config: &Config) -> Done {
     for (flag, address) in asked.into_iter().filter_map(|(flag, asked)| Some((flag, asked?))) {
         std::net::TcpListener::bind(address).map_err(|e| bind(flag, address, e))?;
     }
-    print_text("a server would start with this");
+    look.answer(&json!({ "good": true }), || vec!["a server would start with this".to_owned()]);
     Ok(())
 }
 
@@ -230,44 +252,71 @@ fn raise_descriptors() {
     }
 }
 
-fn back_up(args: Backup) -> Done {
+fn make_master_key(to: &Path, look: Look) -> Done {
+    let _ = claviger_crypto::harden::harden();
+    if to.exists() {
+        let error = format!("{} is there already", to.display());
+        return Err(Failure::new(exit::USAGE, error, "give another path; a key is never replaced"));
+    }
+    software::write_key(to, MASTER, &Key32::generate()).map_err(master)?;
+    look.answer(&json!({ "master_key": to }), || {
+        vec![
+            format!("master key: {}", to.display()),
+            "keep a copy where no copy of the database is; without it the database is lost"
+                .to_owned(),
+        ]
+    });
+    Ok(())
+}
+
+fn back_up(args: Backup, look: Look) -> Done {
     let _ = claviger_crypto::harden::harden();
     let path = &args.recovery_key;
     // Before a recovery key is made for nothing.
     if args.to.exists() || args.to == *path {
         return Err(failed(BackupError::Exists(args.to)));
     }
+    let mut made = Vec::new();
     let recovery = if path.exists() {
         software::read_key(path, RECOVERY).map_err(master)?
     } else {
         let key = Key32::generate();
         software::write_key(path, RECOVERY, &key).map_err(master)?;
-        print_text(&format!("made a recovery key: {}", path.display()));
-        print_text("move it to another machine; without it the backup cannot be opened");
+        made.push(format!("made a recovery key: {}", path.display()));
+        made.push("move it to another machine; without it the backup cannot be opened".to_owned());
         key
     };
     let master_key = args.master_key.unwrap_or_else(|| args.data.join(place::MASTER_KEY));
     let now = SystemClock.now();
     let length = backup::make(&args.data, &master_key, &recovery, &args.to, now).map_err(failed)?;
-    print_text(&format!(
-        "backup: {} ({length} bytes of database, read back and checked)",
-        args.to.display()
-    ));
+    let answer = json!({
+        "backup": args.to, "database_bytes": length, "made_recovery_key": !made.is_empty(),
+    });
+    look.answer(&answer, || {
+        let to = args.to.display();
+        made.push(format!("backup: {to} ({length} bytes of database, read back and checked)"));
+        made
+    });
     Ok(())
 }
 
-fn bring_back(args: Restore) -> Done {
+fn bring_back(args: Restore, look: Look) -> Done {
     let _ = claviger_crypto::harden::harden();
     let recovery = software::read_key(&args.recovery_key, RECOVERY).map_err(master)?;
     data_dir(&args.data)?;
     let master_key = args.master_key.unwrap_or_else(|| args.data.join(place::MASTER_KEY));
     backup::restore(&args.data, &master_key, &recovery, &args.from).map_err(failed)?;
-    print_text(&format!("restored {} into {}", args.from.display(), args.data.display()));
-    print_text(&format!("start it with: claviger server run --data {}", args.data.display()));
+    let (from, data) = (args.from.display(), args.data.display());
+    look.answer(&json!({ "restored": args.from, "data": args.data }), || {
+        vec![
+            format!("restored {from} into {data}"),
+            format!("start it with: claviger server run --data {data}"),
+        ]
+    });
     Ok(())
 }
 
-fn unlock(args: Unlock) -> Done {
+fn unlock(args: Unlock, look: Look) -> Done {
     let database = args.data.join(backup::DATABASE);
     // The one whose files these are, or who may write them all the same.
     let by = format!("host-uid-{}", rustix::process::getuid().as_raw());
@@ -276,15 +325,16 @@ fn unlock(args: Unlock) -> Done {
         UnlockError::Store(e) => store(e),
         UnlockError::Start(e) => start(e),
         e @ UnlockError::NoInstance(_) => {
-            Failure::new(2, e, "is --data the directory of this instance's server?")
+            Failure::new(exit::USAGE, e, "is --data the directory of this instance's server?")
         }
     })?;
-    if opened.is_empty() {
-        print_text("no policy keeps anybody out of this instance; nothing was changed");
-    }
-    for policy in opened {
-        print_text(&format!("switched off: {policy}"));
-    }
+    let opened: Vec<String> = opened.iter().map(ToString::to_string).collect();
+    look.answer(&json!({ "switched_off": opened }), || match &opened[..] {
+        [] => {
+            vec!["no policy keeps anybody out of this instance; nothing was changed".to_owned()]
+        }
+        all => all.iter().map(|policy| format!("switched off: {policy}")).collect(),
+    });
     Ok(())
 }
 
@@ -308,8 +358,8 @@ fn failed(e: BackupError) -> Failure {
         BackupError::Broken { .. }
         | BackupError::Apart(_)
         | BackupError::Exists(_)
-        | BackupError::Busy(_) => 1,
-        _ => 3,
+        | BackupError::Busy(_) => exit::NO,
+        _ => exit::UNREACHABLE,
     };
     Failure::new(code, e, hint)
 }
@@ -318,7 +368,7 @@ fn data_dir(data: &Path) -> Result<&Path, Failure> {
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700).create(data).map_err(|e| {
         let error = format!("cannot make the data directory {}: {e}", data.display());
-        Failure::new(3, error, "give --data a directory that this user may write")
+        Failure::new(exit::UNREACHABLE, error, "give --data a directory that this user may write")
     })?;
     let mode = std::fs::metadata(data).map_or(0, |found| found.permissions().mode());
     if mode & 0o022 != 0 {
@@ -367,7 +417,7 @@ fn is_new(config: &Config) -> Result<bool, Failure> {
         } else {
             "bring the database back, with its -wal file, or restore a backup into an empty directory; nothing was changed"
         };
-        Failure::new(3, lost, hint)
+        Failure::new(exit::UNREACHABLE, lost, hint)
     })
 }
 
@@ -380,7 +430,7 @@ fn master_key(config: &Config, fresh: bool) -> Result<Key32, Failure> {
     if !path.exists() {
         if !fresh {
             return Err(Failure::new(
-                3,
+                exit::UNREACHABLE,
                 format!("the master key file {} is not there", path.display()),
                 "bring it back, or restore a backup; without it this database cannot be opened",
             ));
@@ -392,7 +442,8 @@ fn master_key(config: &Config, fresh: bool) -> Result<Key32, Failure> {
 }
 
 fn from_descriptor(fd: &str) -> Result<Key32, Failure> {
-    let wrong = |why: String| Failure::new(2, why, "for example: --master-key fd:3 3<master.key");
+    let wrong =
+        |why: String| Failure::new(exit::USAGE, why, "for example: --master-key fd:3 3<master.key");
     let number: u32 = fd.parse().map_err(|_| wrong(format!("fd:{fd} names no file descriptor")))?;
     let mut text = Zeroizing::new(Vec::with_capacity(256));
     std::fs::File::open(format!("/dev/fd/{number}"))
@@ -400,6 +451,15 @@ fn from_descriptor(fd: &str) -> Result<Key32, Failure> {
         .map_err(|e| wrong(format!("cannot read the master key from descriptor {number}: {e}")))?;
     software::parse_key(&text, MASTER)
         .ok_or_else(|| wrong(format!("descriptor {number} does not hold a master key")))
+}
+
+/// Refuses to print an API key where no person reads it: a journal or a file would keep it.
+fn shown_to_a_person() -> Done {
+    if std::io::stdout().is_terminal() {
+        return Ok(());
+    }
+    let error = "the first start tells the administrator's API key, and standard output is no terminal: a log would keep it";
+    Err(Failure::new(exit::USAGE, error, "name a file for it: --bootstrap FILE"))
 }
 
 /// Hands the administrator's API key over, at the first start.
@@ -424,18 +484,28 @@ fn tell(app: &App, config: &Config) -> Done {
             };
             if path.exists() && !std::fs::read(path).is_ok_and(ours) {
                 let error = format!("{} is there already, and not of this server", path.display());
-                return Err(Failure::new(3, error, "name another file by --bootstrap"));
+                return Err(Failure::new(
+                    exit::UNREACHABLE,
+                    error,
+                    "name another file by --bootstrap",
+                ));
             }
             let text = Zeroizing::new(
-                serde_json::to_vec_pretty(&bootstrap).map_err(|e| Failure::new(70, e, ""))?,
+                serde_json::to_vec_pretty(&bootstrap)
+                    .map_err(|e| Failure::new(exit::FAULT, e, ""))?,
             );
             files::write_private(path, &text).map_err(|e| {
                 let error = format!("cannot write {}: {e}", path.display());
-                Failure::new(3, error, "give --bootstrap a path that this user may write")
+                Failure::new(
+                    exit::UNREACHABLE,
+                    error,
+                    "give --bootstrap a path that this user may write",
+                )
             })?;
             say(format!("bootstrap: {}", path.display()));
         }
         None => {
+            shown_to_a_person()?;
             for instance in &bootstrap.instances {
                 say(format!("instance: {} {}", instance.id, instance.name));
             }
@@ -446,7 +516,7 @@ fn tell(app: &App, config: &Config) -> Done {
             );
             shown.map_err(|e| {
                 let error = format!("cannot print the administrator's API key: {e}");
-                Failure::new(3, error, "start it again with --bootstrap FILE")
+                Failure::new(exit::UNREACHABLE, error, "start it again with --bootstrap FILE")
             })?;
         }
     }
@@ -487,7 +557,7 @@ fn bind(flag: &str, asked: SocketAddr, e: std::io::Error) -> Failure {
         ),
         _ => (format!("cannot listen on {asked}: {e}"), format!("give another {flag} address")),
     };
-    Failure::new(3, error, hint)
+    Failure::new(exit::UNREACHABLE, error, hint)
 }
 
 fn master(e: KeyFileError) -> Failure {
@@ -495,7 +565,7 @@ fn master(e: KeyFileError) -> Failure {
         KeyFileError::Form { .. } => "is it the file of another key?",
         _ => "a key file must be readable by its user alone",
     };
-    Failure::new(3, e, hint)
+    Failure::new(exit::UNREACHABLE, e, hint)
 }
 
 fn store(e: StoreError) -> Failure {
@@ -505,20 +575,20 @@ fn store(e: StoreError) -> Failure {
         e if e.is_disk() => "free space on the disk, or make it writable",
         _ => "look at the data directory and its permissions",
     };
-    Failure::new(3, e, hint)
+    Failure::new(exit::UNREACHABLE, e, hint)
 }
 
 fn start(e: StartError) -> Failure {
     match e {
         StartError::Store(e) => store(e),
         StartError::MasterKey => Failure::new(
-            3,
+            exit::UNREACHABLE,
             StartError::MasterKey,
             "give --master-key the file that was made with this database",
         ),
         e @ StartError::Certificate(_) => {
-            Failure::new(2, e, "is every --name a DNS name or an IP address?")
+            Failure::new(exit::USAGE, e, "is every --name a DNS name or an IP address?")
         }
-        e => Failure::new(3, e, ""),
+        e => Failure::new(exit::UNREACHABLE, e, ""),
     }
 }
