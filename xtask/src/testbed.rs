@@ -236,7 +236,7 @@ mod tests {
         let (assets, cached, path) = (root.join("assets"), root.join("cache"), root.join("bin"));
         let wanted = ["kube-apiserver", "kubectl"];
         let fits = |word: &str| word.starts_with("1.37.");
-        let found = |assets| place(assets, &cached, &[path.clone()], &wanted, &fits);
+        let found = |assets| place(assets, &cached, std::slice::from_ref(&path), &wanted, &fits);
         assert_eq!(found(Some(&*assets)), None);
         // What envtest downloads has no kube-controller-manager.
         wanted.iter().for_each(|name| program(&assets, name, "v1.37.9"));
