@@ -13,6 +13,33 @@ use std::time::{Duration, Instant};
 /// Bound of every wait: machines that run tests are busy.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How much to log, for programs of these tests.
+const LOG: &str = "info,hyper=warn";
+
+/// What `D/env` of a whole cluster says.
+const NAMES: [&str; 20] = [
+    "KUBECONFIG",
+    "KUBECTL",
+    "ETCDCTL_ENDPOINTS",
+    "ETCDCTL_CACERT",
+    "ETCDCTL_CERT",
+    "ETCDCTL_KEY",
+    "ETCD_DATA_DIR",
+    "ETCDUTL",
+    "ETCD_PID",
+    "KUBE_APISERVER_PIDS",
+    "CLAVIGER_URL",
+    "CLAVIGER_PUBLIC_URL",
+    "CLAVIGER_IAM_URL",
+    "CLAVIGER_CA_FILE",
+    "CLAVIGER_API_KEY",
+    "CLAVIGER_INSTANCE_ID",
+    "CLAVIGER_INSTANCE_ID_2",
+    "CLAVIGER_CLUSTER",
+    "CLAVIGER_KMS_SOCKET",
+    "CLAVIGER_AGENT_PIDS",
+];
+
 /// A cluster that this test starts in the foreground, so that it can kill what keeps it.
 struct Place {
     root: tempfile::TempDir,
@@ -41,7 +68,9 @@ impl Place {
     }
 
     fn foreground(&self) -> Child {
-        self.dev("up", &["--bare"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        let mut up = self.dev("up", &["--bare"]);
+        let up = up.env("CLAVIGER_LOG", LOG).stdout(Stdio::null()).stderr(Stdio::null());
+        up.spawn().unwrap()
     }
 
     fn env(&self) -> Env {
@@ -59,7 +88,7 @@ impl Place {
     /// Everything that the cluster may leave on the machine outside its directory.
     fn traces(&self) -> Traces {
         let ports = self.json("ports.json");
-        let mut numbers: Vec<u16> = ["etcd", "etcd_peer", "server"]
+        let mut numbers: Vec<u16> = ["etcd", "etcd_peer", "server", "server_public"]
             .iter()
             .map(|name| ports[*name].as_u64().unwrap().try_into().unwrap())
             .collect();
@@ -131,8 +160,18 @@ fn a_killed_keeper_loses_nothing_and_down_leaves_nothing() {
     let ready = || place.dev("status", &[]).output().is_ok_and(|out| out.status.success());
     eventually("the cluster is ready", ready);
     let before = place.env();
+    // Other tools read these names.
+    for name in NAMES {
+        assert!(before.get(name).is_some_and(|value| !value.is_empty()), "{name}");
+    }
     for name in ["ETCD_PID", "CLAVIGER_PID", "CLAVIGER_AGENT_PIDS", "KUBE_APISERVER_PIDS"] {
         assert!(before[name].parse::<i32>().is_ok(), "{name}: {:?}", before[name]);
+    }
+
+    for name in ["CLAVIGER_PID", "CLAVIGER_AGENT_PIDS"] {
+        let environ = std::fs::read(format!("/proc/{}/environ", before[name])).unwrap();
+        let environ = String::from_utf8(environ).unwrap();
+        assert!(environ.contains(&format!("CLAVIGER_LOG={LOG}\0")), "{name}: {environ}");
     }
 
     // The keeper restarts a part that died, and the file of variables says the new process.
@@ -268,4 +307,5 @@ fn on_a_full_disk_nothing_is_lost_and_with_room_it_goes_on() {
     assert!(!names.contains("full-"), "what was refused was not done: {names}");
     let down = dev("down", &["--purge"]);
     assert!(down.status.success(), "{}", text(&down.stderr));
+    assert!(!dir.exists(), "{:?}", std::fs::read_dir(&dir).map(|found| found.count()));
 }

@@ -5,6 +5,10 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests: a panic is the report.
 
+use claviger_client::{Config, Operator, Proof};
+use claviger_crypto::kek::{ANNOTATION, Carried, Kek, wrap_aad};
+use claviger_crypto::{Key32, SecretBytes};
+use claviger_etcd::record::Record;
 use claviger_tests::cpu_seconds;
 use claviger_tests::kube::Kube;
 use claviger_tests::lab::{Lab, Options};
@@ -106,6 +110,9 @@ fn life(kubernetes: &'static str, take_up: &str, bare: bool) {
     let (code, census) = flow.census();
     assert_eq!(code, 0, "{census}");
     assert!(raw_value(&flow, &runtime).starts_with(b"k8s:enc:kms:v2:claviger:"));
+    opened_by_the_root_key_alone(&flow, &runtime);
+    counted_without_a_word_of_the_key_service(&flow);
+    keys_are_in_locked_memory(&flow);
     let view = flow.cluster_get();
     assert_eq!(view["features"]["keyProtectEnabled"], true, "{view}");
     assert_eq!(view["masterStatus"], "Ready", "{view}");
@@ -124,6 +131,76 @@ fn life(kubernetes: &'static str, take_up: &str, bare: bool) {
     scrub(&flow, &runtime);
     at_rest(&flow);
     flow.lab.down().unwrap();
+}
+
+/// Whoever may unwrap with the root key opens a record from its own bytes: no agent, no API server,
+/// no ring.
+fn opened_by_the_root_key_alone(flow: &Flow, runtime: &tokio::runtime::Runtime) {
+    let value = raw_value(flow, runtime);
+    let Record::KmsV2(record) = Record::parse(&value) else { panic!("not of KMS v2") };
+    let annotation = record.annotations.iter().find(|(name, _)| *name == ANNOTATION).unwrap();
+    let carried = Carried::parse(annotation.1).unwrap();
+    let operator = Operator::connect(&Config {
+        url: flow.lab.var("CLAVIGER_URL").unwrap(),
+        iam_url: None,
+        ca_file: flow.lab.var("CLAVIGER_CA_FILE").unwrap().into(),
+        proof: Proof::ApiKey(SecretBytes::new(
+            flow.lab.var("CLAVIGER_API_KEY").unwrap().into_bytes(),
+        )),
+    })
+    .unwrap();
+    let cluster = flow.cluster_get()["id"].as_str().unwrap().parse().unwrap();
+    let (root, aad) = (carried.root.root, wrap_aad(&cluster, carried.serial));
+    let unwrap = operator.keys.unwrap(root.instance, root.key, &carried.wrapped, &aad);
+    let opened = runtime.block_on(unwrap).unwrap();
+    let key = Key32::take(&mut opened.plaintext.expose().to_vec()).unwrap();
+    let kek = Kek::new(carried.serial, record.key_id.to_owned(), &key);
+    let seed = kek.open(record.encrypted_dek).unwrap();
+    let secret = record.open(seed.expose(), SAMPLE.as_bytes()).unwrap();
+    let text = String::from_utf8_lossy(secret.expose()).into_owned();
+    assert!(text.contains(MARKER), "the Secret itself");
+}
+
+/// Without the key service nobody says which version is current: exit code 2, the counts all the
+/// same.
+fn counted_without_a_word_of_the_key_service(flow: &Flow) {
+    let var = |name: &str| flow.lab.var(name).unwrap();
+    let etcd = [
+        ("--etcd-endpoints", var("ETCDCTL_ENDPOINTS")),
+        ("--etcd-cacert", var("ETCDCTL_CACERT")),
+        ("--etcd-cert", var("ETCDCTL_CERT")),
+        ("--etcd-key", var("ETCDCTL_KEY")),
+    ];
+    let census = |url: &str| {
+        let mut command = flow.lab.operator(&["census", "--output", "json"]).unwrap();
+        for (flag, value) in &etcd {
+            command.args([flag, &**value]);
+        }
+        let out = command.env("CLAVIGER_URL", url).output().unwrap();
+        let found: Value = serde_json::from_slice(&out.stdout).unwrap();
+        (out.status.code(), found, String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let (code, found, said) = census(&var("CLAVIGER_URL"));
+    assert_eq!(code, Some(0), "{said}");
+    let (without, counted, said) = census("https://127.0.0.1:1");
+    assert_eq!(without, Some(2), "{said}");
+    assert!(said.contains("cannot be reached"), "{said}");
+    assert_eq!(counted["verdict"]["verdict"], "unknown", "{counted}");
+    let records = |found: &Value| found["census"]["resources"]["secrets"]["records"].clone();
+    assert_eq!(records(&counted), records(&found), "counted all the same");
+}
+
+/// What an agent opens never reaches a swap device.
+fn keys_are_in_locked_memory(flow: &Flow) {
+    for pid in flow.lab.var("CLAVIGER_AGENT_PIDS").unwrap().split_whitespace() {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let kib = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        let (locked, resident) = (kib("VmLck:"), kib("RssAnon:"));
+        assert!(locked >= resident, "{locked} KiB locked, {resident} KiB in memory");
+    }
 }
 
 /// When nothing happens, server and agent do next to nothing: a loop that wakes itself by what it
@@ -179,9 +256,13 @@ fn fence_and_return(flow: &Flow, runtime: &tokio::runtime::Runtime) {
     assert!(!said.status.success(), "kubectl must not reach a fenced cluster");
     let refused = flow.lab.claviger(&["ks", "cluster", "config", "-c", &flow.cluster]).unwrap();
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    within(MINUTE, "the watch has ended", || watch.try_wait().unwrap().is_some());
     // A deletion is refused as long as the cluster is registered, forced too.
     let delete = flow.lab.claviger(&["key", "delete", "root", "--yes", "--force"]).unwrap();
     assert_eq!(delete.status.code(), Some(1), "{delete:?}");
+    let said = String::from_utf8_lossy(&delete.stderr).into_owned();
+    let id = flow.cluster_get()["id"].as_str().unwrap().to_owned();
+    assert!(said.contains("409 PREV_KEY_DEL_ERR") && said.contains(&id), "{said}");
 
     flow.lab.must(&["key", "enable", "root"]).unwrap();
     within(2 * MINUTE, "serving again", || flow.connects());
@@ -243,6 +324,7 @@ fn three_api_servers_verify_and_switch() {
         .unwrap();
     assert_eq!(code, 0, "{report}");
     assert_eq!(report["config_refused"], true);
+    assert_eq!(report["unreachable"], true, "{report}");
 
     let serial = flow.write_serial();
     flow.enable("second", "restart");
@@ -320,6 +402,21 @@ fn an_agent_is_upgraded_while_the_key_server_is_away() {
     within(MINUTE, "open again", || {
         String::from_utf8_lossy(&status().stdout).contains("Open KEKs: 1")
     });
+
+    // A start asks for each KEK once.
+    let unwraps = || {
+        let listed =
+            flow.lab.answer(&["audit", "ls", "--action", "kms.secrets.unwrap", "--limit", "10000"]);
+        listed.unwrap().1["events"].as_array().unwrap().len()
+    };
+    let pid = flow.lab.var("CLAVIGER_AGENT_PIDS").unwrap();
+    let before = unwraps();
+    signal("-KILL", &pid);
+    within(MINUTE, "open again", || {
+        let said = String::from_utf8_lossy(&status().stdout).into_owned();
+        said.contains("Open KEKs: 1") && !said.contains(&pid)
+    });
+    assert_eq!(unwraps(), before + 1);
     flow.lab.down().unwrap();
 }
 

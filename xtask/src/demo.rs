@@ -8,10 +8,7 @@ use std::process::Command;
 /// Runs it; every argument but `--kubernetes`, which the testbed sees too, is the demo's own.
 pub fn run(args: &[String]) -> Done {
     sh::need_basics()?;
-    let minor = args.iter().position(|arg| arg == "--kubernetes").map(|at| &args[at..]);
-    let minor: Vec<String> =
-        minor.map(|rest| rest.iter().take(2).cloned().collect()).unwrap_or_default();
-    testbed::run(&minor)?;
+    testbed::run(&minor(args))?;
     let claviger = sh::build_claviger()?;
     let demo = sh::beside_us("claviger-demo")?;
     let status = Command::new(&demo)
@@ -20,4 +17,30 @@ pub fn run(args: &[String]) -> Done {
         .status()
         .map_err(|e| format!("cannot start {}: {e}", demo.display()))?;
     if status.success() { Ok(()) } else { Err(format!("the demo ended with {status}")) }
+}
+
+/// What the testbed is asked for: the one minor that the demo will use.
+fn minor(args: &[String]) -> Vec<String> {
+    match args.iter().position(|arg| arg == "--kubernetes") {
+        Some(at) => args[at..].iter().take(2).cloned().collect(),
+        None => ["--kubernetes", testbed::MINORS[0]].map(String::from).to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_minor_is_built_and_no_other() {
+        let args = |text: &str| text.split_whitespace().map(String::from).collect::<Vec<_>>();
+        for (given, want) in [
+            ("", "--kubernetes 1.37"),
+            ("--keep --secrets 20", "--kubernetes 1.37"),
+            ("--keep --kubernetes 1.34 --secrets 20", "--kubernetes 1.34"),
+            ("--kubernetes", "--kubernetes"),
+        ] {
+            assert_eq!(minor(&args(given)), args(want), "{given}");
+        }
+    }
 }

@@ -94,6 +94,33 @@ pub fn need_basics() -> Done {
     Ok(())
 }
 
+/// Fails unless all is there that the tests need beside [`need_basics`]: said at once, not by a
+/// test half an hour later.
+pub fn need_for_tests() -> Done {
+    let programs = [
+        ("python3", "clients of Key Protect run in it (Debian: apt install python3-venv)"),
+        ("node", "a client of Key Protect runs in it (Debian: apt install nodejs)"),
+        ("npm", "it installs a client of Key Protect (Debian: apt install npm)"),
+        (
+            "unshare",
+            "clients with fixed URLs run in a network of their own (apt install util-linux)",
+        ),
+        ("ip", "clients with fixed URLs run in a network of their own (apt install iproute2)"),
+        ("mount", "a test fills a small disk (Debian: apt install mount)"),
+        ("c++", "libFuzzer is built with it (Debian: apt install g++)"),
+    ];
+    if let Some((program, why)) = programs.into_iter().find(|(program, _)| !found(program)) {
+        return Err(format!("{program} is not in PATH: {why}"));
+    }
+    if output(Command::new("id").arg("-u"))?.trim() != "0" {
+        return Err(
+            "some tests mount a disk and make networks, as root alone may; run this as root, or leave them out: cargo xtask test --quick"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
 /// Builds `claviger` and the programs that work with it on a real cluster, and returns the path
 /// of the first. One command for all of them: cargo joins the features of what it builds
 /// together, and would build the dependencies again for each package alone.

@@ -26,6 +26,9 @@ pub fn run(args: &[String]) -> Done {
         _ => return Err(format!("test takes --quick, not {args:?}")),
     };
     sh::need_basics()?;
+    if !quick {
+        sh::need_for_tests()?;
+    }
     let started = Instant::now();
     tidy::run(&[])?;
     // Tests of single crates start a real etcd and kube-apiserver too.

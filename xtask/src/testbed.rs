@@ -11,22 +11,26 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 /// The Kubernetes minors that there is a module for, newest first.
-const MINORS: [&str; 2] = ["1.37", "1.34"];
+pub const MINORS: [&str; 2] = ["1.37", "1.34"];
+/// What is built of Kubernetes; one of the benches alone needs the last.
 const KUBERNETES: [&str; 3] = ["kube-apiserver", "kubectl", "kube-controller-manager"];
 const ETCD: [&str; 2] = ["etcd", "etcdutl"];
+/// The oldest minor of etcd 3 that will do, as in `claviger dev`.
+const ETCD_MINOR_MIN: u32 = 5;
 
 /// Builds what is missing: both minors, or the ones named by `--kubernetes`.
 pub fn run(args: &[String]) -> Done {
     let minors = minors(args)?;
     let started = Instant::now();
-    if let Some(dir) = ready("etcd", &ETCD, "3.")? {
+    if let Some(dir) = ready("etcd", &ETCD, &fits_etcd)? {
         say_there("etcd", &dir);
     } else {
         build_etcd()?;
     }
     for minor in minors {
         let name = format!("kubernetes-{minor}");
-        if let Some(dir) = ready(&name, &KUBERNETES, &format!("{minor}."))? {
+        let version = format!("{minor}.");
+        if let Some(dir) = ready(&name, &KUBERNETES[..2], &|word| word.starts_with(&version))? {
             say_there(&name, &dir);
         } else {
             build_kubernetes(minor)?;
@@ -59,23 +63,44 @@ fn say_there(name: &str, dir: &Path) {
     sh::say(&format!("{name} is there: {}", dir.display()));
 }
 
-/// The directory that has all of these programs already: in the cache, in KUBEBUILDER_ASSETS
-/// or in PATH.
-fn ready(module: &str, programs: &[&str], version: &str) -> Result<Option<PathBuf>, String> {
-    let cached = target(module)?;
-    if programs.iter().all(|program| cached.join(program).is_file()) {
-        return Ok(Some(cached));
-    }
-    let mut dirs: Vec<PathBuf> = Vec::new();
-    dirs.extend(std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from));
-    if let Some(path) = std::env::var_os("PATH") {
-        dirs.extend(std::env::split_paths(&path));
-    }
-    Ok(dirs.into_iter().find(|dir| programs.iter().all(|p| fits(&dir.join(p), p, version))))
+/// The directory that has all of these programs already. Looked for as `claviger dev` does: in
+/// KUBEBUILDER_ASSETS, in the cache, in PATH.
+fn ready(
+    module: &str,
+    programs: &[&str],
+    fits: &dyn Fn(&str) -> bool,
+) -> Result<Option<PathBuf>, String> {
+    let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    Ok(place(assets.as_deref(), &target(module)?, &path, programs, fits))
 }
 
-/// Whether `path` runs and says a version that begins with `version`.
-fn fits(path: &Path, program: &str, version: &str) -> bool {
+fn place(
+    assets: Option<&Path>,
+    cached: &Path,
+    path: &[PathBuf],
+    programs: &[&str],
+    fits: &dyn Fn(&str) -> bool,
+) -> Option<PathBuf> {
+    let all_fit = |dir: &Path| programs.iter().all(|p| version_fits(&dir.join(p), p, fits));
+    if let Some(dir) = assets.filter(|dir| all_fit(dir)) {
+        return Some(dir.to_owned());
+    }
+    if programs.iter().all(|program| cached.join(program).is_file()) {
+        return Some(cached.to_owned());
+    }
+    path.iter().find(|dir| all_fit(dir)).cloned()
+}
+
+fn fits_etcd(word: &str) -> bool {
+    let mut parts = word.split('.');
+    let minor = |part: &str| part.parse().is_ok_and(|minor: u32| minor >= ETCD_MINOR_MIN);
+    parts.next() == Some("3") && parts.next().is_some_and(minor)
+}
+
+/// Whether `path` runs and says a version that fits.
+fn version_fits(path: &Path, program: &str, fits: &dyn Fn(&str) -> bool) -> bool {
     if !path.is_file() {
         return false;
     }
@@ -84,11 +109,11 @@ fn fits(path: &Path, program: &str, version: &str) -> bool {
         "etcdutl" => &["version"],
         _ => &["--version"],
     };
-    let out = Command::new(path).args(args).stderr(Stdio::null()).output();
+    let out = Command::new(path).args(args).stdin(Stdio::null()).stderr(Stdio::null()).output();
     out.is_ok_and(|out| {
         String::from_utf8_lossy(&out.stdout)
             .split_ascii_whitespace()
-            .any(|word| word.strip_prefix('v').unwrap_or(word).starts_with(version))
+            .any(|word| fits(word.strip_prefix('v').unwrap_or(word)))
     })
 }
 
@@ -192,6 +217,42 @@ mod tests {
         assert!(minors(&args("--kubernetes 1.2")).is_err());
         assert!(minors(&args("--kubernetes")).is_err());
         assert!(minors(&args("--fast")).is_err());
+    }
+
+    /// Writes a program that says a version. By another process: a child of another test could
+    /// else still hold the open file, and a program that is open for writing is not run.
+    fn program(dir: &Path, name: &str, version: &str) {
+        fs::create_dir_all(dir).unwrap();
+        let write = "printf '#!/bin/sh\\necho Version %s\\n' \"$1\" > \"$0\" && chmod 755 \"$0\"";
+        let script = ["-c".as_ref(), write.as_ref(), dir.join(name).into_os_string().as_os_str()]
+            .map(std::ffi::OsStr::to_owned);
+        let written = Command::new("sh").args(script).arg(version).status().unwrap();
+        assert!(written.success());
+    }
+
+    #[test]
+    fn programs_on_the_machine_are_used_where_their_version_fits() {
+        let root = std::env::temp_dir().join(format!("claviger-xtask-{}", std::process::id()));
+        let (assets, cached, path) = (root.join("assets"), root.join("cache"), root.join("bin"));
+        let wanted = ["kube-apiserver", "kubectl"];
+        let fits = |word: &str| word.starts_with("1.37.");
+        let found = |assets| place(assets, &cached, std::slice::from_ref(&path), &wanted, &fits);
+        assert_eq!(found(Some(&*assets)), None);
+        // What envtest downloads has no kube-controller-manager.
+        wanted.iter().for_each(|name| program(&assets, name, "v1.37.9"));
+        assert_eq!(found(Some(&*assets)), Some(assets.clone()));
+        wanted.iter().for_each(|name| program(&path, name, "v1.37.2"));
+        assert_eq!(found(None), Some(path.clone()));
+        wanted.iter().for_each(|name| program(&cached, name, "of the cache"));
+        assert_eq!(found(None), Some(cached.clone()));
+        assert_eq!(found(Some(&*assets)), Some(assets.clone()), "what is named goes first");
+        program(&assets, "kubectl", "v1.34.1");
+        assert_eq!(found(Some(&*assets)), Some(cached.clone()));
+        fs::remove_dir_all(root).unwrap();
+        for (word, want) in [("3.5.0", true), ("3.14.1", true), ("3.4.9", false), ("4.6.0", false)]
+        {
+            assert_eq!(fits_etcd(word), want, "{word}");
+        }
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //! API server, and a raw get and compare-and-swap loop on etcd (the floor: it does not decode).
 //!
 //! Each round gives the API server a new key, waits until it writes under it, then lets one way
-//! work; etcd's bytes say whether it did. Rounds alternate the four ways. Reported per way:
-//! median records per second, and CPU of API server, etcd and client per record.
+//! work; etcd's bytes say whether it did. The raw loop alone gets no new key, since it could not use
+//! one: it stores each record as it was. Rounds alternate the four ways. Reported per way: records
+//! per second of each round and their median, and CPU of API server, etcd and client per record.
 //!
 //! Needs `CLAVIGER_BIN`; `--secrets N` and `--rounds N` make it smaller.
 
@@ -68,15 +69,18 @@ async fn measure(secrets: usize, rounds: usize) -> Result<(), Failure> {
     let left = bench.stale().await?.len();
     let idle = begun.elapsed();
     println!(
-        "| way | records/s | x kubectl | API server us/record | etcd us/record | client us/record |"
+        "| way | records/s (rounds 1 to {rounds}) | median | x kubectl | API server us/record | etcd us/record | client us/record |"
     );
-    println!("|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|");
     let of = |way: usize, pick: fn(&Figures) -> f64| {
         median(&figures[way].iter().map(pick).collect::<Vec<_>>())
     };
     for (way, name) in WAYS.iter().enumerate() {
+        let each: Vec<String> =
+            figures[way].iter().map(|f| format!("{:.0}", f.per_second)).collect();
         println!(
-            "| {name} | {:.0} | {:.2} | {:.0} | {:.0} | {:.0} |",
+            "| {name} | {} | {:.0} | {:.2} | {:.0} | {:.0} | {:.0} |",
+            each.join(", "),
             of(way, |f| f.per_second),
             of(way, |f| f.per_second) / of(0, |f| f.per_second),
             of(way, |f| f.apiserver_us),
@@ -268,6 +272,10 @@ fn under(value: &[u8]) -> Option<Serial> {
 /// The in-tree migration needs a controller manager with its controller and the collector.
 fn manager(lab: &Lab, kubectl: &str, kubeconfig: &str) -> Result<Child, Failure> {
     let program = Path::new(kubectl).with_file_name("kube-controller-manager");
+    if !program.is_file() {
+        let what = "is not there; without KUBEBUILDER_ASSETS `cargo xtask testbed` builds it";
+        return Err(format!("{} {what}", program.display()).into());
+    }
     let log = std::fs::File::create(lab.dir().join("logs/kube-controller-manager.log"))?;
     Ok(Command::new(program)
         .arg(format!("--kubeconfig={kubeconfig}"))

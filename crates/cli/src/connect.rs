@@ -3,11 +3,12 @@
 use crate::exit::{self, Done, Failure};
 use crate::files;
 use crate::login_file;
-use claviger_client::{Access, Admin, ClusterService, Config, Error, KeyService, Proof};
+use claviger_client::{Access, Admin, ClusterService, Config, Error, KeyService, Operator, Proof};
 use claviger_crypto::SecretBytes;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::process::Command;
 
 /// Where the key server is and who asks.
 #[derive(clap::Args, Clone)]
@@ -58,25 +59,48 @@ pub struct Link {
     /// Who may do what.
     pub access: Access,
     environment: Vec<(&'static str, OsString)>,
+    proof: Proof,
 }
 
+/// The variable that an API key may come by.
+const API_KEY: &str = "CLAVIGER_API_KEY";
 /// Longest API key file: a key has 44 characters.
 const API_KEY_MAX: u64 = 4096;
 
 impl Link {
-    /// Variables with which a process of ours reaches the same key server as the same caller.
-    pub fn environment(&self) -> impl Iterator<Item = (&'static str, OsString)> + '_ {
-        self.environment.iter().cloned()
+    /// Lets a process of ours reach the same key server. Who asks, it is to be told by a pipe
+    /// ([`Link::api_key`]), since others may read its variables.
+    pub fn tell(&self, command: &mut Command) {
+        command.envs(self.environment.iter().cloned()).env_remove(API_KEY);
+    }
+
+    /// The API key, for a process of ours that reads it by [`Connection::with_api_key`]. None of a
+    /// login, whose file it finds by itself.
+    pub fn api_key(&self) -> Option<&SecretBytes> {
+        match &self.proof {
+            Proof::ApiKey(key) => Some(key),
+            Proof::RefreshToken(_) => None,
+        }
     }
 }
 
 impl Connection {
     /// Does `work` with a key server.
     pub fn block_on(self, work: impl AsyncFnOnce(&Link) -> Done) -> Done {
+        self.with_api_key(None, work)
+    }
+
+    /// Does `work` with a key server, as whoever has this API key; without one, as whoever the
+    /// caller says he is.
+    pub fn with_api_key(
+        self,
+        api_key: Option<SecretBytes>,
+        work: impl AsyncFnOnce(&Link) -> Done,
+    ) -> Done {
         if let Ok(traceparent) = std::env::var("TRACEPARENT") {
             claviger_client::continue_trace(&traceparent);
         }
-        let link = self.link()?;
+        let link = self.link(api_key)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -84,18 +108,18 @@ impl Connection {
         runtime.block_on(work(&link))
     }
 
-    fn link(self) -> Result<Link, Failure> {
+    fn link(self, api_key: Option<SecretBytes>) -> Result<Link, Failure> {
         let (url, ca_file) = self.server()?;
         let mut environment: Vec<(&'static str, OsString)> = vec![
             ("CLAVIGER_URL", url.clone().into()),
             ("CLAVIGER_CA_FILE", ca_file.clone().into_os_string()),
         ];
-        let proof = match self.api_key()? {
-            Some(api_key) => {
-                environment
-                    .push(("CLAVIGER_API_KEY", OsString::from_vec(api_key.clone().into_bytes())));
-                Proof::ApiKey(SecretBytes::new(api_key.into_bytes()))
-            }
+        let api_key = match api_key {
+            Some(key) => Some(key),
+            None => self.own_api_key()?,
+        };
+        let proof = match api_key {
+            Some(key) => Proof::ApiKey(key),
             None => {
                 let path = login_file::path().ok();
                 let login = path.as_deref().map(|path| login_file::read(path, &url)).transpose()?;
@@ -113,11 +137,8 @@ impl Connection {
             environment.push(("CLAVIGER_IAM_URL", iam.into()));
         }
         let config = Config { url, iam_url: self.iam_url, ca_file, proof };
-        let keys = KeyService::connect(&config)?;
-        let clusters = ClusterService::connect(&config)?;
-        let admin = Admin::connect(&config)?;
-        let access = Access::connect(&config)?;
-        Ok(Link { keys, clusters, admin, access, environment })
+        let Operator { keys, clusters, admin, access } = Operator::connect(&config)?;
+        Ok(Link { keys, clusters, admin, access, environment, proof: config.proof })
     }
 
     /// The key server's URL, and its CA file.
@@ -132,34 +153,30 @@ impl Connection {
         Ok((url, ca_file))
     }
 
-    /// The API key, if one is given.
-    fn api_key(&self) -> Result<Option<String>, Failure> {
-        let api_key = match &self.api_key_file {
-            Some(path) => {
-                let shown = path.display();
-                match files::others_may(path) {
-                    files::Others::Nothing => {}
-                    // Not refused: a Secret that is mounted into a container looks like this.
-                    files::Others::Read => {
-                        eprintln!(
-                            "warning: others may read the API key in {shown}: chmod 600 {shown}"
-                        );
-                    }
-                    files::Others::Write => {
-                        return Err(Failure::new(
-                            exit::USAGE,
-                            format!("others may write to {shown}, so whose API key is in it?"),
-                            format!("look at it, then: chmod 600 {shown}"),
-                        ));
-                    }
-                }
-                files::read_text(path, API_KEY_MAX)?.trim().to_owned()
-            }
-            None => {
-                return Ok(std::env::var("CLAVIGER_API_KEY").ok().filter(|key| !key.is_empty()));
-            }
+    /// The API key that the caller gives by a file or a variable, if he does.
+    fn own_api_key(&self) -> Result<Option<SecretBytes>, Failure> {
+        let Some(path) = &self.api_key_file else {
+            let given = std::env::var_os(API_KEY).map(|key| SecretBytes::new(key.into_vec()));
+            return Ok(given.filter(|key| !key.expose().is_empty()));
         };
-        if api_key.is_empty() {
+        let shown = path.display();
+        match files::others_may(path) {
+            files::Others::Nothing => {}
+            // Not refused: a Secret that is mounted into a container looks like this.
+            files::Others::Read => {
+                eprintln!("warning: others may read the API key in {shown}: chmod 600 {shown}");
+            }
+            files::Others::Write => {
+                return Err(Failure::new(
+                    exit::USAGE,
+                    format!("others may write to {shown}, so whose API key is in it?"),
+                    format!("look at it, then: chmod 600 {shown}"),
+                ));
+            }
+        }
+        let read = files::read_secret(path, API_KEY_MAX)?;
+        let api_key = SecretBytes::new(read.expose().trim_ascii().to_vec());
+        if api_key.expose().is_empty() {
             return Err(Failure::new(
                 exit::USAGE,
                 "the API key file is empty",

@@ -2,10 +2,10 @@
 //!
 //! | code | meaning |
 //! |---|---|
-//! | 0 | done |
-//! | 1 | the answer is no: a check fell short, a key forbids it |
-//! | 2 | the command line is wrong, or the answer could not be learned |
-//! | 3 | a server or a file could not be reached; try again |
+//! | 0 | done; the answer is yes |
+//! | 1 | the answer is no: a census or a proof fell short, a key's state or a role forbids it |
+//! | 2 | the command line is wrong, names a file that cannot be read, or the answer could not be learned |
+//! | 3 | a server could not be reached or a file not be written; another try may help |
 //! | 70 | a fault of ours |
 
 use crate::render::{LINES, clean};
@@ -14,11 +14,11 @@ use std::process::ExitCode;
 
 /// The answer is no.
 pub const NO: u8 = 1;
-/// The command line is wrong.
+/// The command line is wrong, or names a file that cannot be read.
 pub const USAGE: u8 = 2;
 /// The answer could not be learned.
 pub const UNKNOWN: u8 = 2;
-/// A server or a file could not be reached; another try may help.
+/// A server could not be reached, or a file not be written; another try may help.
 pub const UNREACHABLE: u8 = 3;
 /// A fault of ours.
 pub const FAULT: u8 = 70;

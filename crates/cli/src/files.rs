@@ -43,11 +43,16 @@ pub fn others_may(path: &Path) -> Others {
     }
 }
 
+/// Reads a secret, or standard input for `-`.
+pub fn read_secret(path: &Path, max: u64) -> Result<SecretBytes, Failure> {
+    read(path, max).map(SecretBytes::new)
+}
+
 /// Reads key material, or standard input for `-`: base64, or the bytes themselves if `raw`.
 pub fn read_material(path: &Path, raw: bool) -> Result<SecretBytes, Failure> {
     use base64::Engine;
     use base64::engine::general_purpose::STANDARD;
-    let read = SecretBytes::new(read(path, MATERIAL_MAX)?);
+    let read = read_secret(path, MATERIAL_MAX)?;
     if read.expose().trim_ascii().is_empty() {
         // The server would take none for a wish to have it generated.
         return Err(Failure::new(

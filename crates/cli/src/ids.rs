@@ -68,10 +68,13 @@ pub async fn enable(
     unless_so_already(done, keys, instance, key, KeyState::Active).await
 }
 
-/// Disables a key; one that is suspended already is no failure.
-pub async fn disable(keys: &KeyService, instance: InstanceId, key: KeyId) -> Result<(), Failure> {
+/// Disables a key, and says whether that changed anything; one that is suspended already is no
+/// failure.
+pub async fn disable(keys: &KeyService, instance: InstanceId, key: KeyId) -> Result<bool, Failure> {
     let done = keys.disable(instance, key).await.map_err(Failure::from);
-    unless_so_already(done, keys, instance, key, KeyState::Suspended).await
+    let changed = done.is_ok();
+    unless_so_already(done, keys, instance, key, KeyState::Suspended).await?;
+    Ok(changed)
 }
 
 /// A change that was refused is none to complain of where the key is as wanted.

@@ -122,7 +122,9 @@ pub fn print_line(line: &str) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         Err(e) => {
             eprintln!("error: the answer cannot be written: {e}");
-            eprintln!("hint: what was asked for was done; ask for it again where there is room");
+            eprintln!(
+                "hint: what was asked for was done; look at it where there is room. What is shown once, an API key or a join token, is lost: remove it and make another"
+            );
             std::process::exit(i32::from(exit::UNREACHABLE));
         }
     }

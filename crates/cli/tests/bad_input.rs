@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -96,7 +97,7 @@ fn files_that_are_not_what_they_should_be() {
     for bad in [&none, &text, &large] {
         let env = [("CLAVIGER_URL", url), ("CLAVIGER_CA_FILE", bad), ("CLAVIGER_API_KEY", "k")];
         let said = claviger("ks cluster ls", &env);
-        assert!([2, 3].contains(&said.code), "{bad}: {} {}", said.code, said.err);
+        assert_eq!(said.code, 2, "{bad}: {}", said.err);
         let env = [("CLAVIGER_URL", url), ("CLAVIGER_CA_FILE", &good), ("CLAVIGER_API_KEY", "k")];
         let line = format!("ks cluster register shop --server https://x --ca-cert {bad}");
         let said = claviger(&line, &env);
@@ -132,7 +133,6 @@ fn a_file_that_is_there_is_not_written_over() {
 
 #[test]
 fn what_others_may_write_to_is_not_trusted() {
-    use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let (ca, key) = (ca(dir.path()), dir.path().join("key"));
     fs::write(&key, "k").unwrap();
@@ -214,7 +214,7 @@ fn a_reader_that_goes_away_is_no_panic() {
 fn an_agents_settings_that_cannot_be_read_say_why() {
     let dir = tempfile::tempdir().unwrap();
     let said = claviger(&format!("agent check --config {}", dir.path().display()), &[]);
-    assert_eq!(said.code, 3, "{}", said.err);
+    assert_eq!(said.code, 2, "{}", said.err);
     assert!(said.err.contains("directory"), "the cause is told: {}", said.err);
 }
 
@@ -255,4 +255,87 @@ fn what_a_server_would_start_with_is_told_with_where_it_comes_from() {
     let said = claviger(&line, &[]);
     assert_eq!(said.code, 2);
     assert!(said.err.contains("did you mean listen?"), "{}", said.err);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_2() {
+    let none = "/no/such/file";
+    for line in [
+        format!("agent check --config {none}"),
+        format!("agent status --config {none}"),
+        format!("agent upgrade --config {none}"),
+        format!("agent install-certificate --config {none} --in {none}"),
+        format!("census --snapshot {none}"),
+        format!("audit verify --data {none} --checkpoint {none}"),
+    ] {
+        let said = claviger(&line, &[]);
+        assert_eq!(said.code, 2, "{line}: {}", said.err);
+        assert!(said.err.contains("error: "), "{line}: {}", said.err);
+    }
+}
+
+#[test]
+fn the_first_start_of_a_server_tells_no_log_an_api_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let line = format!("server run --data {} --listen 127.0.0.1:0", data.display());
+    let said = claviger(&line, &[]);
+    assert_eq!(said.code, 2, "{}", said.err);
+    assert!(said.err.contains("--bootstrap"), "{}", said.err);
+    assert!(!said.out.contains("api-key"), "{}", said.out);
+    assert!(!data.join("claviger.db").exists(), "nothing was made");
+}
+
+#[test]
+fn a_master_key_is_made_once_and_is_ones_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("master.key");
+    let line = format!("server master-key --to {}", path.display());
+    let said = claviger(&line, &[]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.starts_with("claviger-master-key-1:") && text.len() == 87, "{}", text.len());
+    assert!(!said.out.contains(&text[22..86]), "it is in the file and nowhere else");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let said = claviger(&line, &[]);
+    assert_eq!(said.code, 2, "{}", said.err);
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    // As systemd hands it over: by an access control list, whose mask the group's bits show.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o440)).unwrap();
+    let data = dir.path().join("data").display().to_string();
+    let listen = "--listen 127.0.0.1:0";
+    let check =
+        format!("server run --check --data {data} {listen} --master-key {}", path.display());
+    assert_eq!(claviger(&check, &[]).code, 3, "others may read it");
+    let credentials = dir.path().display().to_string();
+    let said = claviger(&check, &[("CREDENTIALS_DIRECTORY", &credentials)]);
+    assert_eq!(said.code, 0, "{}", said.err);
+}
+
+#[test]
+fn a_port_that_is_taken_and_a_directory_that_is_none_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let data = dir.path().join("data");
+    let bootstrap = dir.path().join("bootstrap.json");
+    let run = |listen: &str, data: &Path| {
+        let line = format!(
+            "server run --listen {listen} --data {} --bootstrap {}",
+            data.display(),
+            bootstrap.display()
+        );
+        claviger(&line, &[])
+    };
+    let said = run(&address.to_string(), &data);
+    assert_eq!(said.code, 3, "{}", said.err);
+    assert!(said.err.contains(&address.to_string()) && said.err.contains("hint: "), "{}", said.err);
+    assert!(!bootstrap.exists(), "no API key of a server that did not start");
+    // What is a file cannot hold the database.
+    let file = dir.path().join("file");
+    fs::write(&file, "precious").unwrap();
+    let said = run("127.0.0.1:0", &file);
+    assert_eq!(said.code, 3, "{}", said.err);
+    assert!(said.err.contains("hint: "), "{}", said.err);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
 }

@@ -1,9 +1,7 @@
 //! Identity and access, as administrators use them: who can come in, by what, and what he may do.
 
-use crate::config::Config;
 use crate::error::Error;
 use crate::http::{Answer, Call, segment};
-use crate::keys::operator;
 use crate::token::Session;
 use claviger_wire::access::{
     AddedMember, AddedMembers, Group, Groups, Member, Members, NewMembers, Policies, Policy, User,
@@ -22,16 +20,10 @@ const PAGES_MAX: usize = 200;
 /// Who can come in, by what, and what he may do. Cheap to clone.
 #[derive(Clone)]
 pub struct Access {
-    session: Session,
+    pub(crate) session: Session,
 }
 
 impl Access {
-    /// For an operator. Connects with the first call.
-    pub fn connect(config: &Config) -> Result<Self, Error> {
-        let (http, iam) = operator(config)?;
-        Ok(Self { session: Session::new(http, iam, config.proof.credential()) })
-    }
-
     async fn read<T: DeserializeOwned>(&self, path: String) -> Result<T, Error> {
         self.session.send(Call::get(path)).await?.json()
     }
@@ -50,10 +42,10 @@ impl Access {
         for _ in 0..PAGES_MAX {
             match next(self.read(path).await?) {
                 Some(more) if more.starts_with('/') => path = more,
-                _ => break,
+                _ => return Ok(()),
             }
         }
-        Ok(())
+        Err(Error::protocol(format!("a list of more than {PAGES_MAX} pages")))
     }
 
     /// Who asks.

@@ -1,9 +1,7 @@
 //! Instances, access and what is on record, as administrators use them.
 
-use crate::config::Config;
 use crate::error::Error;
 use crate::http::{Call, segment};
-use crate::keys::operator;
 use crate::token::Session;
 use claviger_domain::id::{InstanceId, KeyId};
 use claviger_wire::audit::Events;
@@ -40,16 +38,10 @@ pub struct WantedEvents {
 /// The Resource Controller, who is let in, and what is on record. Cheap to clone.
 #[derive(Clone)]
 pub struct Admin {
-    session: Session,
+    pub(crate) session: Session,
 }
 
 impl Admin {
-    /// For an operator. Connects with the first call.
-    pub fn connect(config: &Config) -> Result<Self, Error> {
-        let (http, iam) = operator(config)?;
-        Ok(Self { session: Session::new(http, iam, config.proof.credential()) })
-    }
-
     /// Every instance, by name.
     pub async fn instances(&self) -> Result<Vec<ResourceInstance>, Error> {
         let mut path = "/v2/resource_instances".to_owned();

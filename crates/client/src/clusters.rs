@@ -1,16 +1,13 @@
 //! The cluster service, as operators use it.
 
-use crate::config::Config;
 use crate::error::Error;
 use crate::http::{Answer, Call, segment};
-use crate::keys::operator;
 use crate::token::Session;
 use claviger_domain::id::{AgentName, InstanceId, JobId};
 use claviger_wire::agent::{Certificate, ReissueRequest};
 use claviger_wire::ks::{
-    CancelOperation, ClusterView, Crk, EnableKms, GivenUp, JobView, KeyOwner, KmsInstance,
-    KmsStatus, NewJob, NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered, ReleaseKey,
-    Released,
+    CancelOperation, ClusterView, Crk, GivenUp, JobView, KeyOwner, KmsInstance, KmsStatus, NewJob,
+    NodeRemoved, OpenOperation, Opened, RegisterCluster, Registered, ReleaseKey, Released,
 };
 use reqwest::Method;
 use reqwest::header::HeaderValue;
@@ -19,22 +16,10 @@ use serde::de::DeserializeOwned;
 /// The cluster service. Cheap to clone. A `cluster` is an id or a name.
 #[derive(Clone)]
 pub struct ClusterService {
-    session: Session,
+    pub(crate) session: Session,
 }
 
 impl ClusterService {
-    /// The cluster service for an operator. Connects with the first call.
-    pub fn connect(config: &Config) -> Result<Self, Error> {
-        let (http, iam) = operator(config)?;
-        Ok(Self { session: Session::new(http, iam, config.proof.credential()) })
-    }
-
-    /// Asks for encryption the way IBM's clients do. Whether it was so already.
-    pub async fn enable_kms(&self, request: &EnableKms) -> Result<bool, Error> {
-        let call = Call::post("/v2/enableKMS".to_owned()).json(request)?;
-        Ok(self.session.send(call).await?.status == 200)
-    }
-
     /// The instances of the key service.
     pub async fn kms_instances(&self) -> Result<Vec<KmsInstance>, Error> {
         self.read("/v2/getKMSInstances".to_owned()).await

@@ -50,26 +50,6 @@ impl Proof {
     }
 }
 
-impl Config {
-    /// Reads `CLAVIGER_URL`, `CLAVIGER_IAM_URL` (optional), `CLAVIGER_CA_FILE` and
-    /// `CLAVIGER_API_KEY`.
-    pub fn from_env() -> Result<Self, Error> {
-        let read = |name: &str| match std::env::var(name) {
-            Ok(value) if !value.is_empty() => Ok(value),
-            Ok(_) | Err(std::env::VarError::NotPresent) => Err(Error::local(format!(
-                "{name} is not set; a cluster of `claviger dev` sets it by `. D/env`"
-            ))),
-            Err(_) => Err(Error::local(format!("{name} is not valid UTF-8"))),
-        };
-        Ok(Self {
-            url: read("CLAVIGER_URL")?,
-            iam_url: std::env::var("CLAVIGER_IAM_URL").ok().filter(|v| !v.is_empty()),
-            ca_file: PathBuf::from(read("CLAVIGER_CA_FILE")?),
-            proof: Proof::ApiKey(SecretBytes::new(read("CLAVIGER_API_KEY")?.into_bytes())),
-        })
-    }
-}
-
 /// A node agent's way to the server: its certificate is its credential.
 pub struct NodeConfig {
     /// Base URL, `https://…`.

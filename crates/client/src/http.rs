@@ -70,7 +70,6 @@ impl Call {
 
 /// A success.
 pub(crate) struct Answer {
-    pub status: u16,
     body: SecretBytes,
 }
 
@@ -208,7 +207,7 @@ impl Http {
             }
         };
         if status.is_success() {
-            return Try::Done(Answer { status: status.as_u16(), body });
+            return Try::Done(Answer { body });
         }
         let again = match (status.as_u16(), after) {
             // Sent away for calling too often.

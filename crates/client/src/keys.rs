@@ -1,6 +1,6 @@
 //! Key Protect v2, as far as clusters and operators need it.
 
-use crate::config::{self, Config, NodeConfig, SecretText};
+use crate::config::{self, NodeConfig, SecretText};
 use crate::error::Error;
 use crate::http::{Answer, Call, Http, segment};
 use crate::token::{Credential, Session};
@@ -10,8 +10,8 @@ use claviger_crypto::SecretBytes;
 use claviger_domain::id::{InstanceId, KeyId, KeyVersionId};
 use claviger_domain::key::KeyState;
 use claviger_wire::kp::{
-    Acknowledgements, ActionAnswer, Envelope, INSTANCE_HEADER, KEY_TYPE, Key, KeyVersion, NewKey,
-    Registration, RegistrationInput, RotateRequest, UnwrapRequest, WrapRequest,
+    Acknowledgements, ActionAnswer, Envelope, INSTANCE_HEADER, KEY_TYPE, Key, NewKey, Registration,
+    RegistrationInput, RotateRequest, UnwrapRequest, WrapRequest,
 };
 use reqwest::Method;
 use reqwest::header::HeaderValue;
@@ -21,13 +21,14 @@ use zeroize::{Zeroize, Zeroizing};
 const REGISTRATION_TYPE: &str = "application/vnd.ibm.kms.registration_input+json";
 /// Elements asked for at once.
 const PAGE: usize = 200;
-/// Most elements that a list is read to.
-const LIST_MAX: usize = 10_000;
+/// Most elements that a list is read to. One that has more is none to be shown or searched: a part
+/// of it would pass for the whole.
+const LIST_MAX: usize = 100_000;
 
 /// The key service. Cheap to clone; clones share the token and the connections.
 #[derive(Clone)]
 pub struct KeyService {
-    session: Session,
+    pub(crate) session: Session,
 }
 
 /// A wrapped DEK.
@@ -70,21 +71,10 @@ pub enum UnwrapOutcome {
 }
 
 impl KeyService {
-    /// The key service for an operator. Connects with the first call.
-    pub fn connect(config: &Config) -> Result<Self, Error> {
-        let (http, iam) = operator(config)?;
-        Ok(Self { session: Session::new(http, iam, config.proof.credential()) })
-    }
-
     /// The key service for a node agent, by its certificate.
     pub fn for_node(config: &NodeConfig) -> Result<Self, Error> {
         let http = node(config)?;
         Ok(Self { session: Session::new(http.clone(), http, Credential::Node) })
-    }
-
-    /// Proves that the credential is accepted.
-    pub async fn login(&self) -> Result<(), Error> {
-        self.session.login().await
     }
 
     /// Makes a key, or imports `material` (16, 24 or 32 bytes for a root key).
@@ -111,14 +101,9 @@ impl KeyService {
         first(&self.send(instance, call?).await?)
     }
 
-    /// Every key of an instance but the deleted ones, 10,000 at most.
+    /// Every key of an instance but the deleted ones. Fails beyond 100,000.
     pub async fn list(&self, instance: InstanceId) -> Result<Vec<Key>, Error> {
         self.pages(instance, "/api/v2/keys?").await
-    }
-
-    /// A key with its payload, where it is a standard key.
-    pub async fn get(&self, instance: InstanceId, key: KeyId) -> Result<Key, Error> {
-        first(&self.send(instance, Call::get(path(key, ""))).await?)
     }
 
     /// A key without its payload.
@@ -134,15 +119,6 @@ impl KeyService {
     ) -> Result<Acknowledgements, Error> {
         let path = format!("/v3/instances/{instance}/keys/{key}/acknowledgements");
         self.send(instance, Call::get(path)).await?.json()
-    }
-
-    /// The versions of a root key, newest first, 10,000 at most; of a deleted key too.
-    pub async fn versions(
-        &self,
-        instance: InstanceId,
-        key: KeyId,
-    ) -> Result<Vec<KeyVersion>, Error> {
-        self.pages(instance, &path(key, "/versions?allKeyStates=true&")).await
     }
 
     /// Wraps `plaintext` under the current version, or 32 new random bytes.
@@ -218,26 +194,6 @@ impl KeyService {
         }
     }
 
-    /// The same DEK under the current version.
-    pub async fn rewrap(
-        &self,
-        instance: InstanceId,
-        key: KeyId,
-        ciphertext: &str,
-        aad: &[String],
-    ) -> Result<WrappedDek, Error> {
-        let body = UnwrapRequest { ciphertext: ciphertext.to_owned(), aad: aads(aad) };
-        let call = Call::post(path(key, "/actions/rewrap")).idempotent().json(&body)?;
-        let answer: ActionAnswer = self.send(instance, call).await?.json()?;
-        let version = answer.rewrapped_key_version.or(answer.key_version);
-        match (answer.ciphertext, version) {
-            (Some(ciphertext), Some(version)) => {
-                Ok(WrappedDek { ciphertext, version: KeyVersionId(version.id), plaintext: None })
-            }
-            _ => Err(Error::protocol("rewrap answered without a ciphertext or key version")),
-        }
-    }
-
     /// Makes a new version current; `material` for imported keys, and for no others.
     pub async fn rotate(
         &self,
@@ -274,7 +230,7 @@ impl KeyService {
         first(&self.send(instance, Call::post(path(key, "/restore"))).await?)
     }
 
-    /// Which resources use a key, 10,000 at most.
+    /// Which resources use a key. Fails beyond 100,000.
     pub async fn registrations(
         &self,
         instance: InstanceId,
@@ -305,17 +261,6 @@ impl KeyService {
         self.registration(Method::PUT, instance, key, crn, input).await
     }
 
-    /// Changes what `input` names in the registration of `crn`.
-    pub async fn change_registration(
-        &self,
-        instance: InstanceId,
-        key: KeyId,
-        crn: &str,
-        input: &RegistrationInput,
-    ) -> Result<Registration, Error> {
-        self.registration(Method::PATCH, instance, key, crn, input).await
-    }
-
     /// Makes sure that `crn` is registered on a key as `input` says, whatever was there before.
     pub async fn ensure_registration(
         &self,
@@ -335,17 +280,6 @@ impl KeyService {
             }
             other => other,
         }
-    }
-
-    /// Removes the registration of `crn`.
-    pub async fn unregister(
-        &self,
-        instance: InstanceId,
-        key: KeyId,
-        crn: &str,
-    ) -> Result<(), Error> {
-        let path = path(key, &format!("/registrations/{}", segment(crn)));
-        self.send(instance, Call::new(Method::DELETE, path)).await.map(|_| ())
     }
 
     async fn registration(
@@ -379,8 +313,13 @@ impl KeyService {
             let page: Envelope<T> = self.send(instance, call).await?.json()?;
             let last = page.resources.len() < PAGE;
             all.extend(page.resources);
-            if last || all.len() >= LIST_MAX {
+            if last {
                 return Ok(all);
+            }
+            if all.len() >= LIST_MAX {
+                return Err(Error::local(format!(
+                    "the list has more than {LIST_MAX} elements and is not read to its end; name a key by its id"
+                )));
             }
         }
     }
@@ -403,16 +342,6 @@ fn outcome(error: Error) -> UnwrapOutcome {
         | Error::Protocol { .. }
         | Error::Local { .. } => UnwrapOutcome::Unknown(error),
     }
-}
-
-pub(crate) fn operator(config: &Config) -> Result<(Http, Http), Error> {
-    let base = config::base(&config.url)?;
-    let iam = match &config.iam_url {
-        Some(url) => config::base(url)?,
-        None => base.clone(),
-    };
-    let client = config::client(&config::read_ca(&config.ca_file)?, None)?;
-    Ok((Http { client: client.clone(), base }, Http { client, base: iam }))
 }
 
 pub(crate) fn node(config: &NodeConfig) -> Result<Http, Error> {

@@ -1,9 +1,10 @@
 //! The server seen from outside: tokens, deadlines, retries.
 //!
 //! [`KeyService`] is Key Protect v2, [`ClusterService`] what operators ask of clusters, [`Access`]
-//! who may do what, [`AgentApi`] what a node agent and the server say to each other. All go over TLS 1.3 to a
-//! server whose certificate one given CA has signed, and to no other; proxies and the system's
-//! own trust are not looked at. Only who logs in asks his issuer as well ([`People`]).
+//! who may do what, [`AgentApi`] what a node agent and the server say to each other; an [`Operator`]
+//! has all but the last by one login. All go over TLS 1.3 to a server whose certificate one given CA
+//! has signed, and to no other; proxies and the system's own trust are not looked at. Only who logs
+//! in asks his issuer as well ([`People`]).
 //!
 //! What an [`Error`] is decides whether a cluster is fenced: see [`UnwrapOutcome`].
 
@@ -16,6 +17,7 @@ mod error;
 mod http;
 mod keys;
 mod login;
+mod operator;
 mod token;
 mod trace;
 
@@ -27,4 +29,5 @@ pub use config::{Config, NodeConfig, Proof};
 pub use error::Error;
 pub use keys::{KeyService, UnwrapOutcome, Unwrapped, WrappedDek};
 pub use login::{LoggedIn, Pending, People, exchange};
+pub use operator::Operator;
 pub use trace::continue_trace;

@@ -62,11 +62,6 @@ impl Session {
         }
     }
 
-    /// Fetches a token if none is held, to prove that the credential is accepted.
-    pub async fn login(&self) -> Result<(), Error> {
-        self.bearer(None, Instant::now() + CALL).await.map(|_| ())
-    }
-
     /// A token other than number `refused`, its number, and whether it was fetched just now.
     async fn bearer(
         &self,

@@ -4,7 +4,7 @@
 
 mod common;
 
-use claviger_client::{AgentApi, Error, KeyService, UnwrapOutcome};
+use claviger_client::{AgentApi, Error, KeyService, Operator, UnwrapOutcome, WantedEvents};
 use claviger_domain::id::{InstanceId, KeyId};
 use claviger_domain::key::KeyState;
 use claviger_wire::agent::{JoinRequest, LeaseRequest};
@@ -34,7 +34,7 @@ async fn one_token_serves_many_calls_and_a_refused_one_is_replaced_once() {
         _ => key(KeyState::Active),
     })
     .await;
-    let keys = KeyService::connect(&server.config()).unwrap();
+    let keys = Operator::connect(&server.config()).unwrap().keys;
     let (instance, id) = ids();
     for _ in 0..2 {
         keys.metadata(instance, id).await.unwrap();
@@ -63,7 +63,7 @@ async fn a_token_near_its_end_is_not_kept_and_a_wrong_key_is_named() {
         _ => key(KeyState::Active),
     })
     .await;
-    let keys = KeyService::connect(&server.config()).unwrap();
+    let keys = Operator::connect(&server.config()).unwrap().keys;
     let (instance, id) = ids();
     keys.metadata(instance, id).await.unwrap();
     keys.metadata(instance, id).await.unwrap();
@@ -81,7 +81,7 @@ async fn only_what_may_be_said_twice_is_said_again() {
         _ => (503, "retry-after: 0\r\n", "".into()),
     })
     .await;
-    let keys = KeyService::connect(&server.config()).unwrap();
+    let keys = Operator::connect(&server.config()).unwrap().keys;
     let (instance, id) = ids();
     keys.metadata(instance, id).await.unwrap();
     assert_eq!(server.count("GET"), 3);
@@ -126,7 +126,7 @@ async fn conclude(answers: impl Fn(&Asked, usize) -> Answer + Send + Sync + 'sta
         _ => answers(asked, before),
     })
     .await;
-    let keys = KeyService::connect(&server.config()).unwrap();
+    let keys = Operator::connect(&server.config()).unwrap().keys;
     let (instance, id) = ids();
     match keys.try_unwrap(instance, id, "text", &["a".to_owned()]).await {
         UnwrapOutcome::Opened(opened) => format!("opened {:?}", opened.plaintext.expose()),
@@ -192,7 +192,7 @@ async fn a_server_that_is_away_mute_or_another_is_not_a_suspended_key() {
     .await;
     let (instance, id) = ids();
     let begun = Instant::now();
-    let keys = KeyService::connect(&server.config()).unwrap();
+    let keys = Operator::connect(&server.config()).unwrap().keys;
     let mute = keys.try_unwrap(instance, id, "text", &[]).await;
     assert!(matches!(mute, UnwrapOutcome::Unknown(Error::Unreachable { .. })));
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
@@ -200,21 +200,21 @@ async fn a_server_that_is_away_mute_or_another_is_not_a_suspended_key() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut config = server.config();
     config.url = format!("https://{free}");
-    let away = KeyService::connect(&config).unwrap().metadata(instance, id).await.unwrap_err();
+    let away = Operator::connect(&config).unwrap().keys.metadata(instance, id).await.unwrap_err();
     assert!(away.is_unreachable(), "{away}");
     assert!(away.to_string().contains("refused"), "{away}");
 
     let other = Server::start(|_, _| refusal(409, "KEY_ACTION_INVALID_STATE_ERR")).await;
     let mut config = server.config();
     config.url = other.url.clone();
-    let keys = KeyService::connect(&config).unwrap();
+    let keys = Operator::connect(&config).unwrap().keys;
     let wrong = keys.try_unwrap(instance, id, "text", &[]).await;
     let UnwrapOutcome::Unknown(Error::Tls { what, .. }) = wrong else { panic!("not TLS") };
     assert!(what.contains("not signed by the CA"), "{what}");
 
     let mut config = other.config();
     config.url = other.url.replace("localhost", "127.0.0.1");
-    let name = KeyService::connect(&config).unwrap().metadata(instance, id).await.unwrap_err();
+    let name = Operator::connect(&config).unwrap().keys.metadata(instance, id).await.unwrap_err();
     assert!(name.to_string().contains("another name"), "{name}");
 
     // Something that is no TLS server at all.
@@ -226,7 +226,7 @@ async fn a_server_that_is_away_mute_or_another_is_not_a_suspended_key() {
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
         }
     });
-    let error = KeyService::connect(&config).unwrap().metadata(instance, id).await.unwrap_err();
+    let error = Operator::connect(&config).unwrap().keys.metadata(instance, id).await.unwrap_err();
     assert!(matches!(&error, Error::Tls { what, .. } if what.contains("right port")), "{error}");
 }
 
@@ -286,7 +286,38 @@ async fn lists_are_read_page_by_page() {
         }
     })
     .await;
-    let keys = KeyService::connect(&server.config()).unwrap();
+    let keys = Operator::connect(&server.config()).unwrap().keys;
     assert_eq!(keys.list(InstanceId::random()).await.unwrap().len(), 450);
     assert_eq!(server.count("GET"), 3);
+}
+
+#[tokio::test]
+async fn an_operator_logs_in_once_whatever_he_asks() {
+    let server = Server::start(|asked, _| match asked.line.as_str() {
+        TOKEN => token(),
+        line if line.contains("/v3/audit") => (200, "", r#"{"events":[],"next":null}"#.to_owned()),
+        line if line.contains("/v2/vpc/getClusters") => (200, "", "[]".to_owned()),
+        _ => key(KeyState::Active),
+    })
+    .await;
+    let operator = Operator::connect(&server.config()).unwrap();
+    let (instance, id) = ids();
+    operator.keys.metadata(instance, id).await.unwrap();
+    assert!(operator.clusters.list().await.unwrap().is_empty());
+    assert!(operator.admin.events(&WantedEvents::default(), 1).await.unwrap().events.is_empty());
+    assert_eq!(server.count(TOKEN), 1);
+}
+
+#[tokio::test]
+async fn a_list_that_is_not_read_to_its_end_is_an_error() {
+    let page = vec![Key { name: "k".to_owned(), ..Key::default() }; 200];
+    let page = serde_json::to_string(&Envelope::of(KEY_TYPE, page)).unwrap();
+    let server = Server::start(move |asked, _| match asked.line.as_str() {
+        TOKEN => token(),
+        _ => (200, "", page.clone()),
+    })
+    .await;
+    let keys = Operator::connect(&server.config()).unwrap().keys;
+    let error = keys.list(InstanceId::random()).await.unwrap_err();
+    assert!(error.to_string().contains("more than 100000"), "{error}");
 }

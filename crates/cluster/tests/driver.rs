@@ -350,13 +350,19 @@ impl<P: Supervisor> Bench<P> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_suspended_key_fences_and_an_active_one_brings_the_node_back() {
+async fn a_suspended_expired_or_deleted_key_fences_and_an_active_one_brings_the_node_back() {
+    for state in [KeyState::Suspended, KeyState::Deactivated, KeyState::Destroyed] {
+        fences_and_comes_back(state).await;
+    }
+}
+
+async fn fences_and_comes_back(state: KeyState) {
     let mut b = bench();
     b.node.took(b.says(KeyState::Active, 1)).unwrap();
     assert_eq!(b.look().await, Access::Open);
     assert!(b.node.plugin.key_id().is_some());
 
-    b.node.took(b.says(KeyState::Suspended, 2)).unwrap();
+    b.node.took(b.says(state, 2)).unwrap();
     assert!(matches!(b.look().await, Access::Fenced { event: 2, .. }));
     assert!(!b.alive() && b.node.plugin.key_id().is_none());
     assert!(b.home.join("fence.json").exists());
@@ -364,7 +370,7 @@ async fn a_suspended_key_fences_and_an_active_one_brings_the_node_back() {
     assert!(told.len() == 1 && told[0].fenced && told[0].event == 2);
 
     // The server's word alone does not lift it: the key service must unwrap.
-    *b.service.0.lock().unwrap() = Some(KeyState::Suspended);
+    *b.service.0.lock().unwrap() = Some(state);
     b.node.took(b.says(KeyState::Active, 3)).unwrap();
     assert!(matches!(b.look().await, Access::Fenced { event: 2, .. }));
     assert!(!b.alive() && b.node.plugin.key_id().is_none());

@@ -2,7 +2,9 @@
 //!
 //! The master key is 256 random bits. Its file holds one line, `claviger-master-key-1:` and 64
 //! hexadecimal digits, has mode 0600 and belongs to the user who runs the server; anything else
-//! is refused, since a key that others can read is no key. Sealed material is a sealed box
+//! is refused, since a key that others can read is no key. But for what systemd hands over in
+//! `$CREDENTIALS_DIRECTORY`: it lets the service's user in by an access control list, so the file is
+//! root's and its group's bits show what the list allows at most. Sealed material is a sealed box
 //! (`claviger_crypto::sealed`) under the master key with the label `claviger root material 1`
 //! and instance, key and version as its context.
 
@@ -194,22 +196,46 @@ fn context(version: &RootVersion) -> [&[u8]; 3] {
 }
 
 /// Reads a key out of its file, whose line begins with `prefix` ([`MASTER`] or [`RECOVERY`]).
+/// Refused if others may read it, or it is not the caller's; a credential of systemd may be root's.
 pub fn read_key(path: &Path, prefix: &'static str) -> Result<Key32, KeyFileError> {
     let failed = |e: std::io::Error| KeyFileError::File { path: path.into(), why: e.to_string() };
     let mut file = File::open(path).map_err(failed)?;
     // Of the opened file, so that it cannot be exchanged between look and read.
     let metadata = file.metadata().map_err(failed)?;
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(KeyFileError::Mode { path: path.into(), mode });
-    }
+    let (mode, owner) = (metadata.permissions().mode() & 0o777, metadata.uid());
     let me = rustix::process::geteuid().as_raw();
-    if metadata.uid() != me {
-        return Err(KeyFileError::Owner { path: path.into(), owner: metadata.uid(), me });
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let credential = credentials.is_some_and(|dir| path.parent() == Some(dir.as_path()));
+    match trusted(mode, owner, me, credential) {
+        Trusted::Yes => {}
+        Trusted::Mode => return Err(KeyFileError::Mode { path: path.into(), mode }),
+        Trusted::Owner => return Err(KeyFileError::Owner { path: path.into(), owner, me }),
     }
     let mut text = Zeroizing::new(Vec::with_capacity(128));
     (&mut file).take(128).read_to_end(&mut text).map_err(failed)?;
     parse_key(&text, prefix).ok_or_else(|| KeyFileError::Form { path: path.into(), prefix })
+}
+
+/// Whether nobody but who should can have read or written a key file.
+#[derive(Debug, PartialEq, Eq)]
+enum Trusted {
+    Yes,
+    /// Others may.
+    Mode,
+    /// Its owner may.
+    Owner,
+}
+
+fn trusted(mode: u32, owner: u32, me: u32, credential: bool) -> Trusted {
+    // Where the file system knows no lists systemd gives the file away instead.
+    let (others, owners) = if credential { (0o037, [me, 0]) } else { (0o077, [me, me]) };
+    if mode & others != 0 {
+        Trusted::Mode
+    } else if !owners.contains(&owner) {
+        Trusted::Owner
+    } else {
+        Trusted::Yes
+    }
 }
 
 /// Reads a key out of the text of its file, however that was handed over.
@@ -292,6 +318,27 @@ mod tests {
         assert!(matches!(read_key(&recovery, MASTER), Err(KeyFileError::Form { .. })));
         std::fs::remove_file(recovery).expect("removes");
         assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 1);
+    }
+
+    #[test]
+    fn a_key_file_is_its_users_alone_or_a_credential_of_systemd() {
+        use Trusted::{Mode, Owner, Yes};
+        for (mode, owner, credential, want) in [
+            (0o600, 7, false, Yes),
+            (0o400, 7, false, Yes),
+            (0o440, 7, false, Mode),
+            (0o604, 7, false, Mode),
+            (0o600, 0, false, Owner),
+            (0o600, 8, false, Owner),
+            // By a list of tmpfs; where there are none, on ramfs.
+            (0o440, 0, true, Yes),
+            (0o400, 7, true, Yes),
+            (0o460, 0, true, Mode),
+            (0o444, 0, true, Mode),
+            (0o440, 8, true, Owner),
+        ] {
+            assert_eq!(trusted(mode, owner, 7, credential), want, "{mode:o} {owner} {credential}");
+        }
     }
 
     #[test]

@@ -18,11 +18,10 @@ use std::time::{Duration, Instant};
 /// much again for a busy machine.
 const KEEPER: Duration = Duration::from_secs(60);
 
-/// Order of ending, and how long each may take by itself. The keeper goes first, since it would
-/// start the others again; agents before API servers for the same reason. An API server with one
-/// open watch would take a minute; nothing is lost by killing it.
-const ORDER: [(&str, Duration); 5] = [
-    ("keeper", Duration::from_secs(60)),
+/// Order of ending once the keeper is gone, and how long each may take by itself. Agents go before
+/// API servers, since they would start them again. An API server with one open watch would take a
+/// minute; nothing is lost by killing it.
+const ORDER: [(&str, Duration); 4] = [
     ("agent-", Duration::from_secs(5)),
     ("apiserver-", Duration::from_secs(3)),
     ("server", Duration::from_secs(12)),
@@ -30,7 +29,7 @@ const ORDER: [(&str, Duration); 5] = [
 ];
 
 /// Everything that a cluster writes into its directory.
-const ENTRIES: [&str; 13] = [
+const ENTRIES: [&str; 14] = [
     "units",
     "logs",
     "pki",
@@ -39,6 +38,7 @@ const ENTRIES: [&str; 13] = [
     "kubeconfig",
     "bootstrap.json",
     "server-ca.pem",
+    "people.json",
     "cluster.json",
     "ports.json",
     "keeper.lock",
@@ -61,9 +61,6 @@ pub fn down(layout: &Layout, purge: bool) -> Result<(), DevError> {
 /// Ends every part but the keeper; for the keeper itself, which holds the lock.
 pub fn end_parts(layout: &Layout, spec: &Spec) -> Result<(), DevError> {
     for (prefix, grace) in ORDER {
-        if prefix == "keeper" {
-            continue;
-        }
         end_units(layout, prefix, grace)?;
     }
     // What the parts themselves started and left behind. Our own unit is not among them: a

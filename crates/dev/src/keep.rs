@@ -19,6 +19,7 @@ use claviger_supervise::unit::ProcessUnit;
 use claviger_supervise::{SuperviseError, Supervisor, proc};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -82,7 +83,11 @@ pub struct Keeper<'a> {
     probe: Probe,
     watches: Vec<Watch>,
     rights: bool,
+    /// What went wrong in the last round and is tried again in the next.
+    troubles: Vec<String>,
     told: Option<Progress>,
+    /// Whether that is in the file, too.
+    written: bool,
     _lock: KeeperLock,
 }
 
@@ -105,7 +110,16 @@ impl<'a> Keeper<'a> {
             })
         });
         let watches = watches.collect::<Result<_, DevError>>()?;
-        Ok(Self { dev, probe: Probe::new(dev)?, watches, rights: false, told: None, _lock: lock })
+        Ok(Self {
+            dev,
+            probe: Probe::new(dev)?,
+            watches,
+            rights: false,
+            troubles: Vec::new(),
+            told: None,
+            written: false,
+            _lock: lock,
+        })
     }
 
     /// Keeps until `until` ends. Says every change of what it waits for to `say`.
@@ -123,9 +137,12 @@ impl<'a> Keeper<'a> {
             }
             let progress = self.progress()?;
             if self.told.as_ref() != Some(&progress) {
-                files::write_json(&self.dev.layout.progress(), &progress)?;
                 say(&progress);
                 self.told = Some(progress);
+                self.written = false;
+            }
+            if !self.written {
+                self.write_progress();
             }
             tokio::select! {
                 biased;
@@ -154,25 +171,46 @@ impl<'a> Keeper<'a> {
             }
         }
         registration::take_over(self.dev)?;
+        let before = std::mem::take(&mut self.troubles);
         if !registration::done(self.dev)
             && self.is_ready(Part::Server)
             && let Err(e) = registration::register(self.dev).await
         {
-            tracing::warn!(error = %e, "the cluster is not registered yet; trying again");
+            self.trouble("the cluster is not registered yet", &e);
         }
         if !people::done(self.dev)?
             && self.is_ready(Part::Server)
             && let Err(e) = people::let_in(self.dev).await
         {
-            tracing::warn!(error = %e, "not everybody has an API key yet; trying again");
+            self.trouble("not everybody has an API key yet", &e);
         }
         if !self.rights && self.is_ready(Part::ApiServer(1)) {
             match self.probe.apply_rights(self.dev).await {
                 Ok(()) => self.rights = true,
-                Err(e) => tracing::warn!(error = %e, "the agents have no rights yet; trying again"),
+                Err(e) => self.trouble("the agents have no rights yet", &e),
             }
         }
-        environment::write(self.dev, &self.pids())
+        // A full disk must not end the keeper: what it keeps goes on, and there may be room again.
+        if let Err(e) = environment::write(self.dev, &self.pids()) {
+            self.trouble("the file of variables cannot be written", &e);
+        }
+        for new in self.troubles.iter().filter(|trouble| !before.contains(trouble)) {
+            tracing::warn!("{new}; trying again");
+        }
+        Ok(())
+    }
+
+    /// Notes what is tried again, for the log and for those who wait.
+    fn trouble(&mut self, what: &str, why: &dyn fmt::Display) {
+        self.troubles.push(format!("{what}: {why}"));
+    }
+
+    fn write_progress(&mut self) {
+        match files::write_json(&self.dev.layout.progress(), &self.told) {
+            Ok(()) => self.written = true,
+            // Those who wait are told when there is room again.
+            Err(e) => tracing::debug!(error = %e, "the progress cannot be written; trying again"),
+        }
     }
 
     /// Brings what is known of a part up to date.
@@ -272,7 +310,8 @@ impl<'a> Keeper<'a> {
             answer: "that this process does not live".to_owned(),
         })?;
         let waiting = self.watches.iter().filter(|w| !w.ready);
-        let notes: Vec<String> = waiting.map(|w| format!("{}: {}", w.part, w.note)).collect();
+        let mut notes: Vec<String> = waiting.map(|w| format!("{}: {}", w.part, w.note)).collect();
+        notes.extend(self.troubles.iter().cloned());
         let ready = self.watches.iter().all(|w| w.ready || w.held)
             && people::done(self.dev)?
             && (self.rights || self.dev.binaries.is_none() || !self.is_ready(Part::ApiServer(1)));

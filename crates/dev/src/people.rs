@@ -5,7 +5,7 @@ use crate::error::DevError;
 use crate::files;
 use crate::parts::{Dev, Part};
 use crate::registration;
-use claviger_client::{Admin, Config, Proof};
+use claviger_client::{Config, Operator, Proof};
 use claviger_crypto::SecretBytes;
 use claviger_domain::access::{PlatformRole, ServiceRole};
 use claviger_wire::iam::{NewPrincipal, RoleOn};
@@ -74,7 +74,7 @@ pub async fn let_in(dev: &Dev) -> Result<(), DevError> {
         answer: e.to_string(),
     };
     let Some(found) = registration::bootstrap(dev)? else { return Ok(()) };
-    let admin = Admin::connect(&Config {
+    let operator = Operator::connect(&Config {
         url: dev.server_url(),
         iam_url: None,
         ca_file: dev.layout.server_ca(),
@@ -86,7 +86,7 @@ pub async fn let_in(dev: &Dev) -> Result<(), DevError> {
         if known.contains_key(variable) {
             continue;
         }
-        let made = admin.create_principal(&new).await.map_err(answer)?;
+        let made = operator.admin.create_principal(&new).await.map_err(answer)?;
         known.insert(variable.to_owned(), made.apikey.unwrap_or_default());
         files::write_json(&dev.layout.people(), &known)?;
     }

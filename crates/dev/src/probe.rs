@@ -6,7 +6,6 @@ use crate::layout;
 use crate::parts::{Dev, Part};
 use crate::pki::AGENT_USER;
 use reqwest::{Certificate, Client, Identity};
-use serde_json::json;
 use std::fmt;
 use std::time::Duration;
 
@@ -80,7 +79,7 @@ impl Probe {
             let request = kube
                 .patch(&url)
                 .header("content-type", "application/apply-patch+yaml")
-                .body(object.to_string());
+                .body(object);
             let answer =
                 |text: String| DevError::Answer { part: "apiserver-1".into(), answer: text };
             let response = request.send().await.map_err(|e| answer(chain(&e)))?;
@@ -94,53 +93,12 @@ impl Probe {
     }
 }
 
-/// What an agent does in the cluster: the rewrite and the canary (Secrets, a namespace), and
-/// looking at how the API server is and who could refuse the rewrite.
-fn rights() -> [(&'static str, serde_json::Value); 2] {
-    let api = "rbac.authorization.k8s.io";
-    let version = format!("{api}/v1");
-    [
-        (
-            "clusterroles",
-            json!({
-                "apiVersion": version, "kind": "ClusterRole", "metadata": { "name": AGENT_USER },
-                "rules": [
-                    {
-                        "apiGroups": [""], "resources": ["secrets"],
-                        "verbs": ["get", "list", "patch", "update", "create", "delete"],
-                    },
-                    { "apiGroups": [""], "resources": ["namespaces"], "verbs": ["get", "create"] },
-                    {
-                        "apiGroups": ["admissionregistration.k8s.io"],
-                        "resources": [
-                            "mutatingwebhookconfigurations", "validatingwebhookconfigurations",
-                        ],
-                        "verbs": ["list"],
-                    },
-                    {
-                        "apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
-                        "verbs": ["list"],
-                    },
-                    {
-                        "nonResourceURLs": [
-                            "/healthz", "/healthz/*", "/readyz", "/readyz/*", "/livez", "/livez/*",
-                            "/metrics", "/version",
-                        ],
-                        "verbs": ["get"],
-                    },
-                ],
-            }),
-        ),
-        (
-            "clusterrolebindings",
-            json!({
-                "apiVersion": version, "kind": "ClusterRoleBinding",
-                "metadata": { "name": AGENT_USER },
-                "roleRef": { "apiGroup": api, "kind": "ClusterRole", "name": AGENT_USER },
-                "subjects": [{ "apiGroup": api, "kind": "User", "name": AGENT_USER }],
-            }),
-        ),
-    ]
+/// What an agent may do in the cluster: the manifest that operators apply, too.
+const RIGHTS: &str = include_str!("../../../deploy/kubernetes/agent-rights.yaml");
+
+/// Its objects, each with the name of its kind in a path.
+fn rights() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ["clusterroles", "clusterrolebindings"].into_iter().zip(RIGHTS.split("---\n"))
 }
 
 fn client(dev: &Dev, ca: &str, identity: Option<&str>) -> Result<Client, DevError> {

@@ -5,7 +5,7 @@ use crate::error::DevError;
 use crate::files;
 use crate::layout;
 use crate::parts::{Dev, Part};
-use claviger_client::{ClusterService, Config, Error, Proof};
+use claviger_client::{Config, Error, Operator, Proof};
 use claviger_crypto::SecretBytes;
 use claviger_wire::ks::RegisterCluster;
 use serde::{Deserialize, Serialize};
@@ -57,7 +57,7 @@ pub fn done(dev: &Dev) -> bool {
 pub async fn register(dev: &Dev) -> Result<(), DevError> {
     let answer = |text: String| DevError::Answer { part: Part::Server.to_string(), answer: text };
     let Some(found) = bootstrap(dev)? else { return Ok(()) };
-    let service = ClusterService::connect(&Config {
+    let operator = Operator::connect(&Config {
         url: dev.server_url(),
         iam_url: None,
         ca_file: dev.layout.server_ca(),
@@ -70,8 +70,10 @@ pub async fn register(dev: &Dev) -> Result<(), DevError> {
         ca: files::read_text(&dev.layout.certificate("ca"))?,
         admin_kubeconfig: Some(files::read_text(&dev.layout.kubeconfig())?),
     };
-    let mut registered = match service.register(&wanted).await {
-        Err(Error::Refused { status: 409, .. }) => service.join_token(&dev.spec.name).await,
+    let mut registered = match operator.clusters.register(&wanted).await {
+        Err(Error::Refused { status: 409, .. }) => {
+            operator.clusters.join_token(&dev.spec.name).await
+        }
         other => other,
     }
     .map_err(|e| answer(e.to_string()))?;
@@ -79,8 +81,11 @@ pub async fn register(dev: &Dev) -> Result<(), DevError> {
         files::write(&dev.layout.join_token(number), registered.join_token.as_bytes())?;
         files::write(&dev.layout.agent_config(number), settings(dev, number)?.as_bytes())?;
         if number < dev.spec.apiservers {
-            registered =
-                service.join_token(&dev.spec.name).await.map_err(|e| answer(e.to_string()))?;
+            registered = operator
+                .clusters
+                .join_token(&dev.spec.name)
+                .await
+                .map_err(|e| answer(e.to_string()))?;
         }
     }
     let known = Known { id: registered.id.to_string() };

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 
-/// API servers that one machine can be asked for: one, or the three of a usual control plane.
+/// API servers that one machine can be asked for: one, the three of a usual control plane, or the
+/// five of a large one.
 const MAX_APISERVERS: u32 = 5;
 /// Where ports are chosen from: below the range that Linux gives to outgoing connections, so
 /// that none of them is on a port when a part is restarted.

@@ -55,8 +55,8 @@ pub fn keep_in_background(dev: &Dev) -> Result<(), DevError> {
         "--dir".to_owned(),
         dev.layout.dir.display().to_string(),
     ];
-    // What says where programs are and how much to log must reach the keeper as well.
-    let passed = ["KUBEBUILDER_ASSETS", "CLAVIGER_CACHE", "RUST_LOG", "RUST_BACKTRACE"];
+    // What says where programs are must reach the keeper as well.
+    let passed = ["KUBEBUILDER_ASSETS", "CLAVIGER_CACHE", "RUST_BACKTRACE"];
     let env: BTreeMap<String, String> = passed
         .iter()
         .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)))

@@ -42,13 +42,17 @@ const EXEC_WAIT: Duration = Duration::from_secs(1);
 /// only while somebody goes on starting them.
 const ENDS_MAX: usize = 8;
 
+/// Variables of the starter that its programs have too.
+const PASSED_ON: [&str; 5] = ["PATH", "HOME", "TMPDIR", "CLAVIGER_LOG", "CLAVIGER_LOG_FORMAT"];
+
 /// What a unit runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Command {
     /// Program (absolute path) and arguments.
     pub argv: Vec<String>,
-    /// Environment; of the starter's only PATH, HOME and TMPDIR are passed on.
+    /// Environment; of the starter's only PATH, HOME, TMPDIR and what says how much to log are
+    /// passed on.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
     /// Host name for a UTS namespace of its own; without the right to make one the program
@@ -251,7 +255,7 @@ impl ProcessUnit {
         argv.extend(extra_args.iter().map(String::as_str));
         let mut child = std::process::Command::new(argv[0]);
         child.args(&argv[1..]).env_clear();
-        for name in ["PATH", "HOME", "TMPDIR"] {
+        for name in PASSED_ON {
             if let Some(value) = std::env::var_os(name) {
                 child.env(name, value);
             }

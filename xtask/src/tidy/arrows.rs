@@ -87,18 +87,26 @@ fn read_table(text: &str) -> Result<Table, String> {
 fn compare(path: &str, manifest: &str, allowed: &BTreeSet<String>) -> Result<Vec<String>, String> {
     let parsed: toml::Table = manifest.parse().map_err(|e| format!("{path}: {e}"))?;
     let mut complaints = Vec::new();
-    for section in ["dependencies", "build-dependencies"] {
-        let Some(named) = parsed.get(section).and_then(toml::Value::as_table) else { continue };
-        for key in named.keys() {
-            let Some(other) = key.strip_prefix("claviger-") else { continue };
-            if !allowed.contains(other) {
-                let line = manifest
-                    .lines()
-                    .position(|line| line.trim_start().starts_with(key.as_str()))
-                    .map_or(0, |index| index + 1);
-                complaints.push(format!(
-                    "{path}:{line}: may not name {other}; docs/architecture.md says which way arrows point"
-                ));
+    // Of every machine, and of some machines alone.
+    let targets = parsed.get("target").and_then(toml::Value::as_table);
+    let targets =
+        targets.into_iter().flat_map(|all| all.values()).filter_map(toml::Value::as_table);
+    for section in std::iter::once(&parsed).chain(targets) {
+        for kind in ["dependencies", "build-dependencies"] {
+            let Some(named) = section.get(kind).and_then(toml::Value::as_table) else { continue };
+            for (key, value) in named {
+                // Under another name it is the same crate.
+                let package = value.get("package").and_then(toml::Value::as_str).unwrap_or(key);
+                let Some(other) = package.strip_prefix("claviger-") else { continue };
+                if !allowed.contains(other) {
+                    let line = manifest
+                        .lines()
+                        .position(|line| line.trim_start().starts_with(key.as_str()))
+                        .map_or(0, |index| index + 1);
+                    complaints.push(format!(
+                        "{path}:{line}: may not name {other}; docs/architecture.md says which way arrows point"
+                    ));
+                }
             }
         }
     }
@@ -145,5 +153,21 @@ more text";
                 .iter()
                 .all(|c| c.contains("cli"))
         );
+    }
+
+    #[test]
+    fn an_arrow_is_seen_wherever_it_is_written() {
+        let table = read_table(MAP).expect("reads");
+        for manifest in [
+            "[build-dependencies]\nclaviger-cli.workspace = true\n",
+            "[target.'cfg(unix)'.dependencies]\nclaviger-cli = \"1\"\n",
+            "[dependencies]\nharmless = { package = \"claviger-cli\", path = \"x\" }\n",
+        ] {
+            let complaints = compare("x/Cargo.toml", manifest, &table["store"]).expect("parses");
+            let wanted = "x/Cargo.toml:2: may not name cli";
+            assert!(complaints.iter().any(|c| c.starts_with(wanted)), "{manifest} {complaints:?}");
+        }
+        let fine = "[dependencies]\nx = { package = \"claviger-domain\", path = \"x\" }\n";
+        assert_eq!(compare("x", fine, &table["store"]).expect("parses"), Vec::<String>::new());
     }
 }

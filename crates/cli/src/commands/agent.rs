@@ -2,10 +2,10 @@
 
 use crate::exit::{self, Done, Failure};
 use crate::files;
-use crate::render::{pairs, print_text};
+use crate::render::{Look, pairs};
 use clap::Subcommand;
 use claviger_cluster::check;
-use claviger_cluster::config::{AgentConfig, ConfigError};
+use claviger_cluster::config::AgentConfig;
 use claviger_cluster::desk::{self, Asked, Said, Status};
 use claviger_cluster::hand_over::FORMAT;
 use claviger_cluster::identity::{self, IdentityError};
@@ -13,6 +13,7 @@ use claviger_cluster::run::{AgentError, run as run_agent};
 use claviger_domain::cluster::Access;
 use claviger_domain::id::UnixMs;
 use claviger_wire::agent::Certificate;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ use std::time::{Duration, Instant};
 pub struct Args {
     #[command(subcommand)]
     verb: Verb,
+    #[command(flatten)]
+    look: Look,
 }
 
 #[derive(Subcommand)]
@@ -81,35 +84,40 @@ enum Verb {
 
 /// Runs it.
 pub fn run(args: Args) -> Done {
+    let look = args.look;
     match args.verb {
-        Verb::Check { config } => check(&load(&config)?),
+        Verb::Check { config } => check(&load(&config)?, look),
         Verb::Run { config } => start(load(&config)?),
         Verb::Status { config } => {
-            tell(&status(&load(&config)?)?);
+            tell(&status(&load(&config)?)?, look);
             Ok(())
         }
-        Verb::Upgrade { config } => upgrade(&load(&config)?),
+        Verb::Upgrade { config } => upgrade(&load(&config)?, look),
         Verb::RequestCertificate { config, out, yes } => {
             files::is_free(&out, yes)?;
             let request = identity::write_request(&load(&config)?).map_err(|e| no(&e))?;
             files::write_json(&out, &request)?;
-            print_text(&format!(
-                "Let an Administrator run: claviger ks cluster node reissue -c {} --request {} --out FILE",
-                request.cluster,
-                out.display()
-            ));
+            look.answer(&json!({ "written": out, "cluster": request.cluster }), || {
+                vec![format!(
+                    "Let an Administrator run: claviger ks cluster node reissue -c {} --request {} --out FILE",
+                    request.cluster,
+                    out.display()
+                )]
+            });
             Ok(())
         }
-        Verb::InstallCertificate { config, r#in } => install(&load(&config)?, &r#in),
+        Verb::InstallCertificate { config, r#in } => install(&load(&config)?, &r#in, look),
     }
 }
 
-fn check(config: &AgentConfig) -> Done {
+fn check(config: &AgentConfig, look: Look) -> Done {
     let wrong = check::look(config);
+    let answer = json!({ "good": wrong.is_empty(), "wrong": wrong });
     if wrong.is_empty() {
-        print_text("OK");
+        look.answer(&answer, || vec!["OK".to_owned()]);
         return Ok(());
     }
+    look.answer(&answer, Vec::new);
     Err(Failure::new(
         exit::NO,
         format!("an agent would not run with this: {}", wrong.join("; ")),
@@ -136,19 +144,21 @@ fn no(error: &IdentityError) -> Failure {
 /// How long a running agent may take to see a new certificate; it looks every two seconds.
 const TAKEN_UP: Duration = Duration::from_secs(10);
 
-fn install(config: &AgentConfig, path: &Path) -> Done {
+fn install(config: &AgentConfig, path: &Path, look: Look) -> Done {
     let certificate: Certificate = files::read_json(path)?;
     identity::install(config, &certificate).map_err(|e| no(&e))?;
     let until = Instant::now() + TAKEN_UP;
     let runs = desk::ask(&config.state_dir, &Asked::Status).is_ok();
     while runs && Instant::now() < until {
         if identity::is_taken_up(config) {
-            print_text("The agent uses it.");
+            look.answer(&json!({ "in_use": true }), || vec!["The agent uses it.".to_owned()]);
             return Ok(());
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    print_text("The agent takes it up when it starts.");
+    look.answer(&json!({ "in_use": false }), || {
+        vec!["The agent takes it up when it starts.".to_owned()]
+    });
     Ok(())
 }
 
@@ -172,7 +182,7 @@ fn status(config: &AgentConfig) -> Result<Status, Failure> {
     }
 }
 
-fn tell(status: &Status) {
+fn tell(status: &Status, look: Look) {
     let open: Vec<String> = status.open.iter().map(ToString::to_string).collect();
     let access = match &status.access {
         Access::Open => "open".to_owned(),
@@ -194,16 +204,14 @@ fn tell(status: &Status) {
         ("Open KEKs", if open.is_empty() { "none".to_owned() } else { open.join(", ") }),
         ("Access", access),
     ];
-    for line in pairs(&rows) {
-        print_text(&line);
-    }
+    look.answer(status, || pairs(&rows));
 }
 
 fn stamp(at: UnixMs) -> String {
     jiff::Timestamp::from_millisecond(at.0).map_or_else(|_| at.0.to_string(), |t| format!("{t:.0}"))
 }
 
-fn upgrade(config: &AgentConfig) -> Done {
+fn upgrade(config: &AgentConfig, look: Look) -> Done {
     let before = status(config)?;
     let program = std::env::current_exe()
         .map_err(|e| Failure::new(exit::FAULT, format!("cannot find my own file: {e}"), ""))?;
@@ -216,7 +224,7 @@ fn upgrade(config: &AgentConfig) -> Done {
     loop {
         match status(config) {
             Ok(now) => {
-                tell(&now);
+                tell(&now, look);
                 if before.open.is_empty() || now.inherited {
                     return Ok(());
                 }
@@ -231,13 +239,8 @@ fn upgrade(config: &AgentConfig) -> Done {
 
 fn load(path: &std::path::Path) -> Result<AgentConfig, Failure> {
     AgentConfig::load(path).map_err(|error| {
-        let code = if matches!(error, ConfigError::Invalid { .. }) {
-            exit::USAGE
-        } else {
-            exit::UNREACHABLE
-        };
         let hint = "agent.sample.toml in the sources explains each setting";
-        Failure::new(code, with_causes(&error), hint)
+        Failure::new(exit::USAGE, with_causes(&error), hint)
     })
 }
 

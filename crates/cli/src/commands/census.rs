@@ -5,7 +5,7 @@ use crate::commands::ks::run_job;
 use crate::connect::{Connection, Link};
 use crate::exit::{self, Done, Failure};
 use crate::render::{Look, attended, now, table, thousands};
-use claviger_domain::key::RootVersion;
+use claviger_domain::key::{RootKey, RootVersion};
 use claviger_etcd::bolt::BoltError;
 use claviger_etcd::bolt::Database;
 use claviger_etcd::census::Verdict;
@@ -24,7 +24,9 @@ const SECRETS: &str = "secrets";
 /// Arguments of `claviger census`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Id or name of the cluster: one of its agents counts
+    /// Id or name of the cluster: one of its agents counts. With --snapshot or --etcd-endpoints, which
+    /// need none, it says which root key is the right one; else that is the one that most records
+    /// are under
     #[arg(short, long, env = "CLAVIGER_CLUSTER", hide_env_values = true, value_name = "CLUSTER")]
     cluster: Option<String>,
     /// Count a snapshot file of etcd instead
@@ -76,7 +78,7 @@ pub fn run(args: Args) -> Done {
     let census = if let Some(path) = &args.snapshot {
         let failed = |e: BoltError| {
             let (code, hint) = match &e {
-                BoltError::Io { .. } => (exit::UNREACHABLE, "look at the path and its permissions"),
+                BoltError::Io { .. } => (exit::USAGE, "look at the path and its permissions"),
                 BoltError::Damaged { .. } => {
                     (exit::UNKNOWN, "is it a whole snapshot that etcd made?")
                 }
@@ -108,30 +110,33 @@ pub fn run(args: Args) -> Done {
             let answer: Answer = serde_json::from_value(result).map_err(|e| {
                 Failure::new(exit::FAULT, format!("the agent's answer makes no sense: {e}"), "")
             })?;
-            show(answer, look)
+            show(answer, look, None)
         });
     };
     // Which version is current only the key service knows; without it the counts are shown.
-    let root = census.roots().first().copied();
-    let shown = std::cell::RefCell::new(Some(census));
-    let learned = args.connection.block_on(async |link| {
-        let current = match root {
-            Some(root) => current(link, root).await?,
-            None => None,
+    let most = census.roots().first().copied();
+    let learned = std::cell::Cell::new(None);
+    let asked = args.connection.block_on(async |link| {
+        let root = match &args.cluster {
+            Some(cluster) => of_cluster(link, cluster).await?.or(most),
+            None => most,
         };
-        let census = shown.take().expect("taken once");
-        show(Answer { census, current, verdict: None }, look)
+        if let Some(root) = root {
+            learned.set(current(link, root).await?);
+        }
+        Ok(())
     });
-    match (learned, shown.take()) {
-        (Err(_), Some(census)) => show(Answer { census, current: None, verdict: None }, look),
-        (done, _) => done,
-    }
+    let why = asked.err().map(|failure| failure.error);
+    show(Answer { census, current: learned.take(), verdict: None }, look, why)
 }
 
-async fn current(
-    link: &Link,
-    root: claviger_domain::key::RootKey,
-) -> Result<Option<RootVersion>, Failure> {
+/// The root key that a cluster is to be under, if it is encrypted at all.
+async fn of_cluster(link: &Link, cluster: &str) -> Result<Option<RootKey>, Failure> {
+    let status = link.clusters.kms_status(cluster).await?;
+    Ok(status.state.cluster.ring.write().map(|write| write.root.root))
+}
+
+async fn current(link: &Link, root: RootKey) -> Result<Option<RootVersion>, Failure> {
     let key = link.keys.metadata(root.instance, root.key).await?;
     let version = key.key_version.map(|v| claviger_domain::id::KeyVersionId(v.id));
     Ok(version.map(|version| RootVersion { root, version }))
@@ -172,7 +177,8 @@ fn of_etcd(args: &Args, resources: &[Resource]) -> Result<Census, Failure> {
     })
 }
 
-fn show(mut answer: Answer, look: Look) -> Done {
+/// Shows it. `why` says why the current version could not be learned.
+fn show(mut answer: Answer, look: Look, why: Option<String>) -> Done {
     let verdict = answer.census.verdict(answer.current);
     answer.verdict = Some(verdict.clone());
     look.answer(&answer, || lines(&answer));
@@ -188,7 +194,12 @@ fn show(mut answer: Answer, look: Look) -> Done {
         }
         Verdict::Unknown => Err(Failure::new(
             exit::UNKNOWN,
-            "unknown: the root key's current version could not be learned",
+            match why {
+                Some(why) => {
+                    format!("unknown: the root key's current version could not be learned: {why}")
+                }
+                None => "unknown: the root key's current version could not be learned".to_owned(),
+            },
             "reach the key service (CLAVIGER_URL, CLAVIGER_CA_FILE, CLAVIGER_API_KEY)",
         )),
     }

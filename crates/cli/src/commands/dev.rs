@@ -1,12 +1,14 @@
 //! `claviger dev`
 
-use crate::exit::{Done, Failure};
-use crate::render::print_text;
+use crate::exit::{self, Done, Failure};
+use crate::render::Look;
 use clap::{Parser, Subcommand, ValueEnum};
 use claviger_dev::binaries::Minor;
 use claviger_dev::keep::Progress;
 use claviger_dev::layout::Layout;
+use claviger_dev::status::PartStatus;
 use claviger_dev::{Dev, DevError, Options, down, status, up};
+use serde_json::json;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +17,8 @@ use std::path::{Path, PathBuf};
 pub struct Args {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    look: Look,
 }
 
 #[derive(Subcommand)]
@@ -24,7 +28,7 @@ enum Command {
     /// End every process of a cluster
     Down(Down),
     /// Show how its parts are
-    Status(Status),
+    Status(Dir),
     /// Keep a cluster running (what `up --detach` leaves in the background)
     #[command(hide = true)]
     Keep(Dir),
@@ -73,38 +77,24 @@ struct Down {
     purge: bool,
 }
 
-#[derive(Parser)]
-struct Status {
-    #[command(flatten)]
-    dir: Dir,
-    /// text or json
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    output: Output,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// For people
-    Text,
-    /// For programs
-    Json,
-}
-
 /// Runs it.
 pub fn run(args: Args) -> Done {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|e| Failure::new(3, format!("cannot start: {e}"), ""))?;
+        .map_err(|e| Failure::new(exit::UNREACHABLE, format!("cannot start: {e}"), ""))?;
+    let look = args.look;
     match args.command {
-        Command::Up(up) => runtime.block_on(start(up)),
+        Command::Up(up) => runtime.block_on(start(up, look)),
         Command::Keep(dir) => runtime.block_on(keep(&dir.dir)),
-        Command::Down(args) => end(&args),
-        Command::Status(args) => runtime.block_on(show(&args)),
+        Command::Down(args) => end(&args, look),
+        Command::Status(dir) => runtime.block_on(show(&dir.dir, look)),
     }
 }
 
-async fn start(args: Up) -> Done {
+async fn start(args: Up, look: Look) -> Done {
+    // A person reads what is being waited for; the log is for what goes wrong.
+    claviger_telemetry::logs_at("warn");
     let dev = Dev::prepare(&Options {
         dir: args.dir.dir.clone(),
         kubernetes: args.kubernetes,
@@ -122,8 +112,8 @@ async fn start(args: Up) -> Done {
             tell(progress);
             if progress.ready && !shown {
                 shown = true;
-                summary(&dev, &args.dir.dir);
-                print_text("Ctrl-C ends it.");
+                summary(&dev, &args.dir.dir, look);
+                eprintln!("Ctrl-C ends it.");
             }
         });
         if kept.await.map_err(failure)?.is_some() {
@@ -135,45 +125,42 @@ async fn start(args: Up) -> Done {
     if !last.note.is_empty() {
         tell(&last);
     }
-    summary(&dev, &args.dir.dir);
+    summary(&dev, &args.dir.dir, look);
     Ok(())
 }
 
 async fn keep(dir: &Path) -> Done {
+    claviger_telemetry::logs();
     let dev = Dev::open(dir, program()?).map_err(failure)?;
     // Of two keepers that start at once, one has nothing to do.
     up::keep_here(&dev, tell).await.map(|_| ()).map_err(failure)
 }
 
-fn end(args: &Down) -> Done {
+fn end(args: &Down, look: Look) -> Done {
     let layout = Layout::new(&args.dir.dir).map_err(failure)?;
-    down::down(&layout, args.purge).map_err(failure)
+    down::down(&layout, args.purge).map_err(failure)?;
+    look.answer(&json!({ "ended": layout.dir, "purged": args.purge }), Vec::new);
+    Ok(())
 }
 
-async fn show(args: &Status) -> Done {
-    let dev = Dev::open(&args.dir.dir, program()?).map_err(failure)?;
+async fn show(dir: &Path, look: Look) -> Done {
+    let dev = Dev::open(dir, program()?).map_err(failure)?;
     let parts = status::look(&dev).await.map_err(failure)?;
-    if args.output == Output::Json {
-        let text = serde_json::to_string_pretty(&parts)
-            .map_err(|e| Failure::new(70, format!("cannot write JSON: {e}"), ""))?;
-        print_text(&text);
-    } else {
-        for part in &parts {
+    look.answer(&parts, || {
+        let line = |part: &PartStatus| {
             let pid = part.pid.map(|pid| pid.to_string()).unwrap_or_default();
-            print_text(&format!("{:<14} {:<10} {pid:<8} {}", part.part, part.state, part.note));
-        }
-    }
+            format!("{:<14} {:<10} {pid:<8} {}", part.part, part.state, part.note)
+        };
+        parts.iter().map(line).collect()
+    });
     // A fenced API server is as it should be; one that is dead or not ready is not.
     let short = parts.iter().find(|part| matches!(part.state, "dead" | "not ready"));
     match short {
         None => Ok(()),
         Some(part) => Err(Failure::new(
-            1,
+            exit::NO,
             format!("{} is {}", part.part, part.state),
-            format!(
-                "start what is dead: claviger dev up --detach --dir {}",
-                args.dir.dir.display()
-            ),
+            format!("start what is dead: claviger dev up --detach --dir {}", dir.display()),
         )),
     }
 }
@@ -185,27 +172,32 @@ fn tell(progress: &Progress) {
 }
 
 /// What somebody needs who wants to use the cluster.
-fn summary(dev: &Dev, dir: &Path) {
-    for (name, url) in dev.urls() {
-        print_text(&format!("{name:<14} {url}"));
-    }
-    print_text(&format!("variables      . {}", dev.layout.env().display()));
-    print_text(&format!("end it         claviger dev down --dir {}", dir.display()));
+fn summary(dev: &Dev, dir: &Path, look: Look) {
+    let urls = dev.urls();
+    let named: serde_json::Map<_, _> =
+        urls.iter().map(|(name, url)| (name.trim().to_owned(), json!(url))).collect();
+    look.answer(&json!({ "dir": dev.layout.dir, "env": dev.layout.env(), "urls": named }), || {
+        let mut lines: Vec<_> =
+            urls.iter().map(|(name, url)| format!("{name:<14} {url}")).collect();
+        lines.push(format!("variables      . {}", dev.layout.env().display()));
+        lines.push(format!("end it         claviger dev down --dir {}", dir.display()));
+        lines
+    });
 }
 
 /// Our own file, also after a new build has replaced it.
 fn program() -> Result<PathBuf, Failure> {
     let path = std::env::current_exe()
-        .map_err(|e| Failure::new(70, format!("cannot find my own file: {e}"), ""))?;
+        .map_err(|e| Failure::new(exit::FAULT, format!("cannot find my own file: {e}"), ""))?;
     let text = path.to_string_lossy();
     Ok(text.strip_suffix(" (deleted)").map_or_else(|| path.clone(), PathBuf::from))
 }
 
 fn failure(error: DevError) -> Failure {
     let code = match &error {
-        DevError::Refused { .. } => 2,
-        DevError::Certificate(_) => 70,
-        _ => 3,
+        DevError::Refused { .. } => exit::USAGE,
+        DevError::Certificate(_) => exit::FAULT,
+        _ => exit::UNREACHABLE,
     };
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -164,7 +164,11 @@ async fn act(verb: Verb, instance: InstanceId, look: Look, link: &Link) -> Done 
                 &format!("Every cluster under key {key} becomes unusable. Disable it?"),
             )?;
             look.doing(&format!("Disabling key {key}"));
-            ids::disable(keys, instance, key).await?;
+            if !ids::disable(keys, instance, key).await? {
+                look.warn(&format!(
+                    "key {key} was suspended already, and whoever did that may enable it: claviger audit ls --key {key}"
+                ));
+            }
             details(instance, key, look, link).await
         }
         Verb::Enable(which) => {
@@ -224,8 +228,8 @@ fn show(key: &Key, look: Look) -> Done {
 struct Details {
     #[serde(flatten)]
     key: Key,
-    /// CRNs of the resources registered on it.
-    registrations: Vec<String>,
+    /// CRNs of the resources registered on it; none if that could not be read.
+    registrations: Option<Vec<String>>,
     /// Who has acted on the key's last event; none if that could not be read.
     acknowledgements: Option<Acknowledgements>,
 }
@@ -233,14 +237,22 @@ struct Details {
 async fn details(instance: InstanceId, key: KeyId, look: Look, link: &Link) -> Done {
     let found = link.keys.metadata(instance, key).await?;
     // Who may read a key need not be allowed to see who uses it.
-    let registrations = link.keys.registrations(instance, key).await.unwrap_or_default();
-    let registrations = registrations.into_iter().map(|r| r.resource_crn).collect();
+    let registrations = match link.keys.registrations(instance, key).await {
+        Ok(found) => Some(found.into_iter().map(|r| r.resource_crn).collect()),
+        Err(error) => {
+            look.warn(&format!("who uses the key could not be learned: {error}"));
+            None
+        }
+    };
     let acknowledgements = link.keys.acknowledgements(instance, key).await.ok();
     let details = Details { key: found, registrations, acknowledgements };
     look.ok();
     look.answer(&details, || {
         let mut all = lines(&details.key);
-        all.extend(details.registrations.iter().map(|crn| format!("Used by:  {crn}")));
+        match &details.registrations {
+            Some(crns) => all.extend(crns.iter().map(|crn| format!("Used by:  {crn}"))),
+            None => all.push("Used by:  not known".to_owned()),
+        }
         all.extend(details.acknowledgements.iter().flat_map(acted));
         all
     });

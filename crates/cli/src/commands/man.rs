@@ -1,6 +1,6 @@
 //! `claviger man`
 
-use crate::exit::{Done, Failure};
+use crate::exit::{self, Done, Failure};
 use clap::CommandFactory;
 use std::path::PathBuf;
 
@@ -17,7 +17,11 @@ pub struct Args {
 pub fn run(args: Args) -> Done {
     clap_mangen::generate_to(crate::Cli::command(), &args.dir).map_err(|e| {
         let error = format!("cannot write to {}: {e}", args.dir.display());
-        Failure::new(3, error, "give a directory that is there and that this user may write")
+        Failure::new(
+            exit::UNREACHABLE,
+            error,
+            "give a directory that is there and that this user may write",
+        )
     })
 }
 

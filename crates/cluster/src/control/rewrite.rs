@@ -59,13 +59,26 @@ pub struct Pass {
 impl Pass {
     /// Begins a pass over `records` (namespace, name) with so many calls at once.
     pub fn begin(kube: Kube, records: Vec<(String, String)>, workers: usize) -> Self {
+        Self::of(records, workers, move |namespace, name| {
+            let kube = kube.clone();
+            let call = move || {
+                let (kube, namespace, name) = (kube.clone(), namespace.clone(), name.clone());
+                async move { kube.touch_secret(&namespace, &name).await }
+            };
+            touch(call, tokio::time::sleep)
+        })
+    }
+
+    fn of<F: Future<Output = Result<(), KubeError>> + Send + 'static>(
+        records: Vec<(String, String)>,
+        workers: usize,
+        touch: impl Fn(String, String) -> F + Send + 'static,
+    ) -> Self {
         let calls = stream::iter(records)
             .map(move |(namespace, name)| {
-                let kube = kube.clone();
-                async move {
-                    let result = touch(&kube, &namespace, &name).await;
-                    (format!("{namespace}/{name}"), result)
-                }
+                let shown = format!("{namespace}/{name}");
+                let call = touch(namespace, name);
+                async move { (shown, call.await) }
             })
             .buffer_unordered(workers.max(1))
             .boxed();
@@ -103,10 +116,15 @@ impl Pass {
     }
 }
 
-async fn touch(kube: &Kube, namespace: &str, name: &str) -> Result<(), KubeError> {
+/// Makes a call until it is done, is refused for good, or was tried often enough; `wait` is slept
+/// between two tries.
+async fn touch<C: Future<Output = Result<(), KubeError>>, W: Future<Output = ()>>(
+    mut call: impl FnMut() -> C,
+    wait: impl Fn(Duration) -> W,
+) -> Result<(), KubeError> {
     let mut pause = PAUSE;
     for attempt in 1.. {
-        let error = match kube.touch_secret(namespace, name).await {
+        let error = match call().await {
             // Gone, or written by somebody else, and so under the new key.
             Ok(()) | Err(KubeError::NotFound | KubeError::Conflict { .. }) => return Ok(()),
             Err(error) => error,
@@ -119,7 +137,7 @@ async fn touch(kube: &Kube, namespace: &str, name: &str) -> Result<(), KubeError
             _ => Duration::ZERO,
         };
         // Workers that were refused together do not come back together.
-        tokio::time::sleep(asked + pause.mul_f64(0.5 + jitter() / 2.0)).await;
+        wait(asked + pause.mul_f64(0.5 + jitter() / 2.0)).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
     Ok(())
@@ -157,6 +175,84 @@ impl Told {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn busy(seconds: Option<u64>) -> KubeError {
+        let retry_after = seconds.map(Duration::from_secs);
+        KubeError::Busy { status: 429, message: String::new(), retry_after }
+    }
+
+    fn refused() -> KubeError {
+        KubeError::Refused { status: 403, message: "no".to_owned() }
+    }
+
+    /// One record, answered so one after the other: how it ended, and what was waited.
+    async fn touched(
+        answers: Vec<Result<(), KubeError>>,
+    ) -> (Result<(), KubeError>, Vec<Duration>) {
+        let waits = std::cell::RefCell::new(Vec::new());
+        let mut answers = answers.into_iter();
+        let done = touch(
+            || std::future::ready(answers.next().expect("asked no more often")),
+            |time| {
+                waits.borrow_mut().push(time);
+                std::future::ready(())
+            },
+        );
+        let done = done.await;
+        assert!(answers.next().is_none(), "asked as often as it was to be");
+        (done, waits.into_inner())
+    }
+
+    #[tokio::test]
+    async fn what_is_gone_or_changed_needs_nothing() {
+        let conflict = KubeError::Conflict { message: String::new() };
+        for answer in [Ok(()), Err(KubeError::NotFound), Err(conflict)] {
+            let (done, waits) = touched(vec![answer]).await;
+            assert!(done.is_ok() && waits.is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_busy_api_server_is_waited_for_as_long_as_it_asks() {
+        let (done, waits) = touched(vec![Err(busy(Some(7))), Err(busy(None)), Ok(())]).await;
+        assert!(done.is_ok());
+        assert!(waits[0] >= Duration::from_secs(7), "{waits:?}");
+        assert!(waits[1] >= PAUSE && waits[1] < Duration::from_secs(1), "{waits:?}");
+    }
+
+    #[tokio::test]
+    async fn tries_are_bounded_and_a_refusal_is_final() {
+        let (done, waits) = touched((0..TRIES).map(|_| Err(busy(None))).collect()).await;
+        assert!(matches!(done, Err(KubeError::Busy { .. })));
+        assert_eq!(waits.len() as u32, TRIES - 1);
+        let (done, waits) = touched(vec![Err(refused())]).await;
+        assert!(matches!(done, Err(KubeError::Refused { .. })) && waits.is_empty());
+    }
+
+    #[tokio::test]
+    async fn workers_are_bounded_and_what_is_left_behind_is_told() {
+        let records = (0..50).map(|n| ("a".to_owned(), n.to_string())).collect();
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let seen = most.clone();
+        let mut pass = Pass::of(records, 4, move |_, name| {
+            let (now, most) = (now.clone(), most.clone());
+            async move {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                now.fetch_sub(1, Ordering::SeqCst);
+                if name == "7" { Err(refused()) } else { Ok(()) }
+            }
+        });
+        while pass.more().await {}
+        assert_eq!(seen.load(Ordering::SeqCst), 4);
+        assert_eq!(pass.done(), 49);
+        match pass.end() {
+            Err(Failed::Refused(names)) => assert!(names[0].starts_with("a/7 "), "{names:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn names_come_from_keys() {

@@ -150,7 +150,7 @@ fn read(path: &Path) -> Result<Vec<Checkpoint>, Failure> {
     std::fs::File::open(path)
         .and_then(|file| file.take(CHECKPOINTS_MAX).read_to_string(&mut text))
         .map_err(|e| {
-            Failure::new(exit::UNREACHABLE, format!("cannot read {shown}: {e}"), "look at the path")
+            Failure::new(exit::USAGE, format!("cannot read {shown}: {e}"), "look at the path")
         })?;
     let found: Result<Vec<Checkpoint>, _> = checkpoints_of(&text).collect();
     let found = found.map_err(|e| {

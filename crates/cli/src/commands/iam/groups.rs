@@ -3,7 +3,7 @@
 use super::{gone, sure, who};
 use crate::connect::Link;
 use crate::exit::{self, Done, Failure};
-use crate::render::{Look, ago_of_text, now, pairs, table};
+use crate::render::{Look, ago_of_text, attended, now, pairs, table};
 use clap::Subcommand;
 use claviger_wire::access::{Group, Member};
 use serde_json::json;
@@ -90,7 +90,9 @@ pub async fn run(verb: Verb, look: Look, link: &Link) -> Done {
             let members = link.access.members(&id).await?.len();
             sure(&format!("{members} members lose the roles of {id}. Remove it?"), yes)?;
             look.doing(&format!("Removing access group {id}"));
-            link.access.delete_group(&id, yes || members == 0).await?;
+            // A yes at the terminal is as good as --yes; without members none is needed.
+            let force = yes || (members > 0 && attended());
+            link.access.delete_group(&id, force).await?;
             gone("Access group", &id, look)
         }
         Verb::Members(which) => {

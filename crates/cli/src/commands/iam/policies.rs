@@ -55,11 +55,11 @@ pub struct About {
 /// Which part of an instance.
 #[derive(clap::Args)]
 pub struct Part {
-    /// Only this key: id, CRN or name
-    #[arg(long, value_name = "KEY", conflicts_with = "ring")]
+    /// Only this key of the instance: id, CRN or name
+    #[arg(long, value_name = "KEY", conflicts_with = "ring", requires = "instance_id")]
     key: Option<String>,
-    /// Only this key ring
-    #[arg(long, value_name = "RING")]
+    /// Only this key ring of the instance
+    #[arg(long, value_name = "RING", requires = "instance_id")]
     ring: Option<String>,
 }
 
@@ -134,6 +134,11 @@ pub async fn run(verb: Verb, look: Look, link: &Link) -> Done {
             };
             let service_given = service.is_some();
             on.extend(service.map(|service| ("serviceName", service)));
+            if new.instance_id.is_none() && (new.part.key.is_some() || new.part.ring.is_some()) {
+                // Left out, it would make the policy wider than was asked.
+                let error = "a key or a key ring is of an instance, and none is given";
+                return Err(Failure::new(exit::USAGE, error, "say --instance-id"));
+            }
             match (new.instance_id, &new.cluster) {
                 (Some(instance), _) => on.extend(part(instance, new.part, link).await?),
                 (None, Some(cluster)) => {

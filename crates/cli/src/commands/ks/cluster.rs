@@ -328,7 +328,9 @@ async fn config(args: Config, look: Look, link: &Link) -> Done {
     }
     let text = link.clusters.kubeconfig(&args.which.cluster).await?;
     if printed {
-        crate::render::print_text(text.trim_end());
+        look.answer(&serde_json::json!({ "kubeconfig": text }), || {
+            vec![text.trim_end().to_owned()]
+        });
         return Ok(());
     }
     files::write_secret(&args.to, text.as_bytes())?;

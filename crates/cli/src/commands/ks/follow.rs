@@ -22,6 +22,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// a poll within fifteen.
 const OPENING_MAX: Duration = Duration::from_secs(30);
 
+/// Longest time that somebody may want to follow, in seconds: a week.
+const PATIENCE_MAX: u64 = 7 * 24 * 3600;
+
 /// A verification or a scrub of any cluster that fits one machine ends well before.
 const JOB_MAX: Duration = Duration::from_secs(1800);
 
@@ -49,11 +52,45 @@ pub enum Ended {
     Detached,
 }
 
-/// Follows. Fails when the operation was rejected or given up, or the server is silent for a minute.
-pub async fn follow(cluster: &str, goal: Goal, look: Look, link: &Link) -> Result<Ended, Failure> {
+/// `90s`, `30m` or `12h`, to a week.
+pub fn patience(text: &str) -> Result<Duration, String> {
+    let wrong = || "expected a time from 1s to 168h, such as 90s, 30m or 12h".to_owned();
+    let (digits, unit) = match text.char_indices().last() {
+        Some((at, 's')) => (&text[..at], 1),
+        Some((at, 'm')) => (&text[..at], 60),
+        Some((at, 'h')) => (&text[..at], 3600),
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    match number.checked_mul(unit) {
+        Some(seconds @ 1..=PATIENCE_MAX) => Ok(Duration::from_secs(seconds)),
+        _ => Err(wrong()),
+    }
+}
+
+/// Follows, for at most `patience` if that is given. Fails when the operation was rejected or given
+/// up, time is up, or the server is silent for a minute.
+pub async fn follow(
+    cluster: &str,
+    goal: Goal,
+    patience: Option<Duration>,
+    look: Look,
+    link: &Link,
+) -> Result<Ended, Failure> {
     let mut progress = Progress::new(look);
+    let up = async {
+        match patience {
+            Some(patience) => tokio::time::sleep(patience).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         ended = until(cluster, goal, &mut progress, link) => ended.map(Ended::Reached),
+        () = up => Err(Failure::new(
+            crate::exit::UNKNOWN,
+            format!("cluster {cluster} is not done yet, and time is up; it goes on by itself"),
+            format!("look again: claviger ks kms follow -c {cluster}"),
+        )),
         _ = tokio::signal::ctrl_c() => {
             progress.end();
             eprintln!("detached; the cluster goes on by itself. Look again: claviger ks kms follow -c {cluster}");
@@ -116,15 +153,35 @@ fn reached(status: &KmsStatus, goal: Goal, waited: Duration) -> Result<bool, Fai
                 )),
             }
         }
-        Goal::Rest => {
-            if cluster.operation.is_some() {
-                return Ok(false);
-            }
-            if is_current(status) || waited > OPENING_MAX {
-                return Ok(true);
-            }
-            Ok(false)
-        }
+        Goal::Rest => match rest(cluster.operation.is_some(), is_current(status), waited) {
+            Rest::Reached => Ok(true),
+            Rest::Working => Ok(false),
+            Rest::NotBegun => Err(Failure::new(
+                crate::exit::UNKNOWN,
+                "the cluster's key is under an older version of its root key, and no operation has begun",
+                format!(
+                    "are agents there, and the root key active? claviger ks kms status -c {}",
+                    cluster.name
+                ),
+            )),
+        },
+    }
+}
+
+/// How near [`Goal::Rest`] is.
+#[derive(Debug, PartialEq, Eq)]
+enum Rest {
+    Reached,
+    Working,
+    /// There is work, and nobody does it.
+    NotBegun,
+}
+
+fn rest(operation: bool, current: bool, waited: Duration) -> Rest {
+    match (operation, current) {
+        (false, true) => Rest::Reached,
+        (false, false) if waited > OPENING_MAX => Rest::NotBegun,
+        _ => Rest::Working,
     }
 }
 
@@ -237,4 +294,34 @@ async fn somebody_there(cluster: &str, link: &Link) -> Result<(), Failure> {
         "start the agents; who called in last, and when: claviger ks kms status -c {cluster}"
     );
     Err(Failure::new(crate::exit::UNKNOWN, "no agent of the cluster calls in", hint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_has_units_and_bounds() {
+        for (text, seconds) in [("1s", 1), ("90s", 90), ("30m", 1800), ("168h", 604_800)] {
+            assert_eq!(patience(text), Ok(Duration::from_secs(seconds)));
+        }
+        for bad in ["", "s", "0s", "5", "5d", "169h", "-1m", "1 m", "ü", "99999999999999999999h"] {
+            assert!(patience(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn work_that_does_not_begin_is_not_done() {
+        let late = OPENING_MAX + Duration::from_secs(1);
+        for (operation, current, waited, want) in [
+            (false, true, Duration::ZERO, Rest::Reached),
+            (false, true, late, Rest::Reached),
+            (true, true, late, Rest::Working),
+            (true, false, late, Rest::Working),
+            (false, false, OPENING_MAX, Rest::Working),
+            (false, false, late, Rest::NotBegun),
+        ] {
+            assert_eq!(rest(operation, current, waited), want, "{operation} {current} {waited:?}");
+        }
+    }
 }

@@ -10,6 +10,7 @@ use claviger_domain::id::InstanceId;
 use claviger_wire::agent::JobKind;
 use claviger_wire::ks::{CancelOperation, GaveUp, KmsStatus, NewJob, OpenOperation, Opened};
 use serde::Serialize;
+use std::time::Duration;
 
 /// What can be done with a cluster's encryption.
 #[derive(clap::Subcommand)]
@@ -29,7 +30,7 @@ pub enum Verb {
     /// Keys, API servers, progress, and what comes next
     Status(Which),
     /// Follow the work on a cluster until nothing is left to do
-    Follow(Which),
+    Follow(Follow),
     /// Give up what is in progress
     ///
     /// While nothing is sealed under the new key, the operation ends and nothing was changed.
@@ -47,7 +48,7 @@ pub enum Verb {
     ///
     /// A single-member etcd is restored from its own snapshot into a fresh directory; its API
     /// server is down for some seconds.
-    Scrub(Which),
+    Scrub(Scrub),
     /// Prove that all Secrets are under the root key
     Verify(verify::Verify),
     #[command(hide = true)]
@@ -96,6 +97,29 @@ pub struct Enable {
     /// Return once the request is accepted; the default elsewhere
     #[arg(long)]
     no_wait: bool,
+    /// With --wait: look no longer than this, such as 90s, 30m or 12h; the cluster goes on
+    #[arg(long, value_name = "TIME", value_parser = follow::patience)]
+    timeout: Option<Duration>,
+}
+
+/// Arguments of `follow`.
+#[derive(clap::Args)]
+pub struct Follow {
+    #[command(flatten)]
+    which: Which,
+    /// Look no longer than this, such as 90s, 30m or 12h; the cluster goes on
+    #[arg(long, value_name = "TIME", value_parser = follow::patience)]
+    timeout: Option<Duration>,
+}
+
+/// Arguments of `scrub`.
+#[derive(clap::Args)]
+pub struct Scrub {
+    #[command(flatten)]
+    which: Which,
+    /// Do not ask
+    #[arg(short = 'f', long)]
+    yes: bool,
 }
 
 /// Arguments of `cancel`.
@@ -139,8 +163,8 @@ pub async fn run(verb: Verb, look: Look, link: &Link) -> Done {
             look.answer(&status, || view::kms(&status, now()));
             Ok(())
         }
-        Verb::Follow(which) => {
-            match follow::follow(&which.cluster, Goal::Rest, look, link).await? {
+        Verb::Follow(Follow { which, timeout }) => {
+            match follow::follow(&which.cluster, Goal::Rest, timeout, look, link).await? {
                 Ended::Detached => Ok(()),
                 Ended::Reached(status) => {
                     look.answer(&*status, || view::kms(&status, now()));
@@ -150,9 +174,9 @@ pub async fn run(verb: Verb, look: Look, link: &Link) -> Done {
         }
         Verb::Cancel(args) => cancel(args, look, link).await,
         Verb::Release(args) => release::run(args, look, link).await,
-        Verb::Scrub(which) => scrub(&which, look, link).await,
+        Verb::Scrub(args) => scrub(&args, look, link).await,
         Verb::Verify(args) => verify::run(args, look, link).await,
-        Verb::Guard(args) => guard::run(args, link).await,
+        Verb::Guard(_) => Err(Failure::new(exit::FAULT, "a guard is started apart", "")),
     }
 }
 
@@ -196,7 +220,8 @@ async fn enable(args: Enable, look: Look, link: &Link) -> Done {
         });
         return Ok(());
     }
-    match follow::follow(cluster, Goal::Operation(operation), look, link).await? {
+    let goal = Goal::Operation(operation);
+    match follow::follow(cluster, goal, args.timeout, look, link).await? {
         Ended::Detached => Ok(()),
         Ended::Reached(status) => {
             let lines = enabled(cluster, &status);
@@ -254,12 +279,20 @@ fn enabled(cluster: &str, status: &KmsStatus) -> Vec<String> {
     lines
 }
 
-async fn scrub(which: &Which, look: Look, link: &Link) -> Done {
+async fn scrub(args: &Scrub, look: Look, link: &Link) -> Done {
+    let which = &args.which;
+    let question = format!(
+        "The API server and the etcd of cluster {} are down for some seconds. Clear plaintext out of etcd's files?",
+        which.cluster
+    );
+    if !args.yes && attended() && !confirm(&question) {
+        return Err(Failure::new(exit::NO, "not confirmed; nothing was changed", ""));
+    }
     look.doing(&format!("Clearing plaintext out of the etcd of cluster {}", which.cluster));
     let result = run_job(&which.cluster, JobKind::Scrub, look, link).await?;
     let status = link.clusters.kms_status(&which.cluster).await?;
     let residue = status.state.cluster.residue;
-    if residue.is_none_or(|r| r.live + r.db + r.wal == 0) {
+    if residue.is_some_and(|r| r.live + r.db + r.wal == 0) {
         look.ok();
     }
     look.answer(&result, || match &residue {
@@ -272,7 +305,12 @@ async fn scrub(which: &Which, look: Look, link: &Link) -> Done {
             "plaintext is left in etcd's files",
             "run it again; if it stays, see what the agents say: claviger ks kms status",
         )),
-        _ => Ok(()),
+        Some(_) => Ok(()),
+        None => Err(Failure::new(
+            exit::UNKNOWN,
+            "no agent has reported what is left in etcd's files",
+            format!("look again in a minute: claviger ks kms status -c {}", which.cluster),
+        )),
     }
 }
 

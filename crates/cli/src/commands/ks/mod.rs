@@ -72,6 +72,10 @@ pub struct Which {
 /// Runs it.
 pub fn run(args: Args) -> Done {
     let Args { noun, look, connection } = args;
+    if let Noun::Kms(kms::Verb::Guard(args)) = noun {
+        return connection
+            .with_api_key(guard::api_key()?, async |link| guard::run(args, link).await);
+    }
     connection.block_on(async |link| match noun {
         Noun::Cluster(verb) => cluster::run(verb, look, link).await,
         Noun::Kms(verb) => kms::run(verb, look, link).await,

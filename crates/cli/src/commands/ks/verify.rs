@@ -1,10 +1,9 @@
 //! `claviger ks kms verify`: the harmless proof, and the one that costs an outage.
 
-use super::guard::Armed;
+use super::guard::{Armed, Undone};
 use super::{Which, follow, kms};
 use crate::connect::Link;
 use crate::exit::{self, Done, Failure};
-use crate::ids;
 use crate::render::{Look, Progress, attended, confirm};
 use claviger_domain::cluster::Access;
 use claviger_domain::key::{KeyState, RootKey};
@@ -22,8 +21,9 @@ pub struct Verify {
     /// Disable the root key, see that the cluster is unusable, enable it again: an outage
     #[arg(long)]
     by_disabling: bool,
-    /// Longest time that the root key stays disabled, in seconds; a process of its own enables
-    /// it then, whatever becomes of this one
+    /// How long the root key stays disabled at most, in seconds; the key service may want 30 more.
+    /// A process of its own enables it then, whatever becomes of this one: run it on a machine that
+    /// stays up
     #[arg(long = "for", value_name = "SECONDS", default_value = "60", value_parser = seconds,
           requires = "by_disabling")]
     for_seconds: u64,
@@ -143,7 +143,7 @@ async fn by_disabling(args: &Verify, look: Look, link: &Link) -> Done {
     look.doing(&format!("Disabling root key {}", root.key));
     let disabled = Instant::now();
     // From here on every way out leads past the guard: dropped, it enables what it disabled.
-    guard.disable()?;
+    let ours = guard.disable()?;
     let limit = Duration::from_secs(args.for_seconds);
     let mut progress = Progress::new(look);
     progress.phase("waiting until every control-plane node is fenced");
@@ -155,9 +155,16 @@ async fn by_disabling(args: &Verify, look: Look, link: &Link) -> Done {
     };
     let config_refused = refuses_config(cluster, link).await?;
     progress.phase("enabling the root key again");
-    ids::enable(&link.keys, root.instance, root.key, |text| progress.phase(text)).await?;
+    let undone = ours.undo(root.instance, root.key, |text| progress.phase(text), link).await?;
     let enabled = Instant::now();
     guard.disarm();
+    if let Undone::Left(who) = undone {
+        return Err(Failure::new(
+            exit::NO,
+            format!("root key {} stays disabled: {who}", root.key),
+            "ask him; to end it: claviger key enable",
+        ));
+    }
     progress.phase("waiting until every API server serves again");
     let until = enabled + RETURN_MAX;
     wait_open(cluster, root, until, address.as_deref().filter(|_| reachable), link).await?;

@@ -2,28 +2,55 @@
 //! with it. Changes nothing.
 
 use super::config::Held;
-use super::settings::{Config, SETTINGS};
+use super::settings::{Config, SETTINGS, Setting};
 use super::{bind, is_new, master_key, names, start, store};
-use crate::exit::{Done, Failure};
-use crate::render::{now, print_text, table, when};
+use crate::exit::{self, Done, Failure};
+use crate::render::{Look, now, table, when};
 use claviger_custody::Custodian as _;
 use claviger_custody::software::Software;
 use claviger_server::backup;
 use claviger_server::first::StartError;
+use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// Prints settings and findings. Of a database that a server has open, only its schema and its
 /// master key are looked at.
-pub(super) fn check(config: &Config, held: &[Held], file: Option<&Path>) -> Done {
+pub(super) fn check(config: &Config, held: &[Held], file: Option<&Path>, look: Look) -> Done {
     let _ = claviger_crypto::harden::harden();
-    for line in settings(held, file) {
-        print_text(&line);
+    let found = findings(config);
+    let (lines, failure) = match found {
+        Ok(lines) => (lines, None),
+        Err((lines, failure)) => (lines, Some(failure)),
+    };
+    let values: Vec<Value> = shown(held)
+        .map(|(setting, held)| {
+            let from = held.origin.of(setting, file);
+            json!({ "setting": held.name, "value": held.value, "from": from })
+        })
+        .collect();
+    let answer = json!({ "good": failure.is_none(), "settings": values, "found": lines });
+    look.answer(&answer, || {
+        settings(held, file).into_iter().chain(lines.iter().cloned()).collect()
+    });
+    failure.map_or(Ok(()), Err)
+}
+
+/// What is said until the end, or until something keeps a server from starting.
+fn findings(config: &Config) -> Result<Vec<String>, (Vec<String>, Failure)> {
+    let mut lines = Vec::new();
+    match look_at(config, &mut lines) {
+        Ok(()) => Ok(lines),
+        Err(failure) => Err((lines, failure)),
     }
+}
+
+fn look_at(config: &Config, lines: &mut Vec<String>) -> Done {
+    let mut say = |line: &str| lines.push(line.to_owned());
     let database = config.data.join(backup::DATABASE);
     if !is_new(config)? {
         let (found, known) = claviger_store::schema(&database).map_err(store)?;
-        print_text(&match found < known {
+        say(&match found < known {
             true => format!("database: schema {found}; this program brings it to {known}"),
             false => format!("database: schema {found}, as this program's"),
         });
@@ -34,7 +61,7 @@ pub(super) fn check(config: &Config, held: &[Held], file: Option<&Path>) -> Done
         if opened.is_some_and(|opened| opened.is_err()) {
             return Err(start(StartError::MasterKey));
         }
-        print_text("master key: of this database");
+        say("master key: of this database");
         for path in [config.data.as_path(), &database] {
             warn_if_others_may_write(path);
         }
@@ -45,19 +72,23 @@ pub(super) fn check(config: &Config, held: &[Held], file: Option<&Path>) -> Done
         });
         if !writable {
             let error = format!("this user may not make {}", config.data.display());
-            return Err(Failure::new(3, error, "give --data a directory that this user may write"));
+            return Err(Failure::new(
+                exit::UNREACHABLE,
+                error,
+                "give --data a directory that this user may write",
+            ));
         }
         if config.master_key.is_some() {
             drop(master_key(config, false)?);
         }
         warn_if_others_may_write(&config.data);
-        print_text("database: none yet; the first start makes it");
+        say("database: none yet; the first start makes it");
     }
     if let Some(files) = &config.certificate {
         let told = names(config, [Some(config.listen), config.public_listen]);
         let ends = files.look(&told, now());
         let ends = ends.map_err(|e| start(StartError::Files(e)))?;
-        print_text(&format!("certificate: good until {}", when(ends)));
+        say(&format!("certificate: good until {}", when(ends)));
     }
     let asked = [
         ("--listen", Some(config.listen)),
@@ -69,16 +100,17 @@ pub(super) fn check(config: &Config, held: &[Held], file: Option<&Path>) -> Done
         // All at once: two that ask for the same address find out.
         bound.push(std::net::TcpListener::bind(address).map_err(|e| bind(flag, address, e))?);
     }
-    print_text("a server would start with this");
+    say("a server would start with this");
     Ok(())
+}
+
+fn shown(held: &[Held]) -> impl Iterator<Item = (&'static Setting, &Held)> {
+    SETTINGS.iter().zip(held).filter(|(_, held)| !held.value.is_empty())
 }
 
 /// What holds and where it comes from. What is neither given nor has a default is left out.
 fn settings(held: &[Held], file: Option<&Path>) -> Vec<String> {
-    let rows: Vec<Vec<String>> = SETTINGS
-        .iter()
-        .zip(held)
-        .filter(|(_, held)| !held.value.is_empty())
+    let rows: Vec<Vec<String>> = shown(held)
         .map(|(setting, held)| {
             vec![held.name.to_owned(), held.value.clone(), held.origin.of(setting, file)]
         })

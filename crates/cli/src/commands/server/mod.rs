@@ -4,9 +4,9 @@ mod check;
 mod config;
 mod settings;
 
-use crate::exit::{Done, Failure};
+use crate::exit::{self, Done, Failure};
 use crate::ids;
-use crate::render::{print_line, print_text};
+use crate::render::{Look, print_line};
 use clap::Subcommand;
 use claviger_crypto::Key32;
 use claviger_custody::software::{self, KeyFileError, MASTER, RECOVERY, Software};
@@ -22,9 +22,10 @@ use claviger_server::unlock::{self, UnlockError};
 use claviger_store::{Store, StoreError};
 use config::Given;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
 use settings::Config;
 use std::fs::DirBuilder;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,8 @@ use zeroize::Zeroizing;
 pub struct Args {
     #[command(subcommand)]
     verb: Verb,
+    #[command(flatten)]
+    look: Look,
 }
 
 #[derive(Subcommand)]
@@ -47,6 +50,8 @@ enum Verb {
     Backup(Backup),
     /// Bring a backup back into an empty directory
     Restore(Restore),
+    /// Make a master key in a new file, to be given to a server by --master-key
+    MasterKey(MasterKey),
     /// Print the description of everything that a server answers (OpenAPI 3.1, JSON)
     Openapi,
     /// Undo the policies allowedIP and allowedNetwork of an instance that keep everybody out of it;
@@ -62,6 +67,13 @@ struct Unlock {
     /// Id (GUID or CRN) of the instance
     #[arg(long, value_name = "ID", value_parser = ids::instance)]
     instance: InstanceId,
+}
+
+#[derive(clap::Args)]
+struct MasterKey {
+    /// The new file, mode 0600; nothing is written over
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
 }
 
 #[derive(clap::Args)]
@@ -109,11 +121,13 @@ struct Run {
 
 /// Runs one of them.
 pub fn run(args: Args) -> Done {
+    let look = args.look;
     match args.verb {
-        Verb::Run(args) => serve(*args),
-        Verb::Backup(args) => back_up(args),
-        Verb::Restore(args) => bring_back(args),
-        Verb::Unlock(args) => unlock(args),
+        Verb::Run(args) => serve(*args, look),
+        Verb::Backup(args) => back_up(args, look),
+        Verb::Restore(args) => bring_back(args, look),
+        Verb::Unlock(args) => unlock(args, look),
+        Verb::MasterKey(args) => make_master_key(&args.to, look),
         Verb::Openapi => {
             print_line(claviger_server::http::openapi().trim_end());
             Ok(())
@@ -121,16 +135,18 @@ pub fn run(args: Args) -> Done {
     }
 }
 
-fn serve(args: Run) -> Done {
+fn serve(args: Run, look: Look) -> Done {
     let file = args.given.file().map(Path::to_owned);
     let (config, held) = args.given.settle()?;
     if args.check {
-        return check::check(&config, &held, file.as_deref());
+        return check::check(&config, &held, file.as_deref(), look);
     }
     let _traces = claviger_telemetry::init("claviger-server", config.otlp_endpoint.as_deref())
         .map_err(|e| Failure::new(2, e, "give --otlp-endpoint the collector's URL for HTTP"))?;
     let data = data_dir(&config.data)?;
-    is_new(&config)?;
+    if is_new(&config)? && config.bootstrap.is_none() {
+        shown_to_a_person()?;
+    }
     let database = data.join(backup::DATABASE);
     // Before the master key: so a key without a database is always what is left of a server.
     let opened = Store::open(&database).map_err(store)?;
@@ -145,7 +161,9 @@ fn serve(args: Run) -> Done {
         // Each may hold a database reader for a moment; requests wait for one beyond that.
         .max_blocking_threads(64)
         .build()
-        .map_err(|e| Failure::new(3, format!("the system gives no threads: {e}"), ""))?;
+        .map_err(|e| {
+            Failure::new(exit::UNREACHABLE, format!("the system gives no threads: {e}"), "")
+        })?;
     runtime.block_on(async {
         let (private, address) = listener("--listen", config.listen).await?;
         let public = optional("--public-listen", config.public_listen).await?;
@@ -198,44 +216,71 @@ fn raise_descriptors() {
     }
 }
 
-fn back_up(args: Backup) -> Done {
+fn make_master_key(to: &Path, look: Look) -> Done {
+    let _ = claviger_crypto::harden::harden();
+    if to.exists() {
+        let error = format!("{} is there already", to.display());
+        return Err(Failure::new(exit::USAGE, error, "give another path; a key is never replaced"));
+    }
+    software::write_key(to, MASTER, &Key32::generate()).map_err(master)?;
+    look.answer(&json!({ "master_key": to }), || {
+        vec![
+            format!("master key: {}", to.display()),
+            "keep a copy where no copy of the database is; without it the database is lost"
+                .to_owned(),
+        ]
+    });
+    Ok(())
+}
+
+fn back_up(args: Backup, look: Look) -> Done {
     let _ = claviger_crypto::harden::harden();
     let path = &args.recovery_key;
     // Before a recovery key is made for nothing.
     if args.to.exists() || args.to == *path {
         return Err(failed(BackupError::Exists(args.to)));
     }
+    let mut made = Vec::new();
     let recovery = if path.exists() {
         software::read_key(path, RECOVERY).map_err(master)?
     } else {
         let key = Key32::generate();
         software::write_key(path, RECOVERY, &key).map_err(master)?;
-        print_text(&format!("made a recovery key: {}", path.display()));
-        print_text("move it to another machine; without it the backup cannot be opened");
+        made.push(format!("made a recovery key: {}", path.display()));
+        made.push("move it to another machine; without it the backup cannot be opened".to_owned());
         key
     };
     let master_key = args.master_key.unwrap_or_else(|| args.data.join(place::MASTER_KEY));
     let now = SystemClock.now();
     let length = backup::make(&args.data, &master_key, &recovery, &args.to, now).map_err(failed)?;
-    print_text(&format!(
-        "backup: {} ({length} bytes of database, read back and checked)",
-        args.to.display()
-    ));
+    let answer = json!({
+        "backup": args.to, "database_bytes": length, "made_recovery_key": !made.is_empty(),
+    });
+    look.answer(&answer, || {
+        let to = args.to.display();
+        made.push(format!("backup: {to} ({length} bytes of database, read back and checked)"));
+        made
+    });
     Ok(())
 }
 
-fn bring_back(args: Restore) -> Done {
+fn bring_back(args: Restore, look: Look) -> Done {
     let _ = claviger_crypto::harden::harden();
     let recovery = software::read_key(&args.recovery_key, RECOVERY).map_err(master)?;
     data_dir(&args.data)?;
     let master_key = args.master_key.unwrap_or_else(|| args.data.join(place::MASTER_KEY));
     backup::restore(&args.data, &master_key, &recovery, &args.from).map_err(failed)?;
-    print_text(&format!("restored {} into {}", args.from.display(), args.data.display()));
-    print_text(&format!("start it with: claviger server run --data {}", args.data.display()));
+    let (from, data) = (args.from.display(), args.data.display());
+    look.answer(&json!({ "restored": args.from, "data": args.data }), || {
+        vec![
+            format!("restored {from} into {data}"),
+            format!("start it with: claviger server run --data {data}"),
+        ]
+    });
     Ok(())
 }
 
-fn unlock(args: Unlock) -> Done {
+fn unlock(args: Unlock, look: Look) -> Done {
     let database = args.data.join(backup::DATABASE);
     // The one whose files these are, or who may write them all the same.
     let by = format!("host-uid-{}", rustix::process::getuid().as_raw());
@@ -244,15 +289,16 @@ fn unlock(args: Unlock) -> Done {
         UnlockError::Store(e) => store(e),
         UnlockError::Start(e) => start(e),
         e @ UnlockError::NoInstance(_) => {
-            Failure::new(2, e, "is --data the directory of this instance's server?")
+            Failure::new(exit::USAGE, e, "is --data the directory of this instance's server?")
         }
     })?;
-    if opened.is_empty() {
-        print_text("no policy keeps anybody out of this instance; nothing was changed");
-    }
-    for policy in opened {
-        print_text(&format!("switched off: {policy}"));
-    }
+    let opened: Vec<String> = opened.iter().map(ToString::to_string).collect();
+    look.answer(&json!({ "switched_off": opened }), || match &opened[..] {
+        [] => {
+            vec!["no policy keeps anybody out of this instance; nothing was changed".to_owned()]
+        }
+        all => all.iter().map(|policy| format!("switched off: {policy}")).collect(),
+    });
     Ok(())
 }
 
@@ -276,8 +322,8 @@ fn failed(e: BackupError) -> Failure {
         BackupError::Broken { .. }
         | BackupError::Apart(_)
         | BackupError::Exists(_)
-        | BackupError::Busy(_) => 1,
-        _ => 3,
+        | BackupError::Busy(_) => exit::NO,
+        _ => exit::UNREACHABLE,
     };
     Failure::new(code, e, hint)
 }
@@ -286,7 +332,7 @@ fn data_dir(data: &Path) -> Result<&Path, Failure> {
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700).create(data).map_err(|e| {
         let error = format!("cannot make the data directory {}: {e}", data.display());
-        Failure::new(3, error, "give --data a directory that this user may write")
+        Failure::new(exit::UNREACHABLE, error, "give --data a directory that this user may write")
     })?;
     check::warn_if_others_may_write(data);
     Ok(data)
@@ -340,7 +386,7 @@ fn is_new(config: &Config) -> Result<bool, Failure> {
         } else {
             "bring the database back, with its -wal file, or restore a backup into an empty directory; nothing was changed"
         };
-        Failure::new(3, lost, hint)
+        Failure::new(exit::UNREACHABLE, lost, hint)
     })
 }
 
@@ -353,7 +399,7 @@ fn master_key(config: &Config, fresh: bool) -> Result<Key32, Failure> {
     if !path.exists() {
         if !fresh {
             return Err(Failure::new(
-                3,
+                exit::UNREACHABLE,
                 format!("the master key file {} is not there", path.display()),
                 "bring it back, or restore a backup; without it this database cannot be opened",
             ));
@@ -365,7 +411,8 @@ fn master_key(config: &Config, fresh: bool) -> Result<Key32, Failure> {
 }
 
 fn from_descriptor(fd: &str) -> Result<Key32, Failure> {
-    let wrong = |why: String| Failure::new(2, why, "for example: --master-key fd:3 3<master.key");
+    let wrong =
+        |why: String| Failure::new(exit::USAGE, why, "for example: --master-key fd:3 3<master.key");
     let number: u32 = fd.parse().map_err(|_| wrong(format!("fd:{fd} names no file descriptor")))?;
     let mut text = Zeroizing::new(Vec::with_capacity(256));
     std::fs::File::open(format!("/dev/fd/{number}"))
@@ -373,6 +420,15 @@ fn from_descriptor(fd: &str) -> Result<Key32, Failure> {
         .map_err(|e| wrong(format!("cannot read the master key from descriptor {number}: {e}")))?;
     software::parse_key(&text, MASTER)
         .ok_or_else(|| wrong(format!("descriptor {number} does not hold a master key")))
+}
+
+/// Refuses to print an API key where no person reads it: a journal or a file would keep it.
+fn shown_to_a_person() -> Done {
+    if std::io::stdout().is_terminal() {
+        return Ok(());
+    }
+    let error = "the first start tells the administrator's API key, and standard output is no terminal: a log would keep it";
+    Err(Failure::new(exit::USAGE, error, "name a file for it: --bootstrap FILE"))
 }
 
 /// Hands the administrator's API key over, at the first start.
@@ -397,18 +453,28 @@ fn tell(app: &App, config: &Config) -> Done {
             };
             if path.exists() && !std::fs::read(path).is_ok_and(ours) {
                 let error = format!("{} is there already, and not of this server", path.display());
-                return Err(Failure::new(3, error, "name another file by --bootstrap"));
+                return Err(Failure::new(
+                    exit::UNREACHABLE,
+                    error,
+                    "name another file by --bootstrap",
+                ));
             }
             let text = Zeroizing::new(
-                serde_json::to_vec_pretty(&bootstrap).map_err(|e| Failure::new(70, e, ""))?,
+                serde_json::to_vec_pretty(&bootstrap)
+                    .map_err(|e| Failure::new(exit::FAULT, e, ""))?,
             );
             files::write_private(path, &text).map_err(|e| {
                 let error = format!("cannot write {}: {e}", path.display());
-                Failure::new(3, error, "give --bootstrap a path that this user may write")
+                Failure::new(
+                    exit::UNREACHABLE,
+                    error,
+                    "give --bootstrap a path that this user may write",
+                )
             })?;
             say(format!("bootstrap: {}", path.display()));
         }
         None => {
+            shown_to_a_person()?;
             for instance in &bootstrap.instances {
                 say(format!("instance: {} {}", instance.id, instance.name));
             }
@@ -419,7 +485,7 @@ fn tell(app: &App, config: &Config) -> Done {
             );
             shown.map_err(|e| {
                 let error = format!("cannot print the administrator's API key: {e}");
-                Failure::new(3, error, "start it again with --bootstrap FILE")
+                Failure::new(exit::UNREACHABLE, error, "start it again with --bootstrap FILE")
             })?;
         }
     }
@@ -464,7 +530,7 @@ fn bind(flag: &str, asked: SocketAddr, e: std::io::Error) -> Failure {
         ),
         _ => (format!("cannot listen on {asked}: {e}"), format!("give another {flag} address")),
     };
-    Failure::new(3, error, hint)
+    Failure::new(exit::UNREACHABLE, error, hint)
 }
 
 fn master(e: KeyFileError) -> Failure {
@@ -472,7 +538,7 @@ fn master(e: KeyFileError) -> Failure {
         KeyFileError::Form { .. } => "is it the file of another key?",
         _ => "a key file must be readable by its user alone",
     };
-    Failure::new(3, e, hint)
+    Failure::new(exit::UNREACHABLE, e, hint)
 }
 
 fn store(e: StoreError) -> Failure {
@@ -482,21 +548,21 @@ fn store(e: StoreError) -> Failure {
         e if e.is_disk() => "free space on the disk, or make it writable",
         _ => "look at the data directory and its permissions",
     };
-    Failure::new(3, e, hint)
+    Failure::new(exit::UNREACHABLE, e, hint)
 }
 
 fn start(e: StartError) -> Failure {
     match e {
         StartError::Store(e) => store(e),
         StartError::MasterKey => Failure::new(
-            3,
+            exit::UNREACHABLE,
             StartError::MasterKey,
             "give --master-key the file that was made with this database",
         ),
         e @ StartError::Certificate(_) => {
-            Failure::new(2, e, "is every --name a DNS name or an IP address?")
+            Failure::new(exit::USAGE, e, "is every --name a DNS name or an IP address?")
         }
-        e @ StartError::Files(_) => Failure::new(3, e, TLS_HINT),
-        e => Failure::new(3, e, ""),
+        e @ StartError::Files(_) => Failure::new(exit::UNREACHABLE, e, TLS_HINT),
+        e => Failure::new(exit::UNREACHABLE, e, ""),
     }
 }
