@@ -7,6 +7,7 @@ use crate::iam::token::Tokens;
 use crate::metrics::Metrics;
 use crate::record::Recorder;
 use crate::refusals::Refusals;
+use crate::sure::Keeper;
 use claviger_audit::Durability;
 use claviger_custody::Custodian;
 use claviger_domain::audit::Record;
@@ -16,8 +17,8 @@ use claviger_store::events::KeyEvent;
 use claviger_store::{Store, StoreError};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use uuid::Uuid;
@@ -26,6 +27,9 @@ use uuid::Uuid;
 pub trait Clock: Send + Sync {
     /// Now.
     fn now(&self) -> UnixMs;
+
+    /// The time since boot, sleep included, which nobody can set: for how long things last.
+    fn up(&self) -> Duration;
 }
 
 /// The machine's clock.
@@ -35,26 +39,44 @@ impl Clock for SystemClock {
     fn now(&self) -> UnixMs {
         UnixMs(jiff::Timestamp::now().as_millisecond())
     }
+
+    fn up(&self) -> Duration {
+        let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::new(up.tv_sec.unsigned_abs(), u32::try_from(up.tv_nsec).unwrap_or(0))
+    }
 }
 
 /// A clock that stands until it is told to move; for tests.
-pub struct ManualClock(AtomicI64);
+pub struct ManualClock {
+    wall: AtomicI64,
+    up: AtomicU64,
+}
 
 impl ManualClock {
     /// A clock that says `now`.
     pub fn new(now: UnixMs) -> Self {
-        Self(AtomicI64::new(now.0))
+        Self { wall: AtomicI64::new(now.0), up: AtomicU64::new(0) }
     }
 
-    /// Moves it forward.
+    /// Lets time pass.
     pub fn advance(&self, by: Duration) {
-        self.0.fetch_add(by.as_millis() as i64, Ordering::SeqCst);
+        self.wall.fetch_add(by.as_millis() as i64, Ordering::SeqCst);
+        self.up.fetch_add(by.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    /// Sets the clock, forward or back, while no time passes.
+    pub fn set(&self, now: UnixMs) {
+        self.wall.store(now.0, Ordering::SeqCst);
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> UnixMs {
-        UnixMs(self.0.load(Ordering::SeqCst))
+        UnixMs(self.wall.load(Ordering::SeqCst))
+    }
+
+    fn up(&self) -> Duration {
+        Duration::from_millis(self.up.load(Ordering::SeqCst))
     }
 }
 
@@ -262,6 +284,7 @@ pub struct App {
     pub(crate) recorder: Recorder,
     pub(crate) refusals: Refusals,
     pub(crate) metrics: Metrics,
+    pub(crate) keeper: Mutex<Keeper>,
 }
 
 impl App {
@@ -280,6 +303,7 @@ impl App {
         let parts = first::establish(&store, &*custodian, clock.now())?;
         let recorder =
             Recorder::start(&store, parts.writer, &settings.audit).map_err(StartError::Audit)?;
+        let keeper = Mutex::new(Keeper::start(&store, &*clock)?);
         Ok(Arc::new(App {
             store,
             custodian,
@@ -293,6 +317,7 @@ impl App {
             recorder,
             refusals: Refusals::default(),
             metrics: Metrics::new(),
+            keeper,
         }))
     }
 

@@ -21,6 +21,7 @@ pub mod record;
 mod refusals;
 pub mod resources;
 pub mod status;
+pub mod sure;
 pub mod unlock;
 
 #[cfg(test)]

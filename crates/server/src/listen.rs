@@ -87,7 +87,10 @@ fn certificate(
     })?;
     if let (Some(certificate), Some(sealed), Some(stored)) = stored
         && stored == names_text.as_bytes()
-        && not_after(&certificate).is_some_and(|end| end.since(now) > RENEW.as_millis() as u64)
+        && validity(&certificate).is_some_and(|(begin, end)| {
+            // One that was made while the clock was ahead is good for nobody.
+            begin <= now && end.since(now) > RENEW.as_millis() as u64
+        })
     {
         let key = app
             .custodian
@@ -106,9 +109,12 @@ fn certificate(
     Ok((certificate, PrivateKeyDer::Pkcs8(key.into())))
 }
 
-fn not_after(der: &[u8]) -> Option<UnixMs> {
+/// From when on, and until when, a certificate is good.
+fn validity(der: &[u8]) -> Option<(UnixMs, UnixMs)> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    Some(UnixMs(certificate.validity().not_after.timestamp() * 1000))
+    let validity = certificate.validity();
+    let at = |time: x509_parser::time::ASN1Time| UnixMs(time.timestamp() * 1000);
+    Some((at(validity.not_before), at(validity.not_after)))
 }
 
 /// Where the server listens. Both have one certificate and answer the same paths; a request
@@ -140,6 +146,9 @@ impl Listeners {
 }
 
 /// Serves until `stop` resolves, then lets what is under way end, for at most [`DRAIN`].
+///
+/// # Panics
+/// After that, when one of the tasks that go by the clock did.
 pub async fn serve(
     app: Arc<App>,
     tls: ServerConfig,
@@ -156,6 +165,7 @@ pub async fn serve(
     let (closing, closed) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut refused = false;
+    let mut fell = None;
     let mut stop = std::pin::pin!(stop);
     // Dropped, and so ended, with the set when this returns.
     let mut clockwork = JoinSet::new();
@@ -169,6 +179,12 @@ pub async fn serve(
         let permit = room.clone().acquire_owned();
         let accepted = tokio::select! {
             () = &mut stop => break,
+            // None ends by itself, so one has panicked; a server without it is none.
+            Some(Err(e)) = clockwork.join_next() => {
+                tracing::error!("a task of the server panicked; stopping");
+                fell = Some(e);
+                break;
+            }
             _ = daily.tick() => {
                 // Connections that are open keep the certificate they began with.
                 match app.blocking(self::tls).await {
@@ -219,6 +235,9 @@ pub async fn serve(
     let drained = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!("some answers were still under way and are cut off");
+    }
+    if let Some(panic) = fell.and_then(|e| e.try_into_panic().ok()) {
+        std::panic::resume_unwind(panic);
     }
 }
 
@@ -314,7 +333,7 @@ pub fn node(der: &CertificateDer<'_>) -> Option<Node> {
         cluster: cluster.parse().ok()?,
         agent: agent.parse().ok()?,
         fingerprint: hex(&sha256(der)),
-        not_after: not_after(der)?,
+        not_after: validity(der)?.1,
     })
 }
 

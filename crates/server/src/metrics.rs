@@ -47,6 +47,7 @@ pub struct Metrics {
     events: Family<Kind, Counter>,
     connections: Gauge,
     refused: Counter,
+    clock_in_doubt: Gauge,
     audit_failing: Gauge,
     audit_record: Gauge,
     audit_signed_record: Gauge,
@@ -75,19 +76,21 @@ impl Metrics {
             "Connections of strangers that found no room",
             refused.clone(),
         );
-        let audit = |registry: &mut Registry, name: &str, help: &str| {
+        let gauge = |registry: &mut Registry, name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
             gauge
         };
+        let doubt = "1 while the machine's clock is not where it was expected, so that nothing is done by it that cannot be undone";
+        let clock_in_doubt = gauge(&mut registry, "clock_in_doubt", doubt);
         let failing = "1 while acts cannot be put on record, so that nothing is answered";
-        let audit_failing = audit(&mut registry, "audit_failing", failing);
+        let audit_failing = gauge(&mut registry, "audit_failing", failing);
         let last = "Number of the last record of the audit log";
-        let audit_record = audit(&mut registry, "audit_record", last);
+        let audit_record = gauge(&mut registry, "audit_record", last);
         let signed = "Number of the last record that a checkpoint covers";
-        let audit_signed_record = audit(&mut registry, "audit_signed_record", signed);
+        let audit_signed_record = gauge(&mut registry, "audit_signed_record", signed);
         let not_sent = "Checkpoints since the start that did not leave by some sink";
-        let audit_not_sent = audit(&mut registry, "audit_checkpoints_not_sent", not_sent);
+        let audit_not_sent = gauge(&mut registry, "audit_checkpoints_not_sent", not_sent);
         Self {
             registry,
             requests,
@@ -95,6 +98,7 @@ impl Metrics {
             events,
             connections,
             refused,
+            clock_in_doubt,
             audit_failing,
             audit_record,
             audit_signed_record,
@@ -131,6 +135,11 @@ impl Metrics {
     /// A stranger's connection was refused.
     pub(crate) fn refused(&self) {
         self.refused.inc();
+    }
+
+    /// Whether the machine's clock is believed.
+    pub(crate) fn doubts_clock(&self, doubts: bool) {
+        self.clock_in_doubt.set(i64::from(doubts));
     }
 
     /// How the audit log is doing.

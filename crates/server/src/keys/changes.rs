@@ -46,7 +46,14 @@ pub(crate) fn all_versions(tx: &Tx<'_>, key: &Key) -> Result<Vec<RootVersion>, K
     Ok(versions.into_iter().map(|v| RootVersion { root: key.root, version: v.id }).collect())
 }
 
-/// 409 while less than `wait` has passed since `since`.
+/// Until when it is still too early for what must wait so long since `since`; none if it is not. A
+/// moment that has not come was told by a clock that was ahead: nobody waits for that.
+pub(crate) fn too_early(since: Option<UnixMs>, wait: Duration, now: UnixMs) -> Option<UnixMs> {
+    let since = since.filter(|since| *since <= now)?;
+    Some(view::later(since, wait)).filter(|until| now < *until)
+}
+
+/// 409 while it is [`too_early`].
 fn not_before(
     since: Option<UnixMs>,
     wait: Duration,
@@ -54,11 +61,7 @@ fn not_before(
     code: &'static str,
     what: &str,
 ) -> Result<(), KpError> {
-    let Some(since) = since else { return Ok(()) };
-    let until = view::later(since, wait);
-    if now >= until {
-        return Ok(());
-    }
+    let Some(until) = too_early(since, wait, now) else { return Ok(()) };
     let seconds = until.since(now).div_ceil(1000);
     Err(KpError::conflict(
         code,

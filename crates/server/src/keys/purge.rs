@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::error::KpError;
 use crate::keys::act::{Act, Changed, Instance, answer, state_allows};
-use crate::keys::changes::all_versions;
+use crate::keys::changes::{all_versions, too_early};
 use crate::keys::create::{Prefer, prefers};
 use crate::keys::view;
 use axum::extract::{Path, State};
@@ -32,14 +32,14 @@ pub(crate) async fn purge(
     headers: HeaderMap,
 ) -> Result<Response, KpError> {
     let action = "kms.secrets.purge";
-    let act = Act { caller, instance, action, failed: "Key could not be purged", key: id };
+    let act =
+        Act { caller, instance, action, failed: "Key could not be purged", key: id };
     let key = act
         .change(&app, |app, tx, act, now| {
             let key = act.key(tx, KeyOperation::Purge)?;
             state_allows(&key, KeyAction::Purge, now)?;
             let wait = app.settings.purge_after;
-            let from = key.deleted.map(|at| view::later(at, wait));
-            if let Some(from) = from.filter(|from| now < *from) {
+            if let Some(from) = too_early(key.deleted, wait, now) {
                 let what = format!(
                     "Purge operation is allowed {} after key is deleted. Try again at {}",
                     written(wait),
@@ -51,7 +51,8 @@ pub(crate) async fn purge(
                 let what = "A KMIP adapter names the key; delete the adapter first";
                 return Err(KpError::conflict("PROTECTED_RESOURCE_ERR", what));
             }
-            if let (Some(deleted), Some(allowed_from)) = (key.deleted, from) {
+            if let Some(deleted) = key.deleted {
+                let allowed_from = view::later(deleted, wait);
                 let due = view::later(deleted, app.settings.purged_after);
                 act.note(|data| data.purge = Some(Purge { deleted, allowed_from, due }));
             }

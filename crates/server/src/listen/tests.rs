@@ -115,3 +115,51 @@ async fn a_connection_is_known_by_its_listener() {
     let _client = TcpStream::connect(at[0]).await.expect("connects");
     assert_eq!(alone.accept().await.expect("accepts").2, Network::Private);
 }
+
+#[tokio::test]
+async fn a_certificate_of_a_clock_that_was_ahead_is_made_anew() {
+    let w = crate::testing::World::new();
+    let made = || {
+        tls(&w.app).expect("TLS");
+        w.app.store.read("t", |tx| meta::get(tx, "server-certificate")).expect("reads")
+    };
+    let now = w.app.clock.now();
+    w.clock.set(UnixMs(now.0 + 86_400_000));
+    let ahead = made();
+    assert_eq!(made(), ahead, "kept while it is good");
+    w.clock.set(now);
+    let mended = made().expect("one");
+    assert_ne!(Some(&mended), ahead.as_ref());
+    assert!(validity(&mended).expect("dates").0 <= now);
+}
+
+/// A clock that fails for good once it is told to.
+struct Broken(std::sync::atomic::AtomicBool);
+
+impl crate::app::Clock for Broken {
+    fn now(&self) -> UnixMs {
+        UnixMs(1_800_000_000_000)
+    }
+    fn up(&self) -> Duration {
+        assert!(!self.0.load(std::sync::atomic::Ordering::SeqCst), "the clock is broken");
+        Duration::ZERO
+    }
+}
+
+#[tokio::test]
+async fn a_server_whose_clockwork_has_fallen_stops() {
+    let dir = tempfile::tempdir().expect("dir");
+    let store = claviger_store::Store::open(&dir.path().join("claviger.db")).expect("opens");
+    let key = claviger_crypto::Key32::generate();
+    let custodian = Arc::new(claviger_custody::software::Software::new(&key));
+    let clock = Arc::new(Broken(std::sync::atomic::AtomicBool::new(false)));
+    let app = App::new(store, custodian, clock.clone(), crate::app::Settings::default());
+    let app = app.expect("starts");
+    let config = tls(&app).expect("TLS");
+    let private = TcpListener::bind(("127.0.0.1", 0)).await.expect("listens");
+    let listeners = Listeners { private, public: None, status: None };
+    clock.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    let served = tokio::spawn(serve(app, config, listeners, std::future::pending()));
+    let ended = tokio::time::timeout(SOON, served).await.expect("ends");
+    assert!(ended.expect_err("not as if all were well").is_panic());
+}

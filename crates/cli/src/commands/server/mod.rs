@@ -4,7 +4,7 @@ mod config;
 
 use crate::exit::{Done, Failure};
 use crate::ids;
-use crate::render::{print_line, print_text};
+use crate::render::{print_line, print_text, when};
 use clap::Subcommand;
 use claviger_crypto::Key32;
 use claviger_custody::Custodian as _;
@@ -16,6 +16,7 @@ use claviger_server::files;
 use claviger_server::first::{self, StartError};
 use claviger_server::listen::{self, Listeners};
 use claviger_server::place;
+use claviger_server::sure;
 use claviger_server::unlock::{self, UnlockError};
 use claviger_store::{Store, StoreError};
 use config::{Config, Given};
@@ -49,6 +50,16 @@ enum Verb {
     /// Undo the policies allowedIP and allowedNetwork of an instance that keep everybody out of it;
     /// the server may be running
     Unlock(Unlock),
+    /// Say that this machine's clock is right, where the server doubts it and so expires, shreds
+    /// and purges nothing; the server may be running
+    TrustClock(TrustClock),
+}
+
+#[derive(clap::Args)]
+struct TrustClock {
+    /// Directory of the database
+    #[arg(long)]
+    data: PathBuf,
 }
 
 #[derive(clap::Args)]
@@ -110,6 +121,7 @@ pub fn run(args: Args) -> Done {
         Verb::Backup(args) => back_up(args),
         Verb::Restore(args) => bring_back(args),
         Verb::Unlock(args) => unlock(args),
+        Verb::TrustClock(args) => trust_clock(args),
         Verb::Openapi => {
             print_line(claviger_server::http::openapi().trim_end());
             Ok(())
@@ -267,10 +279,21 @@ fn bring_back(args: Restore) -> Done {
     Ok(())
 }
 
+/// The one whose files these are, or who may write them all the same.
+fn host() -> String {
+    format!("host-uid-{}", rustix::process::getuid().as_raw())
+}
+
+fn trust_clock(args: TrustClock) -> Done {
+    let now = SystemClock.now();
+    sure::trust_clock(&args.data.join(backup::DATABASE), &host(), now).map_err(start)?;
+    print_text(&format!("the server takes it that the time is {}", when(now)));
+    Ok(())
+}
+
 fn unlock(args: Unlock) -> Done {
     let database = args.data.join(backup::DATABASE);
-    // The one whose files these are, or who may write them all the same.
-    let by = format!("host-uid-{}", rustix::process::getuid().as_raw());
+    let by = host();
     let opened = unlock::unlock(&database, args.instance, &by, SystemClock.now());
     let opened = opened.map_err(|e| match e {
         UnlockError::Store(e) => store(e),
