@@ -246,17 +246,27 @@ impl Store {
     /// empties the log, so that the material is in neither. Does nothing otherwise. False when
     /// someone still reads an older state; try again then. Blocks, for some seconds at most.
     pub fn settle(&self) -> Result<bool, StoreError> {
+        self.settle_and(|| {})
+    }
+
+    /// The same; does `between` after the log is empty, before that is noted.
+    fn settle_and(&self, between: impl FnOnce()) -> Result<bool, StoreError> {
         let due = self.read("settle", |tx| meta::get(tx, UNSETTLED))?;
         if due.is_none_or(|due| due.is_empty()) {
             return Ok(true);
         }
+        // Held over both: what is overwritten in between would count as settled.
+        let mut writer = held(&self.0.writer);
         let busy: i64 =
-            held(&self.0.writer)
-                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-        if busy == 0 {
-            self.tx("settle", |tx| meta::put(tx, UNSETTLED, b""))?;
+            writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if busy != 0 {
+            return Ok(false);
         }
-        Ok(busy == 0)
+        between();
+        let tx = Tx::new(writer.transaction_with_behavior(TransactionBehavior::Immediate)?);
+        meta::put(&tx, UNSETTLED, b"")?;
+        tx.inner.commit()?;
+        Ok(true)
     }
 
     fn take_reader(&self) -> Connection {

@@ -137,6 +137,7 @@ fn serve(args: Run) -> Done {
     claviger_telemetry::init();
     let data = data_dir(&config.data)?;
     is_new(&config)?;
+    backup::sweep(data).map_err(failed)?;
     let database = data.join(backup::DATABASE);
     // Before the master key: so a key without a database is always what is left of a server.
     let opened = Store::open(&database).map_err(store)?;
@@ -323,6 +324,13 @@ fn failed(e: BackupError) -> Failure {
         BackupError::Busy(_) => "wait for it to end; one that was killed holds nothing",
         BackupError::Broken { .. } => "nothing was restored; try another copy of the backup",
         BackupError::Apart(_) => "give --master-key the file that was made with this database",
+        BackupError::Unnoted { .. } => "keep it; only the warning that no backup was made goes on",
+        BackupError::File { source, .. } if source.kind() == ErrorKind::Unsupported => {
+            "that file system has no hard links: write to another disk, and copy the file"
+        }
+        BackupError::File { source, .. } if source.raw_os_error() == Some(1) => {
+            "that file system may have no hard links: write to another disk, and copy the file"
+        }
         BackupError::File { .. } | BackupError::Store(_) => {
             "look at the path, its permissions and the space on its disk"
         }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::keys::clock::{due_at, turn};
 use crate::sure::trust_clock;
+use claviger_domain::access::PlatformRole;
 use claviger_domain::key::KeyState;
 use claviger_store::keys;
 use std::collections::HashSet;
@@ -440,4 +441,24 @@ async fn no_file_of_the_database_holds_shredded_material() {
     }
     w.turn();
     assert_eq!(found(&w, &living), 0, "purged");
+
+    // So does the removal of an instance.
+    let mut doomed = HashSet::new();
+    for n in 0..20 {
+        let id = w.make_root(&w.manager, w.two, &format!("other-{n}")).await;
+        let root = RootKey { instance: w.two, key: id.parse().unwrap() };
+        let version = w.app.store.read("t", |tx| keys::versions(tx, &root)).unwrap()[0].id;
+        let sealed = w.app.store.read("t", |tx| keys::material(tx, &root, version)).unwrap();
+        // Without the header, which is the same for all.
+        doomed.extend(marks(&sealed.unwrap()[32..]));
+        let path = format!("/api/v2/keys/{id}");
+        w.ask_in(w.two, &w.manager, "DELETE", &path, Value::Null).await.is(204);
+    }
+    w.app.store.settle().unwrap();
+    assert!(found(&w, &doomed) > 0, "the search finds what is there");
+    let editor = w.person_with("editor", &[Grant::Platform(PlatformRole::Editor)]);
+    let path = format!("/v2/resource_instances/{}", w.two);
+    w.ask(&editor, "DELETE", &path, Value::Null).await.is(204);
+    w.turn();
+    assert_eq!(found(&w, &doomed), 0, "removed");
 }
