@@ -7,6 +7,7 @@ use crate::iam::token::Tokens;
 use crate::metrics::Metrics;
 use crate::record::Recorder;
 use crate::refusals::Refusals;
+use crate::room::Room;
 use crate::sure::Keeper;
 use claviger_audit::Durability;
 use claviger_custody::Custodian;
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use uuid::Uuid;
 
 /// Where the time comes from.
@@ -285,6 +286,9 @@ pub struct App {
     pub(crate) refusals: Refusals,
     pub(crate) metrics: Metrics,
     pub(crate) keeper: Mutex<Keeper>,
+    pub(crate) room: Room,
+    /// Whose turn it is to make a key pair of an import token.
+    pub(crate) making: Arc<Semaphore>,
 }
 
 impl App {
@@ -318,10 +322,13 @@ impl App {
             refusals: Refusals::default(),
             metrics: Metrics::new(),
             keeper,
+            room: Room::new(),
+            making: Arc::new(Semaphore::new(1)),
         }))
     }
 
-    /// Runs `work`, which may block on the database, on a thread that may block.
+    /// Runs `work` of the server itself, which may block on the database, on a thread that may
+    /// block. What a request asks for is to find room first: [`App::asked`].
     ///
     /// # Panics
     /// When `work` does.

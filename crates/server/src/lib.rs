@@ -20,6 +20,7 @@ mod pulse;
 pub mod record;
 mod refusals;
 pub mod resources;
+pub mod room;
 pub mod status;
 pub mod sure;
 pub mod unlock;

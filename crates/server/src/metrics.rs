@@ -37,6 +37,11 @@ struct Kind {
     kind: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Whom {
+    whom: &'static str,
+}
+
 type Histograms = Family<Route, Histogram, fn() -> Histogram>;
 
 /// The server's counters. Cheap to count on, from any thread.
@@ -47,6 +52,7 @@ pub struct Metrics {
     events: Family<Kind, Counter>,
     connections: Gauge,
     refused: Counter,
+    without_room: Family<Whom, Counter>,
     clock_in_doubt: Gauge,
     audit_failing: Gauge,
     audit_record: Gauge,
@@ -76,6 +82,12 @@ impl Metrics {
             "Connections of strangers that found no room",
             refused.clone(),
         );
+        let without_room = Family::default();
+        registry.register(
+            "requests_without_room",
+            "Requests that were turned away since too much was asked for at once",
+            without_room.clone(),
+        );
         let gauge = |registry: &mut Registry, name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -98,6 +110,7 @@ impl Metrics {
             events,
             connections,
             refused,
+            without_room,
             clock_in_doubt,
             audit_failing,
             audit_record,
@@ -135,6 +148,11 @@ impl Metrics {
     /// A stranger's connection was refused.
     pub(crate) fn refused(&self) {
         self.refused.inc();
+    }
+
+    /// A request was turned away.
+    pub(crate) fn found_no_room(&self, whom: &'static str) {
+        self.without_room.get_or_create(&Whom { whom }).inc();
     }
 
     /// Whether the machine's clock is believed.

@@ -85,6 +85,9 @@ pub enum StoreError {
     /// A value in the database cannot be read. A fault of ours or a damaged file.
     #[error("the database holds a value that cannot be read: {0}")]
     Damaged(String),
+    /// More is asked for at once than can be done. Nothing was begun.
+    #[error("the server is busy with other requests; nothing was done. Try again")]
+    Busy,
     /// SQLite refused.
     #[error("database: {0}")]
     Sqlite(#[from] rusqlite::Error),

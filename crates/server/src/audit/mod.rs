@@ -20,6 +20,7 @@ use crate::keys::act::Act;
 use crate::keys::query::Query;
 use crate::keys::view;
 use crate::record;
+use crate::room::For;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -105,7 +106,7 @@ async fn of_administrator(
     };
     let mut record = caller.did(app.clock.now(), ACTION, target);
     let found = app
-        .blocking(move |app| {
+        .asked(For::Other, move |app| {
             if !caller.platform(PlatformRole::Administrator, Site::Access) {
                 return Err(KpError::unauthorized());
             }

@@ -4,6 +4,7 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::error::KpError;
 use crate::http::{network, objects};
+use crate::room::For;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -103,6 +104,7 @@ impl Act {
         + Send
         + 'static,
     ) -> Result<T, KpError> {
+        let (whom, failed) = (self.whom(), self.failed);
         let mut doing = self.begin(app.clock.now());
         let change = move |app: &App| {
             let done = app.store.tx(doing.action, |tx| {
@@ -122,7 +124,7 @@ impl Act {
             }
             Ok(changed.value)
         };
-        app.blocking(change).await
+        app.asked(whom, change).await.map_err(|e: KpError| e.failing(failed))
     }
 
     /// Does what changes nothing; answers once it is on record.
@@ -131,6 +133,7 @@ impl Act {
         app: &Arc<App>,
         work: impl FnOnce(&App, &Tx<'_>, &Doing, UnixMs) -> Result<T, KpError> + Send + 'static,
     ) -> Result<T, KpError> {
+        let (whom, failed) = (self.whom(), self.failed);
         let mut doing = self.begin(app.clock.now());
         let look = move |app: &App| {
             let done = app.store.read(doing.action, |tx| {
@@ -142,10 +145,15 @@ impl Act {
                 Err(error) => Err(doing.refuse(app, error)),
             }
         };
-        let (doing, value) = app.blocking(look).await?;
-        let (record, failed) = (doing.record(app, 200, ""), doing.failed);
+        let (doing, value) = app.asked(whom, look).await.map_err(|e: KpError| e.failing(failed))?;
+        let record = doing.record(app, 200, "");
         app.recorder.record(record).await.map_err(|e| KpError::from(e).failing(failed))?;
         Ok(value)
+    }
+
+    /// For whom it is done.
+    pub(crate) fn whom(&self) -> For {
+        For::cluster(self.caller.cluster.as_ref())
     }
 
     /// The operation under way since `now`.
@@ -165,7 +173,7 @@ impl Act {
     }
 
     /// Whether the caller counts still, and the instance takes calls from where it is.
-    fn admit(&mut self, app: &App, tx: &Tx<'_>) -> Result<(), KpError> {
+    pub(crate) fn admit(&mut self, app: &App, tx: &Tx<'_>) -> Result<(), KpError> {
         if !self.caller.renew(app, tx)? {
             return Err(KpError::unauthorized());
         }
@@ -204,6 +212,11 @@ impl Act {
 }
 
 impl Doing {
+    /// As [`Act::admit`].
+    pub(crate) fn admit(&mut self, app: &App, tx: &Tx<'_>) -> Result<(), KpError> {
+        self.act.admit(app, tx)
+    }
+
     /// Notes something for the record.
     pub(crate) fn note(&self, note: impl FnOnce(&mut Data)) {
         note(&mut self.noted.borrow_mut());

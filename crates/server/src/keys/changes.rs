@@ -9,7 +9,7 @@ use crate::keys::create::{Prefer, custody, prefers};
 use crate::keys::import::{self, Arriving};
 use crate::keys::query::Query;
 use crate::keys::registrations::CLUSTER;
-use crate::keys::{dual, kmip, view};
+use crate::keys::{dual, kmip, policies, view};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -78,6 +78,7 @@ pub(crate) async fn rotate(
 ) -> Result<Response, KpError> {
     let given = arriving(&body);
     drop(body);
+    let plain = matches!(given, Ok(Some(Arriving::Plain(_))));
     let given = match given {
         Err(e) => Err(e),
         Ok(arriving) => {
@@ -104,6 +105,9 @@ pub(crate) async fn rotate(
                     return Err(KpError::query("payload", what));
                 }
                 _ => {}
+            }
+            if plain {
+                policies::may_come_plain(tx, act.instance)?;
             }
             let code = "KEY_ROTATION_NOT_PERMITTED";
             let what = "The key was rotated a short time ago";

@@ -8,6 +8,7 @@ use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{Act, Changed, Instance, parse};
 use crate::keys::view;
+use crate::room::For;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -51,11 +52,12 @@ async fn acknowledge(
     let failed = "Event could not be acknowledged";
     let said = read(&body);
     let number = said.as_ref().ok().map(|said| said.event);
+    let whom = For::cluster(caller.cluster.as_ref());
     // The event names the key, and the record of the act has to.
     let event = match number {
         None => None,
         Some(number) => app
-            .blocking(move |app| app.store.read(action, |tx| events::get(tx, number)))
+            .asked(whom, move |app| app.store.read(action, |tx| events::get(tx, number)))
             .await
             .map_err(|e| KpError::from(e).failing(failed))?,
     };

@@ -16,6 +16,7 @@ use claviger_server::files;
 use claviger_server::first::{self, StartError};
 use claviger_server::listen::{self, Listeners};
 use claviger_server::place;
+use claviger_server::room;
 use claviger_server::sure;
 use claviger_server::unlock::{self, UnlockError};
 use claviger_store::{Store, StoreError};
@@ -149,8 +150,7 @@ fn serve(args: Run) -> Done {
     raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        // Each may hold a database reader for a moment; requests wait for one beyond that.
-        .max_blocking_threads(64)
+        .max_blocking_threads(room::THREADS)
         .build()
         .map_err(|e| Failure::new(3, format!("the system gives no threads: {e}"), ""))?;
     runtime.block_on(async {
