@@ -213,11 +213,11 @@ fn root_keys(
         .map(|row| (row.crn, row.cluster.name))
         .collect();
     let mut users: HashMap<RootKey, Vec<String>> = HashMap::new();
-    for registration in registrations::of_instance(tx, instance)? {
+    registrations::each_of_instance(tx, instance, |registration| {
         if let Some(name) = names.get(&registration.crn) {
             users.entry(registration.root).or_default().push(name.clone());
         }
-    }
+    })?;
     let mut out = Vec::new();
     for key in keys::all(tx, instance)? {
         if !caller.permits(KeyOperation::List, instance, On::Ring(&key.ring)) {
