@@ -105,10 +105,6 @@ impl Software {
 }
 
 impl Custodian for Software {
-    fn name(&self) -> &'static str {
-        "software"
-    }
-
     fn generate(&self, version: &RootVersion) -> Result<SealedMaterial, CustodyError> {
         let key = Key32::generate();
         Ok(SealedMaterial(self.master.seal(MATERIAL, &context(version), key.expose())))

@@ -16,7 +16,7 @@ use crate::http::api::parameters::EVENTS;
 use crate::http::api::{Api, Kind, get, says};
 use crate::http::auth::Caller;
 use crate::http::error::KpError;
-use crate::keys::act::Act;
+use crate::keys::act::{About, Act};
 use crate::keys::query::Query;
 use crate::keys::view;
 use crate::record;
@@ -84,7 +84,7 @@ async fn of_manager(
     query: Query,
 ) -> Result<Events, KpError> {
     let failed = "Audit records could not be listed";
-    let act = Act { caller, instance, action: ACTION, failed, key: String::new() };
+    let act = Act { caller, instance, action: ACTION, failed, about: About::Instance };
     act.look(app, move |app, tx, act, _| {
         act.on_instance(tx, KeyOperation::ReadAudit)?;
         let found = look(app, tx, &asked(app, Some(instance), &query)?)?;

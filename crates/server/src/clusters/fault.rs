@@ -244,6 +244,7 @@ impl Fault {
             | Fault::StaleRevision { .. } => S::CONFLICT,
             Fault::TooManyJobs | Fault::TooMany(_) => S::TOO_MANY_REQUESTS,
             Fault::Store(e) if e.is_disk() => S::INSUFFICIENT_STORAGE,
+            Fault::Store(StoreError::Damaged(_)) => S::INTERNAL_SERVER_ERROR,
             Fault::Store(_) => S::SERVICE_UNAVAILABLE,
             Fault::Bug(_) => S::INTERNAL_SERVER_ERROR,
         }

@@ -60,6 +60,10 @@ impl From<StoreError> for Refusal {
             return Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "BUSY_ERR", error::BUSY);
         }
         tracing::error!(error = %e, "database");
+        if matches!(e, StoreError::Damaged(_)) {
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            return Refusal::new(status, "DATABASE_DAMAGED_ERR", error::DAMAGED);
+        }
         let what = "The server's database did not answer; nothing was changed. Try again";
         Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "STORAGE_ERR", what)
     }

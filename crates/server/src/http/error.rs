@@ -230,6 +230,9 @@ impl KpError {
 
 /// What is said where there is no room for a request, with [`RETRY_AFTER`].
 pub(crate) const BUSY: &str = "The server is busy with other requests; nothing was done. Try again";
+/// What is said where a stored value cannot be read.
+pub(crate) const DAMAGED: &str =
+    "The server's database holds a value that cannot be read; its operator must look at its log";
 /// Seconds after which to try again what failed by the server's fault.
 pub(crate) const RETRY_AFTER: u8 = 2;
 
@@ -248,6 +251,11 @@ impl From<claviger_store::StoreError> for KpError {
             return KpError { retry_after: Some(RETRY_AFTER), ..error };
         }
         tracing::error!(error = %e, "database");
+        if matches!(e, claviger_store::StoreError::Damaged(_)) {
+            // Nothing that the caller could repeat would mend it.
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            return KpError::new(status, "INCOMPLETE_METADATA_ERR", DAMAGED);
+        }
         let (code, what) = if e.is_disk() {
             (
                 "STORAGE_ERR",

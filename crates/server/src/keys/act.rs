@@ -55,16 +55,22 @@ pub(crate) struct Act {
     pub(crate) action: &'static str,
     /// For people, when it fails: `Key could not be wrapped`.
     pub(crate) failed: &'static str,
-    /// The key as the caller named it; empty for the whole instance; [`RING`] and its id for a
-    /// key ring.
-    pub(crate) key: String,
+    pub(crate) about: About,
+}
+
+/// What an operation is about.
+#[derive(Debug, Clone)]
+pub(crate) enum About {
+    /// The whole instance.
+    Instance,
+    /// A key, as the caller names it: by id or alias.
+    Key(String),
+    /// A key ring, by its id.
+    Ring(String),
 }
 
 /// Longest name of a key ring on record; a ring that is there has at most 100 characters.
 const RING_MAX: usize = 128;
-
-/// What stands before the id of a key ring where else a key is named.
-pub(crate) const RING: &str = "key-ring:";
 
 /// What a change of state leads to.
 pub(crate) struct Changed<T> {
@@ -234,7 +240,10 @@ impl Doing {
             return Err(KpError::unauthorized());
         }
         self.exists(tx)?;
-        let found = keys::find(tx, self.instance, &self.key)?;
+        let found = match &self.about {
+            About::Key(name) => keys::find(tx, self.instance, name)?,
+            About::Instance | About::Ring(_) => None,
+        };
         match found.filter(|key| self.caller.ring.as_ref().is_none_or(|ring| *ring == key.ring)) {
             Some(key) => {
                 self.note_key(&key);
@@ -265,13 +274,13 @@ impl Doing {
     fn record(&self, app: &App, status: u16, reason: &'static str) -> Record {
         let mut data = self.noted.borrow().clone();
         data.policy = self.caller.decided.policy();
-        let target = match (&data.key, self.key.strip_prefix(RING)) {
+        let target = match (&data.key, &self.about) {
             (Some(key), _) => {
                 app.account.key_crn(&RootKey { instance: self.instance, key: key.id })
             }
-            (None, Some(ring)) => app.account.crn_within(self.instance, "key-ring", ring),
-            (None, None) if self.key.is_empty() => app.account.instance_crn(self.instance),
-            (None, None) => app.account.crn_within(self.instance, "key", &self.key),
+            (None, About::Instance) => app.account.instance_crn(self.instance),
+            (None, About::Key(name)) => app.account.crn_within(self.instance, "key", name),
+            (None, About::Ring(ring)) => app.account.crn_within(self.instance, "key-ring", ring),
         };
         let done = self.caller.did(self.now, self.action, target);
         Record { status, reason: reason.into(), data, ..done }

@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Instance, answer, parse, root_only, state_allows};
+use crate::keys::act::{About, Act, Changed, Instance, answer, parse, root_only, state_allows};
 use crate::keys::create::{Prefer, custody, prefers};
 use crate::keys::import::{self, Arriving};
 use crate::keys::query::Query;
@@ -172,6 +172,8 @@ pub(crate) async fn enable(app: Arc<App>, act: Act) -> Result<Response, KpError>
     act.change(&app, |app, tx, act, now| {
         let mut key = act.key(tx, KeyOperation::Enable)?;
         root_only(&key)?;
+        // One that has expired meanwhile is deactivated by this, which is how it unwraps again: there
+        // is no other way out of a suspension. The clock announces the expiry after it.
         let active = key.life_at(now).enable()?;
         let what = "The key was disabled a short time ago";
         not_before(key.acted, app.settings.enable_after, now, "REQ_TOO_EARLY_ERR", what)?;
@@ -196,7 +198,8 @@ pub(crate) async fn delete(
     headers: HeaderMap,
 ) -> Result<Response, KpError> {
     let action = "kms.secrets.delete";
-    let act = Act { caller, instance, action, failed: "Key could not be deleted", key: id };
+    let act =
+        Act { caller, instance, action, failed: "Key could not be deleted", about: About::Key(id) };
     let key = act
         .change(&app, move |app, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::Delete)?;
@@ -294,7 +297,13 @@ pub(crate) async fn restore_key(
     id: String,
 ) -> Result<Response, KpError> {
     let action = "kms.secrets.restore";
-    let act = Act { caller, instance, action, failed: "Key could not be restored", key: id };
+    let act = Act {
+        caller,
+        instance,
+        action,
+        failed: "Key could not be restored",
+        about: About::Key(id),
+    };
     let key = act
         .change(&app, |app, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::Restore)?;

@@ -6,7 +6,7 @@ use crate::http::api::{Api, Kind, post, says};
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Instance, parse};
+use crate::keys::act::{About, Act, Changed, Instance, parse};
 use crate::keys::view;
 use crate::room::For;
 use axum::extract::State;
@@ -62,8 +62,11 @@ async fn acknowledge(
             .map_err(|e| KpError::from(e).failing(failed))?,
     };
     let event = event.filter(|event| event.root.instance == instance);
-    let key = event.as_ref().map(|event| event.root.key.to_string()).unwrap_or_default();
-    let act = Act { caller, instance, action, failed, key };
+    let about = match &event {
+        Some(event) => About::Key(event.root.key.to_string()),
+        None => About::Instance,
+    };
+    let act = Act { caller, instance, action, failed, about };
     act.change(&app, move |_, tx, act, now| {
         if !act.caller.sees(act.instance) {
             return Err(KpError::unauthorized());

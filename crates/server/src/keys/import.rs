@@ -10,7 +10,7 @@ use crate::http::api::{Api, Kind, get, post, says};
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Doing, Instance, answer, parse};
+use crate::keys::act::{About, Act, Changed, Doing, Instance, answer, parse};
 use crate::keys::create::{base64, custody, secret};
 use crate::keys::view;
 use crate::room::For;
@@ -37,6 +37,9 @@ use zeroize::Zeroize;
 const NONCE: usize = 12;
 /// Seconds that a token is good for, at least, if nothing is said, and at most.
 const LIFE_S: (i64, i64, i64) = (300, 600, 86_400);
+/// How long an import token that ended is told from none; then its private key goes, by which what
+/// was sent under it could be opened.
+pub(crate) const TOLD: Duration = Duration::from_secs(86_400);
 /// Retrievals: at least, if nothing is said, and at most.
 const RETRIEVALS: (i64, i64, i64) = (1, 1, 500);
 
@@ -72,7 +75,7 @@ async fn create(
 ) -> Result<Response, KpError> {
     let action = "kms.import-token.create";
     let failed = "Import token could not be created";
-    let act = Act { caller, instance, action, failed, key: String::new() };
+    let act = Act { caller, instance, action, failed, about: About::Instance };
     let wanted = wanted(&body);
     // Nobody makes the server work for seconds who may not.
     let allowed = check(&app, &act, |tx, act| act.on_instance(tx, KeyOperation::CreateImportToken));
@@ -176,7 +179,7 @@ async fn retrieve(
 ) -> Result<Response, KpError> {
     let action = "kms.import-token.read";
     let failed = "Import token could not be retrieved";
-    let act = Act { caller, instance, action, failed, key: String::new() };
+    let act = Act { caller, instance, action, failed, about: About::Instance };
     let token = act
         .change(&app, |app, tx, act, now| {
             act.on_instance(tx, KeyOperation::ReadImportToken)?;

@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Instance, answer, state_allows};
+use crate::keys::act::{About, Act, Changed, Instance, answer, state_allows};
 use crate::keys::changes::{all_versions, too_early};
 use crate::keys::create::{Prefer, prefers};
 use crate::keys::view;
@@ -33,7 +33,7 @@ pub(crate) async fn purge(
 ) -> Result<Response, KpError> {
     let action = "kms.secrets.purge";
     let act =
-        Act { caller, instance, action, failed: "Key could not be purged", key: id };
+        Act { caller, instance, action, failed: "Key could not be purged", about: About::Key(id) };
     let key = act
         .change(&app, |app, tx, act, now| {
             let key = act.key(tx, KeyOperation::Purge)?;

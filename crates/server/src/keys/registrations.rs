@@ -5,7 +5,7 @@ use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{
-    Act, Changed, Doing, Instance, answer, parse, root_only, state_allows,
+    About, Act, Changed, Doing, Instance, answer, parse, root_only, state_allows,
 };
 use crate::keys::query::{Pager, Query};
 use crate::keys::view;
@@ -33,9 +33,9 @@ const CRN_MAX: usize = 512;
 const CRN_QUERY: &str = "urlEncodedResourceCRNQuery";
 const METADATA_MAX: usize = 4096;
 
-fn act(caller: Caller, instance: claviger_domain::id::InstanceId, key: String) -> Act {
+fn act(caller: Caller, instance: claviger_domain::id::InstanceId, about: About) -> Act {
     let action = "kms.registrations.default";
-    Act { caller, instance, action, failed: "Registration could not be processed", key }
+    Act { caller, instance, action, failed: "Registration could not be processed", about }
 }
 
 /// The key and whether the caller may write registrations for this CRN on it.
@@ -142,7 +142,7 @@ pub(crate) async fn create(
     body: Body,
 ) -> Result<Response, KpError> {
     let (input, crn) = (input(&body), decoded(crn));
-    let made = act(caller, instance, id)
+    let made = act(caller, instance, About::Key(id))
         .change(&app, move |_, tx, act, now| {
             let key = writable(tx, act, &crn)?;
             let input = input.as_ref().map_err(Clone::clone)?;
@@ -189,7 +189,7 @@ pub(crate) async fn replace(
     Path((id, crn)): Path<(String, String)>,
     body: Body,
 ) -> Result<Response, KpError> {
-    write(app, act(caller, instance, id), crn, &body, |key, before, input, act, now| {
+    write(app, act(caller, instance, About::Key(id)), crn, &body, |key, before, input, act, now| {
         Ok(Registration {
             description: input.description.clone(),
             prevent: prevent(input)?,
@@ -211,7 +211,7 @@ pub(crate) async fn change(
     Path((id, crn)): Path<(String, String)>,
     body: Body,
 ) -> Result<Response, KpError> {
-    write(app, act(caller, instance, id), crn, &body, |_, before, input, act, now| {
+    write(app, act(caller, instance, About::Key(id)), crn, &body, |_, before, input, act, now| {
         Ok(Registration {
             description: input.description.clone().or(before.description.clone()),
             prevent: input.prevent_key_deletion.unwrap_or(before.prevent),
@@ -264,7 +264,7 @@ pub(crate) async fn delete(
     Instance(instance): Instance,
     Path((id, crn)): Path<(String, String)>,
 ) -> Result<Response, KpError> {
-    let act = Act { action: "kms.registrations.delete", ..act(caller, instance, id) };
+    let act = Act { action: "kms.registrations.delete", ..act(caller, instance, About::Key(id)) };
     let crn = decoded(crn);
     act.change(&app, move |_, tx, act, now| {
         let key = writable(tx, act, &crn)?;
@@ -290,7 +290,7 @@ pub(crate) async fn of_key(
     Path(id): Path<String>,
     query: Query,
 ) -> Result<Response, KpError> {
-    let act = Act { action: "kms.registrations.list", ..act(caller, instance, id) };
+    let act = Act { action: "kms.registrations.list", ..act(caller, instance, About::Key(id)) };
     let envelope = act
         .look(&app, move |_, tx, act, now| {
             let key = act.key(tx, KeyOperation::ListRegistrations)?;
@@ -311,7 +311,7 @@ pub(crate) async fn of_instance(
     Instance(instance): Instance,
     query: Query,
 ) -> Result<Response, KpError> {
-    let act = Act { action: "kms.registrations.list", ..act(caller, instance, String::new()) };
+    let act = Act { action: "kms.registrations.list", ..act(caller, instance, About::Instance) };
     let envelope = act
         .look(&app, move |_, tx, act, _| {
             if !act.caller.sees(act.instance) {
@@ -340,7 +340,7 @@ pub(crate) async fn of_instance(
 /// What the query asks for, and the caller may see of it.
 fn wanted(act: &Act, query: &Query) -> Result<impl Fn(&Registration) -> bool, KpError> {
     let own = act.caller.crn.as_deref();
-    let of_all_keys = act.key.is_empty();
+    let of_all_keys = matches!(act.about, About::Instance);
     let crn = query.get(CRN_QUERY).map(|wanted| crn_query(wanted, of_all_keys)).transpose()?;
     let prevent = query.flag("preventKeyDeletion")?;
     Ok(move |r: &Registration| {

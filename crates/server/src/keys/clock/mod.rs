@@ -12,12 +12,13 @@ pub(crate) use rotate::due_at;
 
 use crate::app::App;
 use crate::keys::act::facts;
+use crate::keys::import;
 use claviger_crypto::digest::{hex, sha256};
 use claviger_domain::audit::{Data, Record};
 use claviger_domain::id::UnixMs;
 use claviger_domain::key::RootKey;
 use claviger_store::keys::Key;
-use claviger_store::StoreError;
+use claviger_store::{StoreError, import_tokens};
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,6 +86,10 @@ impl Turn {
             let rotated = rotate::turn(app, now, &mut turn);
             let shredded = shred::turn(app, now, &mut turn);
             let purged = purge::turn(app, now, &mut turn);
+            let ended = app.store.tx("ended import tokens", |tx| {
+                import_tokens::remove_ended(tx, before(now, import::TOLD))
+            });
+            turn.done("import tokens", ended);
             let more = [("rotation", rotated), ("shredding", shredded), ("purging", purged)];
             for (what, more) in more {
                 turn.more |= turn.done(what, more).unwrap_or(false);

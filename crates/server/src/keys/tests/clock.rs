@@ -353,6 +353,9 @@ async fn a_damaged_row_keeps_nothing_else_from_its_time() {
     let done = (w.written(&short), w.has_material(&gone), w.versions(&rotating));
     assert_eq!(done, (Some(KeyState::Deactivated), false, 2));
     assert!(w.has_material(&tags));
+    // Nobody is told to try again what only an operator mends.
+    let line = format!("GET /keys/{damaged}/metadata");
+    w.call(&line, &Value::Null).await.refused(500, "INCOMPLETE_METADATA_ERR");
 }
 
 /// Every run of 16 bytes of a text, at steps of 16.

@@ -4,7 +4,7 @@ use super::*;
 use claviger_domain::key::{KeyAction, KeyState, Verdict, verdict};
 
 #[tokio::test]
-async fn every_state_allows_what_the_table_says_and_waits_are_kept() {
+async fn states_follow_each_other_and_waits_are_kept() {
     let w = World::new();
     let id = w.root().await;
     let post = |action: &str| format!("POST /keys/{id}/actions/{action}");
