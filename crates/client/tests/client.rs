@@ -108,7 +108,7 @@ async fn who_called_too_often_waits_and_calls_again_whatever_it_was() {
         _ => (429, "retry-after: 0\r\n", "".into()),
     })
     .await;
-    let keys = KeyService::connect(&server.config()).unwrap();
+    let keys = Operator::connect(&server.config()).unwrap().keys;
     let (instance, id) = ids();
     keys.disable(instance, id).await.unwrap();
     assert_eq!((server.count(TOKEN), server.count("POST /api")), (2, 3));

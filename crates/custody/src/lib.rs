@@ -24,14 +24,14 @@ pub enum CustodyError {
     /// Imported material has a length that no root key has.
     #[error("a root key has 16, 24 or 32 bytes, not {0}")]
     MaterialLength(usize),
-    /// The custodian does not answer; try again.
+    /// The custodian does not answer; try again. Software always does; a token will not.
     #[error("custodian {0} gave no answer")]
     Unavailable(&'static str),
 }
 
 /// Holds root keys. Implementations pass one suite: [`suite`].
 pub trait Custodian: Send + Sync {
-    /// A short name for logs and audit.
+    /// A short name, for traces.
     fn name(&self) -> &'static str;
     /// Makes 256 bits of material for `version`.
     fn generate(&self, version: &RootVersion) -> Result<SealedMaterial, CustodyError>;

@@ -9,6 +9,8 @@ use crate::iam::token::Tokens;
 use crate::metrics::Metrics;
 use crate::record::Recorder;
 use crate::refusals::Refusals;
+use crate::room::Room;
+use crate::sure::Keeper;
 use crate::throttle::Throttle;
 use crate::tls::{CertificateFiles, Certificates};
 use crate::traced::Traced;
@@ -22,16 +24,19 @@ use claviger_store::events::KeyEvent;
 use claviger_store::{Store, StoreError};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use uuid::Uuid;
 
 /// Where the time comes from.
 pub trait Clock: Send + Sync {
     /// Now.
     fn now(&self) -> UnixMs;
+
+    /// The time since boot, sleep included, which nobody can set: for how long things last.
+    fn up(&self) -> Duration;
 }
 
 /// The machine's clock.
@@ -41,26 +46,44 @@ impl Clock for SystemClock {
     fn now(&self) -> UnixMs {
         UnixMs(jiff::Timestamp::now().as_millisecond())
     }
+
+    fn up(&self) -> Duration {
+        let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::new(up.tv_sec.unsigned_abs(), u32::try_from(up.tv_nsec).unwrap_or(0))
+    }
 }
 
 /// A clock that stands until it is told to move; for tests.
-pub struct ManualClock(AtomicI64);
+pub struct ManualClock {
+    wall: AtomicI64,
+    up: AtomicU64,
+}
 
 impl ManualClock {
     /// A clock that says `now`.
     pub fn new(now: UnixMs) -> Self {
-        Self(AtomicI64::new(now.0))
+        Self { wall: AtomicI64::new(now.0), up: AtomicU64::new(0) }
     }
 
-    /// Moves it forward.
+    /// Lets time pass.
     pub fn advance(&self, by: Duration) {
-        self.0.fetch_add(by.as_millis() as i64, Ordering::SeqCst);
+        self.wall.fetch_add(by.as_millis() as i64, Ordering::SeqCst);
+        self.up.fetch_add(by.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    /// Sets the clock, forward or back, while no time passes.
+    pub fn set(&self, now: UnixMs) {
+        self.wall.store(now.0, Ordering::SeqCst);
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> UnixMs {
-        UnixMs(self.0.load(Ordering::SeqCst))
+        UnixMs(self.wall.load(Ordering::SeqCst))
+    }
+
+    fn up(&self) -> Duration {
+        Duration::from_millis(self.up.load(Ordering::SeqCst))
     }
 }
 
@@ -361,6 +384,10 @@ pub struct App {
     pub(crate) metrics: Metrics,
     pub(crate) certificates: Arc<Certificates>,
     pub(crate) issuers: Issuers,
+    pub(crate) keeper: Mutex<Keeper>,
+    pub(crate) room: Room,
+    /// Whose turn it is to make a key pair of an import token.
+    pub(crate) making: Arc<Semaphore>,
 }
 
 impl App {
@@ -384,6 +411,7 @@ impl App {
         let recorder =
             Recorder::start(&store, parts.writer, &settings.audit).map_err(StartError::Audit)?;
         let throttle = Throttle::new(&settings);
+        let keeper = Mutex::new(Keeper::start(&store, &*clock)?);
         Ok(Arc::new(App {
             store,
             custodian: Arc::new(Traced(custodian)),
@@ -401,10 +429,14 @@ impl App {
             metrics: Metrics::new(),
             certificates: Arc::default(),
             issuers,
+            keeper,
+            room: Room::new(),
+            making: Arc::new(Semaphore::new(1)),
         }))
     }
 
-    /// Runs `work`, which may block on the database, on a thread that may block.
+    /// Runs `work` of the server itself, which may block on the database, on a thread that may
+    /// block. What a request asks for is to find room first: [`App::asked`].
     ///
     /// # Panics
     /// When `work` does.

@@ -71,7 +71,7 @@ impl Authority {
         life: Duration,
     ) -> Result<CertificateDer<'static>, rcgen::Error> {
         dates(&mut params, now, life);
-        // 159 random bits: unpredictable, and positive in DER.
+        // 121 random bits or more: unpredictable, and positive in DER.
         let mut serial = *uuid::Uuid::new_v4().as_bytes();
         serial[0] &= 0x7f;
         params.serial_number = Some(SerialNumber::from_slice(&serial));

@@ -65,6 +65,15 @@ pub enum BackupError {
     /// Two at once would write over each other's copy.
     #[error("another backup or restore of {0} is under way")]
     Busy(PathBuf),
+    /// The backup is there and good; what comes after it failed.
+    #[error("{path} is a good backup, but that could not be noted: {why}")]
+    Unnoted {
+        /// The backup.
+        path: PathBuf,
+        /// What failed.
+        #[source]
+        why: Box<BackupError>,
+    },
     /// The master key does not open the database.
     #[error("the master key {0} does not open this database; a backup of the two is useless")]
     Apart(PathBuf),
@@ -80,7 +89,7 @@ fn at(path: &Path) -> impl Fn(io::Error) -> BackupError {
 /// Returns the number of bytes of the database. Blocks.
 ///
 /// # Errors
-/// `to` is not there then.
+/// `to` is not there then, but for [`BackupError::Unnoted`]: the backup is good, and only not noted.
 pub fn make(
     data: &Path,
     master_file: &Path,
@@ -96,8 +105,7 @@ pub fn make(
     let copy = data.join(COPY);
     let temporary = partial(to);
     let made = (|| -> Result<u64, BackupError> {
-        // What a crash left behind.
-        remove(&copy)?;
+        clear(&copy)?;
         claviger_store::copy(&data.join(DATABASE), &copy)?;
         belongs(&copy, &master, master_file)?;
         remove(&temporary)?;
@@ -107,17 +115,19 @@ pub fn make(
         read(&temporary, recovery, &mut sink, &temporary)?;
         // Linking fails where renaming would replace.
         std::fs::hard_link(&temporary, to).map_err(at(to))?;
-        remove(&temporary)?;
-        sync_dir(to)?;
         Ok(length)
     })();
-    let _ = std::fs::remove_file(&copy);
-    if made.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
+    let _ = clear(&copy);
+    let _ = std::fs::remove_file(&temporary);
     let length = made?;
-    claviger_store::mark(&data.join(DATABASE), LAST_BACKUP, now.0.to_string().as_bytes())?;
-    Ok(length)
+    let noted = sync_dir(to).and_then(|()| {
+        let now = now.0.to_string();
+        Ok(claviger_store::mark(&data.join(DATABASE), LAST_BACKUP, now.as_bytes())?)
+    });
+    match noted {
+        Ok(()) => Ok(length),
+        Err(why) => Err(BackupError::Unnoted { path: to.to_owned(), why: Box::new(why) }),
+    }
 }
 
 /// Brings a backup back into `data`: the database, and the master key into `master_file`.
@@ -140,7 +150,7 @@ pub fn restore(
     }
     let _alone = alone(data)?;
     let copy = data.join(COPY);
-    remove(&copy)?;
+    clear(&copy)?;
     let restored = (|| -> Result<(), BackupError> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy);
         let file = file.map_err(at(&copy))?;
@@ -165,7 +175,7 @@ pub fn restore(
         std::fs::hard_link(&copy, &database).map_err(at(&database))?;
         sync_dir(&database)
     })();
-    let _ = std::fs::remove_file(&copy);
+    let _ = clear(&copy);
     restored
 }
 
@@ -300,6 +310,39 @@ fn remove(path: &Path) -> Result<(), BackupError> {
     }
 }
 
+/// Removes a copy that a crash left behind, with what SQLite has beside it: a journal would be
+/// rolled back into the next one.
+fn clear(copy: &Path) -> Result<(), BackupError> {
+    beside(copy).iter().try_for_each(|path| remove(path))
+}
+
+/// A database and what SQLite has beside it.
+fn beside(database: &Path) -> [PathBuf; 4] {
+    ["", "-journal", "-wal", "-shm"].map(|suffix| {
+        let mut name = database.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    })
+}
+
+/// Removes what a backup that was killed left in `data`: material in it that is shredded meanwhile
+/// would stay. Not while a backup is under way. Blocks.
+///
+/// # Errors
+/// When a file cannot be removed.
+pub fn sweep(data: &Path) -> Result<(), BackupError> {
+    let copy = data.join(COPY);
+    // No lock is made in a directory that has nothing else yet.
+    if !beside(&copy).iter().any(|path| path.exists()) {
+        return Ok(());
+    }
+    match alone(data) {
+        Ok(_alone) => clear(&copy),
+        Err(BackupError::Busy(_)) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
 fn sync_dir(path: &Path) -> Result<(), BackupError> {
     let dir = files::parent(path);
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(at(dir))
@@ -373,6 +416,51 @@ mod tests {
         let names: Vec<_> =
             std::fs::read_dir(new.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert!(!names.iter().any(|name| name == COPY), "{names:?}");
+    }
+
+    #[test]
+    fn what_a_killed_try_left_is_in_nobodys_way() {
+        let (place, _store) = Place::new();
+        let left = |dir: &Path| {
+            for name in ["backup.tmp", "backup.tmp-journal", "backup.tmp-wal"] {
+                std::fs::write(dir.join(name), [0xd9; 600]).unwrap();
+            }
+        };
+        let there = |dir: &Path| {
+            let all = std::fs::read_dir(dir).unwrap();
+            all.filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().contains("tmp"))
+                .count()
+        };
+        let to = place.dir.path().join("backup");
+        left(place.dir.path());
+        place.make(&to).unwrap();
+        assert_eq!(there(place.dir.path()), 0);
+        let new = tempfile::tempdir().unwrap();
+        left(new.path());
+        restore(new.path(), &new.path().join("master.key"), &place.recovery, &to).unwrap();
+        assert_eq!(there(new.path()), 0);
+        left(new.path());
+        let under_way = alone(new.path()).unwrap();
+        sweep(new.path()).unwrap();
+        assert_eq!(there(new.path()), 3, "somebody's who is still at it");
+        drop(under_way);
+        sweep(new.path()).unwrap();
+        assert_eq!(there(new.path()), 0);
+    }
+
+    #[test]
+    fn a_backup_that_cannot_be_noted_is_told_from_none() {
+        let (place, store) = Place::new();
+        let to = place.dir.path().join("backup");
+        let refuse = format!(
+            "CREATE TRIGGER t BEFORE INSERT ON meta WHEN NEW.name = '{LAST_BACKUP}'
+             BEGIN SELECT RAISE(ABORT, 'no'); END"
+        );
+        store.tx("t", |tx| Ok::<_, StoreError>(tx.execute_batch(&refuse)?)).unwrap();
+        let failed = place.make(&to);
+        assert!(matches!(failed, Err(BackupError::Unnoted { .. })), "{failed:?}");
+        let new = tempfile::tempdir().unwrap();
+        restore(new.path(), &new.path().join("master.key"), &place.recovery, &to).unwrap();
     }
 
     #[test]

@@ -108,6 +108,9 @@ impl Listeners {
 }
 
 /// Serves until `stop` resolves, then lets what is under way end, for at most [`DRAIN`].
+///
+/// # Panics
+/// After that, when one of the tasks that go by the clock did.
 pub async fn serve(
     app: Arc<App>,
     tls: ServerConfig,
@@ -134,6 +137,7 @@ async fn serve_within(
     let (closing, closed) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut refused = false;
+    let mut fell = None;
     let mut stop = std::pin::pin!(stop);
     // Dropped, and so ended, with the set when this returns.
     let mut clockwork = JoinSet::new();
@@ -148,6 +152,12 @@ async fn serve_within(
         let permit = all.clone().acquire_owned();
         let accepted = tokio::select! {
             () = &mut stop => break,
+            // None ends by itself, so one has panicked; a server without it is none.
+            Some(Err(e)) = clockwork.join_next() => {
+                tracing::error!("a task of the server panicked; stopping");
+                fell = Some(e);
+                break;
+            }
             accepted = async { (permit.await, listeners.accept().await) } => accepted,
         };
         // Ended connections are forgotten here, so the set does not grow.
@@ -201,6 +211,9 @@ async fn serve_within(
     };
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!("some answers were still under way and are cut off");
+    }
+    if let Some(panic) = fell.and_then(|e| e.try_into_panic().ok()) {
+        std::panic::resume_unwind(panic);
     }
 }
 

@@ -46,6 +46,11 @@ struct Certificate {
     certificate: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Whom {
+    whom: &'static str,
+}
+
 type Histograms = Family<Route, Histogram, fn() -> Histogram>;
 
 /// The server's counters. Cheap to count on, from any thread.
@@ -57,6 +62,8 @@ pub struct Metrics {
     connections: Gauge,
     refused: Counter,
     limited: Family<Kind, Counter>,
+    without_room: Family<Whom, Counter>,
+    clock_in_doubt: Gauge,
     audit_failing: Gauge,
     audit_record: Gauge,
     audit_signed_record: Gauge,
@@ -86,19 +93,27 @@ impl Metrics {
         let limited = Family::default();
         let help = "Calls that were not answered because their caller called too often";
         registry.register("calls_limited", help, limited.clone());
-        let audit = |registry: &mut Registry, name: &str, help: &str| {
+        let without_room = Family::default();
+        registry.register(
+            "requests_without_room",
+            "Requests that were turned away since too much was asked for at once",
+            without_room.clone(),
+        );
+        let gauge = |registry: &mut Registry, name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
             gauge
         };
+        let doubt = "1 while the machine's clock is not where it was expected, so that nothing is done by it that cannot be undone";
+        let clock_in_doubt = gauge(&mut registry, "clock_in_doubt", doubt);
         let failing = "1 while acts cannot be put on record, so that nothing is answered";
-        let audit_failing = audit(&mut registry, "audit_failing", failing);
+        let audit_failing = gauge(&mut registry, "audit_failing", failing);
         let last = "Number of the last record of the audit log";
-        let audit_record = audit(&mut registry, "audit_record", last);
+        let audit_record = gauge(&mut registry, "audit_record", last);
         let signed = "Number of the last record that a checkpoint covers";
-        let audit_signed_record = audit(&mut registry, "audit_signed_record", signed);
+        let audit_signed_record = gauge(&mut registry, "audit_signed_record", signed);
         let not_sent = "Checkpoints since the start that did not leave by some sink";
-        let audit_not_sent = audit(&mut registry, "audit_checkpoints_not_sent", not_sent);
+        let audit_not_sent = gauge(&mut registry, "audit_checkpoints_not_sent", not_sent);
         let certificate_ends = Family::default();
         registry.register_with_unit(
             "tls_certificate_not_after",
@@ -121,6 +136,8 @@ impl Metrics {
             connections,
             refused,
             limited,
+            without_room,
+            clock_in_doubt,
             audit_failing,
             audit_record,
             audit_signed_record,
@@ -164,6 +181,16 @@ impl Metrics {
     /// A caller of this kind called too often.
     pub(crate) fn limited(&self, kind: &'static str) {
         self.limited.get_or_create(&Kind { kind }).inc();
+    }
+
+    /// A request was turned away.
+    pub(crate) fn found_no_room(&self, whom: &'static str) {
+        self.without_room.get_or_create(&Whom { whom }).inc();
+    }
+
+    /// Whether the machine's clock is believed.
+    pub(crate) fn doubts_clock(&self, doubts: bool) {
+        self.clock_in_doubt.set(i64::from(doubts));
     }
 
     /// How the audit log is doing.

@@ -43,6 +43,14 @@ pub fn put(tx: &Tx<'_>, answer: &Answer) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Forgets what a user answered to events of a key.
+pub fn remove(tx: &Tx<'_>, root: &RootKey, crn: &str) -> Result<(), StoreError> {
+    let sql = "DELETE FROM event_answers WHERE instance = ?1 AND key = ?2 AND crn = ?3";
+    let row = params![root.instance.to_string(), root.key.to_string(), crn];
+    tx.prepare_cached(sql)?.execute(row)?;
+    Ok(())
+}
+
 /// What each user of a key answered to the latest event that it answered at all, by user.
 pub fn of_key(tx: &Tx<'_>, root: &RootKey) -> Result<Vec<Answer>, StoreError> {
     // SQLite takes the other columns from the row that has the maximum.

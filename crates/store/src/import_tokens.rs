@@ -66,6 +66,16 @@ pub fn get(tx: &Tx<'_>, instance: InstanceId) -> Result<Option<ImportToken>, Sto
     Ok(found)
 }
 
+/// Removes the tokens that ended before `before`; how many.
+pub fn remove_ended(tx: &Tx<'_>, before: UnixMs) -> Result<usize, StoreError> {
+    let sql = "DELETE FROM import_tokens WHERE expires < ?1";
+    let removed = tx.prepare_cached(sql)?.execute([before.0])?;
+    if removed > 0 {
+        crate::unsettle(tx)?;
+    }
+    Ok(removed)
+}
+
 /// Uses up one retrieval; callers look first whether one is left.
 pub fn retrieved(tx: &Tx<'_>, instance: InstanceId) -> Result<(), StoreError> {
     let sql = "UPDATE import_tokens SET remaining = remaining - 1 WHERE instance = ?1";

@@ -125,7 +125,8 @@ const TABLES: [&str; 14] = [
     "access_policies",
 ];
 
-/// Removes an instance with all that hangs on it; the material of its keys is overwritten.
+/// Removes an instance with all that hangs on it, its keys' material too. There is no way back; the
+/// log has it until [`Store::settle`](crate::Store::settle).
 pub fn remove(tx: &Tx<'_>, instance: InstanceId) -> Result<(), StoreError> {
     let guid = instance.to_string();
     for table in TABLES {
@@ -133,7 +134,8 @@ pub fn remove(tx: &Tx<'_>, instance: InstanceId) -> Result<(), StoreError> {
     }
     tx.execute("DELETE FROM meta WHERE name = ?1", [maker(instance)])?;
     tx.execute("DELETE FROM instances WHERE id = ?1", [&guid])?;
-    access::changed(tx)
+    access::changed(tx)?;
+    crate::unsettle(tx)
 }
 
 /// Every resource group, by name.

@@ -64,6 +64,11 @@ impl Key {
         }
     }
 
+    /// Whether it is destroyed, and was deleted before `limit`.
+    pub fn deleted_before(&self, limit: UnixMs) -> bool {
+        self.life.state() == KeyState::Destroyed && self.deleted.is_some_and(|at| at < limit)
+    }
+
     /// The state at `now`.
     pub fn state_at(&self, now: UnixMs) -> KeyState {
         self.life_at(now).state()

@@ -1,8 +1,9 @@
 //! The database behind one transaction seam.
 //!
-//! [`Store::tx`] is the only way to write and [`Store::read`] the only way to read; both are
-//! synchronous, so an async caller runs them on a blocking thread. The modules hold the SQL of
-//! one subject each, as functions over [`Tx`]; no rules live here.
+//! A server writes by [`Store::tx`] and reads by [`Store::read`] alone; both are synchronous, so an
+//! async caller runs them on a blocking thread. [`copy`], [`mark`], [`stamp`], [`beside`], [`peek`],
+//! [`view`] and [`check`] are for commands on the server's machine. The modules hold the SQL of one
+//! subject each, as functions over [`Tx`]; of the rules they know what a query needs.
 
 mod migrate;
 
@@ -88,6 +89,9 @@ pub enum StoreError {
     /// A value in the database cannot be read. A fault of ours or a damaged file.
     #[error("the database holds a value that cannot be read: {0}")]
     Damaged(String),
+    /// More is asked for at once than can be done. Nothing was begun.
+    #[error("the server is busy with other requests; nothing was done. Try again")]
+    Busy,
     /// SQLite refused.
     #[error("database: {0}")]
     Sqlite(#[from] rusqlite::Error),
@@ -96,8 +100,11 @@ pub enum StoreError {
 impl StoreError {
     /// Whether a UNIQUE or PRIMARY KEY constraint was hit: the thing exists already.
     pub fn is_taken(&self) -> bool {
+        use rusqlite::ffi::{SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_UNIQUE};
+        // Other constraints are hit by faults of ours alone.
         matches!(self, StoreError::Sqlite(e)
-            if e.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation))
+            if e.sqlite_error().is_some_and(|e| matches!(e.extended_code,
+                SQLITE_CONSTRAINT_PRIMARYKEY | SQLITE_CONSTRAINT_UNIQUE)))
     }
 
     /// Whether the disk is full or not writable, which an operator has to mend.
@@ -206,8 +213,8 @@ impl Store {
     }
 
     /// Runs `work` in a transaction: all of it is durable when this returns `Ok`, none of it
-    /// was done when it returns `Err`. One at a time; blocks. `name` is for logs. `work` must be
-    /// repeatable: it may be called again after a conflict, so it must have no other effects.
+    /// was done when it returns `Err`. One at a time; blocks. `name` is for logs. `work` should
+    /// have no effect but on the database, since that is undone when it fails.
     pub fn tx<T, E: From<StoreError>>(
         &self,
         name: &'static str,
@@ -250,17 +257,27 @@ impl Store {
     /// empties the log, so that the material is in neither. Does nothing otherwise. False when
     /// someone still reads an older state; try again then. Blocks, for some seconds at most.
     pub fn settle(&self) -> Result<bool, StoreError> {
+        self.settle_and(|| {})
+    }
+
+    /// The same; does `between` after the log is empty, before that is noted.
+    fn settle_and(&self, between: impl FnOnce()) -> Result<bool, StoreError> {
         let due = self.read("settle", |tx| meta::get(tx, UNSETTLED))?;
         if due.is_none_or(|due| due.is_empty()) {
             return Ok(true);
         }
+        // Held over both: what is overwritten in between would count as settled.
+        let mut writer = held(&self.0.writer);
         let busy: i64 =
-            held(&self.0.writer)
-                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-        if busy == 0 {
-            self.tx("settle", |tx| meta::put(tx, UNSETTLED, b""))?;
+            writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if busy != 0 {
+            return Ok(false);
         }
-        Ok(busy == 0)
+        between();
+        let tx = Tx::new(writer.transaction_with_behavior(TransactionBehavior::Immediate)?);
+        meta::put(&tx, UNSETTLED, b"")?;
+        tx.inner.commit()?;
+        Ok(true)
     }
 
     /// Calls `tell` with the text of every statement that is run from now on, so that tests can
@@ -295,7 +312,7 @@ impl Store {
 }
 
 /// Copies the database at `from`, as of one moment, into a new file `to` with mode 0600, whether
-/// or not a server has it open. Writers wait while it copies.
+/// or not a server has it open, and without keeping its writers waiting.
 pub fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
     let failed = |path: &Path, why: String| StoreError::Open { path: path.to_owned(), why };
     if !from.is_file() {
@@ -357,7 +374,7 @@ pub fn beside<T, E: From<StoreError>>(
     Ok(done)
 }
 
-/// A value of [`meta`] in a database that no server has open.
+/// A value of [`meta`] in a database, whether or not a server has it open.
 pub fn peek(path: &Path, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
@@ -494,6 +511,37 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         drop(store);
         Store::open(&path).expect("free again");
+    }
+
+    #[test]
+    fn nothing_is_written_between_the_emptying_of_the_log_and_its_note() {
+        let dir = tempfile::tempdir().expect("dir");
+        let store = Store::open(&dir.path().join("claviger.db")).expect("opens");
+        store.tx("t", unsettle).expect("writes");
+        let mut between = false;
+        let settled = store.settle_and(|| between = store.0.writer.try_lock().is_err());
+        assert!(settled.expect("settles") && between, "the writer is held");
+        let settled = store.settle_and(|| panic!("nothing to do"));
+        assert!(settled.expect("settles"));
+    }
+
+    #[test]
+    fn taken_is_what_is_there_already_and_no_other_fault() {
+        let dir = tempfile::tempdir().expect("dir");
+        let store = Store::open(&dir.path().join("claviger.db")).expect("opens");
+        let tries = [
+            ("INSERT INTO meta (name, value) VALUES ('a', x'00'), ('a', x'00')", true),
+            ("INSERT INTO meta (name, value) VALUES ('b', NULL)", false),
+            (
+                "INSERT INTO aliases (instance, alias, key, created, created_by)
+              VALUES ('i', 'a', 'k', 0, 'x')",
+                false,
+            ),
+        ];
+        for (sql, taken) in tries {
+            let failed = store.tx("t", |tx| Ok::<_, StoreError>(tx.execute(sql, [])?));
+            assert_eq!(failed.expect_err("a constraint").is_taken(), taken, "{sql}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Which resource uses which key.
 
 use crate::keys::{id, root};
-use crate::{StoreError, Tx};
+use crate::{StoreError, Tx, answers};
 use claviger_domain::id::{InstanceId, KeyVersionId, UnixMs};
 use claviger_domain::key::RootKey;
 use rusqlite::{Row, params};
@@ -75,11 +75,26 @@ pub fn of_key(tx: &Tx<'_>, root: &RootKey) -> Result<Vec<Registration>, StoreErr
     collect(query.query([root.instance.to_string(), root.key.to_string()])?)
 }
 
-/// The registrations of all keys of an instance, by key and CRN.
-pub fn of_instance(tx: &Tx<'_>, instance: InstanceId) -> Result<Vec<Registration>, StoreError> {
+/// Hands over the registrations of all keys of an instance, one after the other, by key and CRN.
+pub fn each_of_instance(
+    tx: &Tx<'_>,
+    instance: InstanceId,
+    mut take: impl FnMut(Registration),
+) -> Result<(), StoreError> {
     let sql = format!("SELECT {COLUMNS} FROM registrations WHERE instance = ?1 ORDER BY key, crn");
     let mut query = tx.prepare_cached(&sql)?;
-    collect(query.query([instance.to_string()])?)
+    let mut rows = query.query([instance.to_string()])?;
+    while let Some(row) = rows.next()? {
+        take(read(row)?);
+    }
+    Ok(())
+}
+
+/// Number of registrations on the keys of an instance.
+pub fn count(tx: &Tx<'_>, instance: InstanceId) -> Result<u64, StoreError> {
+    let sql = "SELECT count(*) FROM registrations WHERE instance = ?1";
+    let count: i64 = tx.prepare_cached(sql)?.query_row([instance.to_string()], |r| r.get(0))?;
+    Ok(count as u64)
 }
 
 /// The keys that a resource is registered on.
@@ -89,17 +104,19 @@ pub fn roots_of(tx: &Tx<'_>, crn: &str) -> Result<Vec<RootKey>, StoreError> {
     Ok(collect(query.query([crn])?)?.into_iter().map(|r| r.root).collect())
 }
 
-/// Removes a registration; whether there was one.
+/// Removes a registration, with what the resource answered to events; whether there was one.
 pub fn remove(tx: &Tx<'_>, root: &RootKey, crn: &str) -> Result<bool, StoreError> {
+    answers::remove(tx, root, crn)?;
     let sql = "DELETE FROM registrations WHERE instance = ?1 AND key = ?2 AND crn = ?3";
     let row = params![root.instance.to_string(), root.key.to_string(), crn];
     Ok(tx.prepare_cached(sql)?.execute(row)? > 0)
 }
 
-/// Removes all registrations of a key.
+/// Removes all registrations of a key, with what the resources answered to events.
 pub fn remove_all(tx: &Tx<'_>, root: &RootKey) -> Result<(), StoreError> {
-    let sql = "DELETE FROM registrations WHERE instance = ?1 AND key = ?2";
-    tx.prepare_cached(sql)?.execute([root.instance.to_string(), root.key.to_string()])?;
+    for registration in of_key(tx, root)? {
+        remove(tx, root, &registration.crn)?;
+    }
     Ok(())
 }
 

@@ -16,10 +16,11 @@ use crate::http::api::parameters::EVENTS;
 use crate::http::api::{Api, Kind, get, says};
 use crate::http::auth::Caller;
 use crate::http::error::KpError;
-use crate::keys::act::Act;
+use crate::keys::act::{About, Act};
 use crate::keys::query::Query;
 use crate::keys::view;
 use crate::record;
+use crate::room::For;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -83,7 +84,7 @@ async fn of_manager(
     query: Query,
 ) -> Result<Events, KpError> {
     let failed = "Audit records could not be listed";
-    let act = Act { caller, instance, action: ACTION, failed, key: String::new() };
+    let act = Act { caller, instance, action: ACTION, failed, about: About::Instance };
     act.look(app, move |app, tx, act, _| {
         act.on_instance(tx, KeyOperation::ReadAudit)?;
         let found = look(app, tx, &asked(app, Some(instance), &query)?)?;
@@ -105,7 +106,7 @@ async fn of_administrator(
     };
     let mut record = caller.did(app.clock.now(), ACTION, target);
     let found = app
-        .blocking(move |app| {
+        .asked(For::Other, move |app| {
             if !caller.platform(PlatformRole::Administrator, Site::Access) {
                 return Err(KpError::unauthorized());
             }

@@ -17,13 +17,16 @@ pub async fn watch(app: Arc<App>) {
     }
 }
 
-/// Removes what is due now. What is damaged stays, as evidence.
+/// Removes what is due, by the sure time ([`crate::sure`]). What is damaged stays, as evidence.
 pub(crate) fn turn(app: &App) {
     let settings = &app.settings.audit;
     if settings.keep.is_none() && settings.keep_bytes.is_none() {
         return;
     }
-    let now = app.clock.now();
+    let now = match app.sure() {
+        Ok(now) => now,
+        Err(error) => return tracing::error!(%error, "old segments of the audit log stay"),
+    };
     let age = |keep: Duration| i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
     let keep = Keep {
         since: settings.keep.map(|keep| UnixMs(now.0.saturating_sub(age(keep)))),

@@ -12,6 +12,7 @@ use super::{jobs, roots};
 use crate::app::App;
 use crate::http::Trace;
 use crate::http::auth::Node;
+use crate::room::For;
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
@@ -45,7 +46,7 @@ async fn write<T: Send + 'static>(
             work(app, tx, &node, now)
         })
     };
-    app.blocking(run).await
+    app.asked(For::Node, run).await
 }
 
 /// `POST /agent/v1/join`
@@ -107,7 +108,7 @@ pub async fn state(State(app): Shared, node: Node) -> Result<Json<wire::State>, 
             Ok::<_, Fault>(state_of(tx, &whole, url, now)?)
         })
     };
-    Ok(Json(app.blocking(read).await?))
+    Ok(Json(app.asked(For::Node, read).await?))
 }
 
 /// `POST /agent/v1/observation`
@@ -133,7 +134,7 @@ pub async fn observation(
                 }))
             })
         };
-        app.blocking(read).await?
+        app.asked(For::Node, read).await?
     };
     if known {
         return Ok(StatusCode::NO_CONTENT);

@@ -3,6 +3,7 @@
 
 use super::limits::{JOB_LIFE_MS, JOBS_OPEN_MAX};
 use crate::http::body::BODY_TIMEOUT;
+use crate::http::error::{RETRY_AFTER, say_when};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use claviger_domain::cluster::FRESH_MS;
@@ -243,6 +244,7 @@ impl Fault {
             | Fault::StaleRevision { .. } => S::CONFLICT,
             Fault::TooManyJobs | Fault::TooMany(_) => S::TOO_MANY_REQUESTS,
             Fault::Store(e) if e.is_disk() => S::INSUFFICIENT_STORAGE,
+            Fault::Store(StoreError::Damaged(_)) => S::INTERNAL_SERVER_ERROR,
             Fault::Store(_) => S::SERVICE_UNAVAILABLE,
             Fault::Bug(_) => S::INTERNAL_SERVER_ERROR,
         }
@@ -366,6 +368,7 @@ impl IntoResponse for Fault {
         let status = self.status();
         match &self {
             Fault::Bug(why) => tracing::error!(incident, why, "fault of the cluster service"),
+            Fault::Store(StoreError::Busy) => {}
             Fault::Store(e) => tracing::error!(incident, error = %e, "database"),
             // The text may repeat a part of the request, and a request may hold a token.
             other => tracing::debug!(incident, code = other.code(), "refused"),
@@ -378,6 +381,9 @@ impl IntoResponse for Fault {
             kind: self.kind().to_owned(),
             recovery_cli: self.recovery(),
         };
-        (status, axum::Json::<ks::ServiceError>(body)).into_response()
+        let mut response = (status, axum::Json::<ks::ServiceError>(body)).into_response();
+        let busy = matches!(self, Fault::Store(StoreError::Busy));
+        say_when(&mut response, busy.then_some(RETRY_AFTER));
+        response
     }
 }

@@ -13,7 +13,7 @@ mod give_up;
 mod jobs;
 mod joining;
 mod lease;
-mod limits;
+pub(crate) mod limits;
 mod node_ca;
 mod nodes;
 mod operations;

@@ -8,6 +8,7 @@ use super::state::Whole;
 use super::{give_up, jobs, joining, nodes, register, view};
 use crate::app::App;
 use crate::http::auth::Caller;
+use crate::room::For;
 use axum::Json;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
@@ -51,7 +52,7 @@ async fn read<T: Send + 'static>(
         let now = app.clock.now();
         app.store.read("operator reads", |tx| work(app, tx, now))
     };
-    app.blocking(run).await
+    app.asked(For::Other, run).await
 }
 
 /// A cluster that the caller may look at, with everything about it.
@@ -80,7 +81,7 @@ async fn keep_shown(app: &Arc<App>, changed: Vec<(claviger_domain::id::ClusterId
             Ok(())
         })
     };
-    if let Err(e) = app.blocking(keep).await {
+    if let Err(e) = app.asked(For::Other, keep).await {
         tracing::warn!(error = %e, "the time of a master status was not kept");
     }
 }
@@ -212,11 +213,11 @@ fn root_keys(
         .map(|row| (row.crn, row.cluster.name))
         .collect();
     let mut users: HashMap<RootKey, Vec<String>> = HashMap::new();
-    for registration in registrations::of_instance(tx, instance)? {
+    registrations::each_of_instance(tx, instance, |registration| {
         if let Some(name) = names.get(&registration.crn) {
             users.entry(registration.root).or_default().push(name.clone());
         }
-    }
+    })?;
     let mut out = Vec::new();
     for key in keys::all(tx, instance)? {
         if !caller.permits(KeyOperation::List, instance, On::Ring(&key.ring)) {

@@ -6,6 +6,7 @@ use crate::http::Trace;
 use crate::http::auth::Caller;
 use crate::http::body::{self, Unread};
 use crate::http::objects;
+use crate::room::For;
 use axum::extract::Request;
 use claviger_domain::access::PlatformRole;
 use claviger_domain::audit::{Credential, Record};
@@ -126,5 +127,5 @@ pub async fn recorded<T: Send + 'static>(
         }
         result
     };
-    app.blocking(run).await
+    app.asked(For::Other, run).await
 }

@@ -1,5 +1,6 @@
 //! What the key tables say of the root keys that a cluster uses or is to use.
 
+use super::limits::CLUSTERS_MAX;
 use claviger_domain::cluster::{Cluster, Operation, RootStatus};
 use claviger_domain::id::{ClusterId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
@@ -67,9 +68,6 @@ fn status(tx: &Tx<'_>, root: &RootKey, now: UnixMs) -> Result<RootStatus, StoreE
         name: key.name,
     })
 }
-
-/// Most clusters of one server; a bound on lists.
-const CLUSTERS_MAX: usize = 10_000;
 
 /// The names of the clusters that cannot be read, or not be written to, without `root`: live
 /// records are under it, or are about to be. Their registrations say the same, but could have

@@ -6,6 +6,7 @@ use super::limits::{NUDGE_APART, STREAM_COMMENT, STREAMS_MAX, STREAMS_OF_AGENT_M
 use super::state::nudge_of;
 use crate::app::App;
 use crate::http::auth::Node;
+use crate::room::For;
 use axum::Extension;
 use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -129,7 +130,7 @@ impl Live {
                 nudge_of(tx, &node.cluster)
             })
         };
-        self.app.blocking(look).await
+        self.app.asked(For::Node, look).await
     }
 
     /// The next thing to say. None ends the stream: the server stops, a newer stream took its

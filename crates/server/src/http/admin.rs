@@ -7,6 +7,7 @@ use crate::http::body::Body;
 use crate::http::error::{self, Form};
 use crate::http::objects;
 use crate::record::NotRecorded;
+use crate::room::For;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use claviger_domain::access::PlatformRole;
@@ -55,7 +56,14 @@ impl Refusal {
 
 impl From<StoreError> for Refusal {
     fn from(e: StoreError) -> Refusal {
+        if matches!(e, StoreError::Busy) {
+            return Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "BUSY_ERR", error::BUSY);
+        }
         tracing::error!(error = %e, "database");
+        if matches!(e, StoreError::Damaged(_)) {
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            return Refusal::new(status, "DATABASE_DAMAGED_ERR", error::DAMAGED);
+        }
         let what = "The server's database did not answer; nothing was changed. Try again";
         Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "STORAGE_ERR", what)
     }
@@ -69,7 +77,8 @@ impl From<NotRecorded> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        match self.form {
+        let wait = self.status == StatusCode::SERVICE_UNAVAILABLE;
+        let mut response = match self.form {
             Form::Resource => {
                 error::resource(self.status, self.code, &self.what, &self.correlation)
             }
@@ -78,7 +87,9 @@ impl IntoResponse for Refusal {
                 error::identity(self.status, self.code, &self.what, &self.correlation)
             }
             form => form.answer(self.status, self.code, &self.what, None),
-        }
+        };
+        error::say_when(&mut response, wait.then_some(error::RETRY_AFTER));
+        response
     }
 }
 
@@ -195,7 +206,7 @@ impl Doing {
             let done = done.and_then(|value| then(app).map(|()| value));
             done.map_err(|refusal| self.refuse(app, now, refusal))
         };
-        app.blocking(run).await
+        app.asked(For::Other, run).await
     }
 
     /// Does what changes nothing: on a view, which waits for no writer and holds none up.
@@ -216,7 +227,7 @@ impl Doing {
             });
             done.map_err(|refusal| self.refuse(app, now, refusal))
         };
-        app.blocking(run).await
+        app.asked(For::Other, run).await
     }
 
     /// Puts a refusal on record, and gives it the form of what was asked. Where it is decided, so

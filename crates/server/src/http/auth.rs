@@ -2,10 +2,11 @@
 
 use crate::app::App;
 use crate::http::Trace;
-use crate::http::error::{Form, KpError};
+use crate::http::error::{Form, KpError, say_when};
 use crate::iam::known::{Entry, Found};
 use crate::iam::token::{BadToken, Bearer, Credential, Expected};
 use crate::iam::trust::trusts;
+use crate::room::For;
 use crate::throttle::{Kind, TooOften};
 use axum::extract::FromRequestParts;
 use axum::http::{StatusCode, header, request::Parts};
@@ -214,12 +215,11 @@ impl FromRequestParts<Arc<App>> for Caller {
                 return Err(form.unauthorized());
             }
             Err(Unknown::Store(e)) => {
-                return Err(form.answer(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "STORAGE_ERR",
-                    &format!("The server's database did not answer ({e}). Try again"),
-                    None,
-                ));
+                // In the shape that the path's clients read, with the reasons of one kind.
+                let error = KpError::from(e);
+                let mut response = form.answer(error.status, error.code(), &error.message, None);
+                say_when(&mut response, error.retry_after);
+                return Err(response);
             }
         };
         let ring = parts.headers.get(RING_HEADER).map(|v| String::from_utf8_lossy(v.as_bytes()));
@@ -276,8 +276,12 @@ async fn identify(app: &Arc<App>, token: &str) -> Result<Entry, Unknown> {
         }
     };
     let asked = bearer.clone();
+    let whom = match bearer.credential {
+        Credential::Node { .. } => For::Node,
+        _ => For::Other,
+    };
     let found =
-        app.blocking(move |app| app.store.read("caller", |tx| find_bearer(tx, &asked, now)));
+        app.asked(whom, move |app| app.store.read("caller", |tx| find_bearer(tx, &asked, now)));
     let found = found.await.map_err(Unknown::Store)?.ok_or(Unknown::Nobody)?;
     let entry = Entry { bearer, generation, found };
     app.known.put(digest, entry.clone());

@@ -240,8 +240,16 @@ impl KpError {
     }
 }
 
+/// What is said where there is no room for a request, with [`RETRY_AFTER`].
+pub(crate) const BUSY: &str = "The server is busy with other requests; nothing was done. Try again";
+/// What is said where a stored value cannot be read.
+pub(crate) const DAMAGED: &str =
+    "The server's database holds a value that cannot be read; its operator must look at its log";
+/// Seconds after which to try again what failed by the server's fault.
+pub(crate) const RETRY_AFTER: u8 = 2;
+
 /// Adds when to try again, in seconds, if that is known.
-fn say_when(response: &mut Response, seconds: Option<u8>) {
+pub(crate) fn say_when(response: &mut Response, seconds: Option<u8>) {
     if let Some(seconds) = seconds {
         let seconds = HeaderValue::from(u16::from(seconds));
         response.headers_mut().insert(header::RETRY_AFTER, seconds);
@@ -250,7 +258,16 @@ fn say_when(response: &mut Response, seconds: Option<u8>) {
 
 impl From<claviger_store::StoreError> for KpError {
     fn from(e: claviger_store::StoreError) -> KpError {
+        if matches!(e, claviger_store::StoreError::Busy) {
+            let error = KpError::new(StatusCode::SERVICE_UNAVAILABLE, "BUSY_ERR", BUSY);
+            return KpError { retry_after: Some(RETRY_AFTER), ..error };
+        }
         tracing::error!(error = %e, "database");
+        if matches!(e, claviger_store::StoreError::Damaged(_)) {
+            // Nothing that the caller could repeat would mend it.
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            return KpError::new(status, "INCOMPLETE_METADATA_ERR", DAMAGED);
+        }
         let (code, what) = if e.is_disk() {
             (
                 "STORAGE_ERR",
@@ -260,14 +277,14 @@ impl From<claviger_store::StoreError> for KpError {
             ("STORAGE_ERR", "The server's database did not answer; nothing was changed. Try again")
         };
         let error = KpError::new(StatusCode::SERVICE_UNAVAILABLE, code, what);
-        KpError { retry_after: Some(2), ..error }
+        KpError { retry_after: Some(RETRY_AFTER), ..error }
     }
 }
 
 impl From<crate::record::NotRecorded> for KpError {
     fn from(e: crate::record::NotRecorded) -> KpError {
         let error = KpError::new(StatusCode::SERVICE_UNAVAILABLE, "STORAGE_ERR", e.what());
-        KpError { retry_after: Some(2), ..error }
+        KpError { retry_after: Some(RETRY_AFTER), ..error }
     }
 }
 

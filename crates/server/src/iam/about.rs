@@ -13,6 +13,7 @@ use crate::http::auth::Caller;
 use crate::http::error::Form;
 use crate::iam::signing::SigningKeys;
 use crate::keys::query::Query;
+use crate::room::For;
 use axum::Json;
 use axum::extract::State;
 use claviger_domain::audit::Facts;
@@ -109,7 +110,7 @@ fn failed(e: crate::first::StartError) -> Refusal {
 /// `GET /identity/userinfo`.
 async fn user_info(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<UserInfo>, Refusal> {
     let iam_id = caller.iam_id;
-    let seen = app.blocking(move |app| {
+    let seen = app.asked(For::Other, move |app| {
         app.store.read("userinfo", |tx: &Tx<'_>| {
             let principal = iam::principal(tx, &iam_id)?;
             let (name, email) = principal.map(|p| (p.name, p.email)).unwrap_or_default();

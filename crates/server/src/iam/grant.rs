@@ -8,6 +8,7 @@ use crate::http::auth::{self, Node, alive};
 use crate::http::body::Body;
 use crate::http::error::{self, Form};
 use crate::refusals::RETRY_AFTER_S;
+use crate::room::For;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -161,7 +162,7 @@ async fn by_api_key(app: &Arc<App>, api_key: String, now: UnixMs) -> Result<Logi
     }
     let mac = app.tokens.api_key_mac(&api_key);
     let found = app
-        .blocking(move |app| app.store.read("api key", |tx| iam::by_api_key(tx, &mac)))
+        .asked(For::Other, move |app| app.store.read("api key", |tx| iam::by_api_key(tx, &mac)))
         .await
         .map_err(storage)?;
     match found {
@@ -184,7 +185,7 @@ async fn by_refresh_token(app: &Arc<App>, token: String, now: UnixMs) -> Result<
     })?;
     let Bearer { iam_id, credential, expires_s } = bearer;
     let asked = credential.clone();
-    let found = app.blocking(move |app| {
+    let found = app.asked(For::Other, move |app| {
         app.store.read("refresh token", |tx| {
             if alive(tx, &iam_id, &asked, now)? { iam::principal(tx, &iam_id) } else { Ok(None) }
         })
@@ -205,7 +206,7 @@ async fn by_certificate(app: &Arc<App>, node: Option<Node>) -> Result<Login, Ref
     let (agent, fingerprint) = (node.agent.clone(), node.fingerprint.clone());
     let credential = Credential::Node { agent, fingerprint, not_after: node.not_after };
     let known = app
-        .blocking(move |app| {
+        .asked(For::Node, move |app| {
             app.store.read("node", |tx| crate::clusters::admits(tx, &node, app.clock.now()))
         })
         .await
@@ -219,6 +220,10 @@ async fn by_certificate(app: &Arc<App>, node: Option<Node>) -> Result<Login, Ref
 }
 
 pub(super) fn storage(e: claviger_store::StoreError) -> Refused {
+    if matches!(e, claviger_store::StoreError::Busy) {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        return Refused { status, code: "BXNIM0999E", message: crate::http::error::BUSY };
+    }
     tracing::error!(error = %e, "database");
     Refused {
         status: StatusCode::SERVICE_UNAVAILABLE,

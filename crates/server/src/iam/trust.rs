@@ -7,6 +7,7 @@
 use super::grant::{Login, Refused, storage};
 use super::token::{Credential, LEEWAY_S};
 use crate::app::App;
+use crate::room::For;
 use claviger_crypto::digest::{hex, sha256};
 use claviger_domain::id::UnixMs;
 use claviger_store::iam::{self, Principal};
@@ -196,7 +197,7 @@ pub(super) async fn login(
     profile: Option<String>,
     now: UnixMs,
 ) -> Result<Login, Refused> {
-    let found = app.blocking(move |app| {
+    let found = app.asked(For::Other, move |app| {
         app.store.read("cr-token", |tx| {
             let Some(verified) = verify(tx, &token, now)? else { return Ok(None) };
             let Verified { issuer, subject, key, expires_s } = verified;

@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::error::{KpError, service};
-use crate::keys::act::{Act, state_allows};
+use crate::keys::act::{About, Act, state_allows};
 use crate::keys::registrations::CLUSTER;
 use axum::Json;
 use axum::extract::{Path, State};
@@ -32,7 +32,7 @@ pub(crate) async fn acknowledgements(
     };
     let action = "kms.secrets-event.list";
     let failed = "Acknowledgements could not be listed";
-    let act = Act { caller, instance, action, failed, key };
+    let act = Act { caller, instance, action, failed, about: About::Key(key) };
     let found = act.look(&app, |_, tx, act, now| {
         let key = act.key(tx, KeyOperation::ReadMetadata)?;
         state_allows(&key, KeyAction::Read, now)?;
@@ -87,7 +87,8 @@ fn of_clusters(
             });
         }
         let agents: Vec<_> = agents.into_values().collect();
-        let acknowledged = agents.iter().all(|agent| agent.event >= event);
+        // Of one without agents nobody has acted, and nothing is known.
+        let acknowledged = !agents.is_empty() && agents.iter().all(|agent| agent.event >= event);
         out.push(ClusterAcknowledgement { cluster, acknowledged, agents });
     }
     Ok(out)

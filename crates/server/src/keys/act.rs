@@ -6,6 +6,7 @@ use crate::http::error::KpError;
 use crate::http::{network, objects};
 use crate::keys::view;
 use crate::repeat;
+use crate::room::For;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -57,16 +58,22 @@ pub(crate) struct Act {
     pub(crate) action: &'static str,
     /// For people, when it fails: `Key could not be wrapped`.
     pub(crate) failed: &'static str,
-    /// The key as the caller named it; empty for the whole instance; [`RING`] and its id for a
-    /// key ring.
-    pub(crate) key: String,
+    pub(crate) about: About,
+}
+
+/// What an operation is about.
+#[derive(Debug, Clone)]
+pub(crate) enum About {
+    /// The whole instance.
+    Instance,
+    /// A key, as the caller names it: by id or alias.
+    Key(String),
+    /// A key ring, by its id.
+    Ring(String),
 }
 
 /// Longest name of a key ring on record; a ring that is there has at most 100 characters.
 const RING_MAX: usize = 128;
-
-/// What stands before the id of a key ring where else a key is named.
-pub(crate) const RING: &str = "key-ring:";
 
 /// What a change of state leads to.
 pub(crate) struct Changed<T> {
@@ -171,6 +178,7 @@ impl Act {
         + Send
         + 'static,
     ) -> Result<T, KpError> {
+        let (whom, failed) = (self.whom(), self.failed);
         let mut doing = self.begin(app.clock.now());
         let change = move |app: &App| {
             let asked = again.as_ref().and(doing.caller.trace.asked.as_ref());
@@ -212,7 +220,7 @@ impl Act {
             }
             Ok(changed.value)
         };
-        app.blocking(change).await
+        app.asked(whom, change).await.map_err(|e: KpError| e.failing(failed))
     }
 
     /// Does what changes nothing; answers once it is on record.
@@ -221,6 +229,7 @@ impl Act {
         app: &Arc<App>,
         work: impl FnOnce(&App, &Tx<'_>, &Doing, UnixMs) -> Result<T, KpError> + Send + 'static,
     ) -> Result<T, KpError> {
+        let (whom, failed) = (self.whom(), self.failed);
         let mut doing = self.begin(app.clock.now());
         let look = move |app: &App| {
             let done = app.store.read(doing.action, |tx| {
@@ -232,10 +241,15 @@ impl Act {
                 Err(error) => Err(doing.refuse(app, error)),
             }
         };
-        let (doing, value) = app.blocking(look).await?;
-        let (record, failed) = (doing.record(app, 200, ""), doing.failed);
+        let (doing, value) = app.asked(whom, look).await.map_err(|e: KpError| e.failing(failed))?;
+        let record = doing.record(app, 200, "");
         app.recorder.record(record).await.map_err(|e| KpError::from(e).failing(failed))?;
         Ok(value)
+    }
+
+    /// For whom it is done.
+    pub(crate) fn whom(&self) -> For {
+        For::cluster(self.caller.cluster.as_ref())
     }
 
     /// The operation under way since `now`.
@@ -255,7 +269,7 @@ impl Act {
     }
 
     /// Whether the caller counts still, and the instance takes calls from where it is.
-    fn admit(&mut self, app: &App, tx: &Tx<'_>) -> Result<(), KpError> {
+    pub(crate) fn admit(&mut self, app: &App, tx: &Tx<'_>) -> Result<(), KpError> {
         if !self.caller.renew(app, tx)? {
             return Err(KpError::unauthorized());
         }
@@ -294,6 +308,11 @@ impl Act {
 }
 
 impl Doing {
+    /// As [`Act::admit`].
+    pub(crate) fn admit(&mut self, app: &App, tx: &Tx<'_>) -> Result<(), KpError> {
+        self.act.admit(app, tx)
+    }
+
     /// Notes something for the record.
     pub(crate) fn note(&self, note: impl FnOnce(&mut Data)) {
         note(&mut self.noted.borrow_mut());
@@ -311,7 +330,10 @@ impl Doing {
             return Err(KpError::unauthorized());
         }
         self.exists(tx)?;
-        let found = keys::find(tx, self.instance, &self.key)?;
+        let found = match &self.about {
+            About::Key(name) => keys::find(tx, self.instance, name)?,
+            About::Instance | About::Ring(_) => None,
+        };
         match found.filter(|key| self.caller.ring.as_ref().is_none_or(|ring| *ring == key.ring)) {
             Some(key) => {
                 self.note_key(&key);
@@ -372,13 +394,13 @@ impl Doing {
     fn record(&self, app: &App, status: u16, reason: &'static str) -> Record {
         let mut data = self.noted.borrow().clone();
         data.policy = self.caller.decided.policy();
-        let target = match (&data.key, self.key.strip_prefix(RING)) {
+        let target = match (&data.key, &self.about) {
             (Some(key), _) => {
                 app.account.key_crn(&RootKey { instance: self.instance, key: key.id })
             }
-            (None, Some(ring)) => app.account.crn_within(self.instance, "key-ring", ring),
-            (None, None) if self.key.is_empty() => app.account.instance_crn(self.instance),
-            (None, None) => app.account.crn_within(self.instance, "key", &self.key),
+            (None, About::Instance) => app.account.instance_crn(self.instance),
+            (None, About::Key(name)) => app.account.crn_within(self.instance, "key", name),
+            (None, About::Ring(ring)) => app.account.crn_within(self.instance, "key-ring", ring),
         };
         let done = self.caller.did(self.now, self.action, target);
         Record { status, reason: reason.into(), data, ..done }

@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Doing, Instance, answer, parse, root_only, state_allows};
+use crate::keys::act::{About, Act, Doing, Instance, answer, parse, root_only, state_allows};
 use crate::keys::create::{Prefer, custody, prefers, secret};
 use crate::keys::query::Query;
 use crate::keys::{changes, dual, sync};
@@ -74,7 +74,7 @@ async fn dispatch(
     prefer: Option<Prefer>,
     body: Body,
 ) -> Result<Response, KpError> {
-    let act = |action, failed| Act { caller, instance, action, failed, key: id };
+    let act = |action, failed| Act { caller, instance, action, failed, about: About::Key(id) };
     match action {
         "wrap" => wrap(app, act("kms.secrets.wrap", "Key could not be wrapped"), body).await,
         "unwrap" => {
@@ -109,7 +109,7 @@ async fn dispatch(
             let act = act("kms.secrets.default", "Key action could not be done");
             act.look(&app, |_, tx, act, _| {
                 act.key(tx, KeyOperation::ReadMetadata)?;
-                let what = "The query_param 'action' must be: out of wrap, unwrap, rewrap, rotate, disable, enable, setKeyForDeletion, unsetKeyForDeletion, sync";
+                let what = "The query_param 'action' must be: out of wrap, unwrap, rewrap, rotate, disable, enable, setKeyForDeletion, unsetKeyForDeletion; or sync, by the path /actions/sync alone";
                 Err::<Response, _>(KpError::query("action", what))
             })
             .await

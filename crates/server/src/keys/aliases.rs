@@ -6,7 +6,7 @@ use crate::http::api::content::envelope;
 use crate::http::api::{self, Api, Kind, post, says};
 use crate::http::auth::Caller;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Doing, Instance, answer, nothing_again, state_allows};
+use crate::keys::act::{About, Act, Changed, Doing, Instance, answer, nothing_again, state_allows};
 use crate::keys::view;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -101,7 +101,13 @@ async fn create(
     Path((id, alias)): Path<(String, String)>,
 ) -> Result<Response, KpError> {
     let action = "kms.secrets-alias.create";
-    let act = Act { caller, instance, action, failed: "Alias could not be created", key: id };
+    let act = Act {
+        caller,
+        instance,
+        action,
+        failed: "Alias could not be created",
+        about: About::Key(id),
+    };
     let again = {
         let alias = alias.clone();
         move |_: &App, tx: &Tx<'_>, act: &Doing, before: Repeat, _: UnixMs| {
@@ -137,7 +143,13 @@ async fn delete(
     Path((id, alias)): Path<(String, String)>,
 ) -> Result<Response, KpError> {
     let action = "kms.secrets-alias.delete";
-    let act = Act { caller, instance, action, failed: "Alias could not be deleted", key: id };
+    let act = Act {
+        caller,
+        instance,
+        action,
+        failed: "Alias could not be deleted",
+        about: About::Key(id),
+    };
     act.change_once(&app, nothing_again, move |_, tx, act, now| {
         let mut key = act.key(tx, KeyOperation::DeleteAlias)?;
         state_allows(&key, KeyAction::Alias, now)?;

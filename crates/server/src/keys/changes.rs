@@ -5,13 +5,13 @@ use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{
-    Act, Changed, Instance, answer, key_again, nothing_again, parse, root_only, state_allows,
+    About, Act, Changed, Instance, answer, key_again, nothing_again, parse, root_only, state_allows,
 };
 use crate::keys::create::{Prefer, custody, prefers};
 use crate::keys::import::{self, Arriving};
 use crate::keys::query::Query;
 use crate::keys::registrations::CLUSTER;
-use crate::keys::{dual, kmip, view};
+use crate::keys::{dual, kmip, policies, view};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -48,7 +48,14 @@ pub(crate) fn all_versions(tx: &Tx<'_>, key: &Key) -> Result<Vec<RootVersion>, K
     Ok(versions.into_iter().map(|v| RootVersion { root: key.root, version: v.id }).collect())
 }
 
-/// 409 while less than `wait` has passed since `since`.
+/// Until when it is still too early for what must wait so long since `since`; none if it is not. A
+/// moment that has not come was told by a clock that was ahead: nobody waits for that.
+pub(crate) fn too_early(since: Option<UnixMs>, wait: Duration, now: UnixMs) -> Option<UnixMs> {
+    let since = since.filter(|since| *since <= now)?;
+    Some(view::later(since, wait)).filter(|until| now < *until)
+}
+
+/// 409 while it is [`too_early`].
 fn not_before(
     since: Option<UnixMs>,
     wait: Duration,
@@ -56,11 +63,7 @@ fn not_before(
     code: &'static str,
     what: &str,
 ) -> Result<(), KpError> {
-    let Some(since) = since else { return Ok(()) };
-    let until = view::later(since, wait);
-    if now >= until {
-        return Ok(());
-    }
+    let Some(until) = too_early(since, wait, now) else { return Ok(()) };
     let seconds = until.since(now).div_ceil(1000);
     Err(KpError::conflict(
         code,
@@ -77,6 +80,7 @@ pub(crate) async fn rotate(
 ) -> Result<Response, KpError> {
     let given = arriving(&body);
     drop(body);
+    let plain = matches!(given, Ok(Some(Arriving::Plain(_))));
     let given = match given {
         Err(e) => Err(e),
         Ok(arriving) => {
@@ -103,6 +107,9 @@ pub(crate) async fn rotate(
                     return Err(KpError::query("payload", what));
                 }
                 _ => {}
+            }
+            if plain {
+                policies::may_come_plain(tx, act.instance)?;
             }
             let code = "KEY_ROTATION_NOT_PERMITTED";
             let what = "The key was rotated a short time ago";
@@ -167,6 +174,8 @@ pub(crate) async fn enable(app: Arc<App>, act: Act) -> Result<Response, KpError>
     act.change_once(&app, nothing_again, |app, tx, act, now| {
         let mut key = act.key(tx, KeyOperation::Enable)?;
         root_only(&key)?;
+        // One that has expired meanwhile is deactivated by this, which is how it unwraps again: there
+        // is no other way out of a suspension. The clock announces the expiry after it.
         let active = key.life_at(now).enable()?;
         let what = "The key was disabled a short time ago";
         not_before(key.acted, app.settings.enable_after, now, "REQ_TOO_EARLY_ERR", what)?;
@@ -191,7 +200,8 @@ pub(crate) async fn delete(
     headers: HeaderMap,
 ) -> Result<Response, KpError> {
     let action = "kms.secrets.delete";
-    let act = Act { caller, instance, action, failed: "Key could not be deleted", key: id };
+    let act =
+        Act { caller, instance, action, failed: "Key could not be deleted", about: About::Key(id) };
     let key = act
         .change_once(&app, key_again(KeyOperation::Delete), move |app, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::Delete)?;
@@ -289,7 +299,13 @@ pub(crate) async fn restore_key(
     id: String,
 ) -> Result<Response, KpError> {
     let action = "kms.secrets.restore";
-    let act = Act { caller, instance, action, failed: "Key could not be restored", key: id };
+    let act = Act {
+        caller,
+        instance,
+        action,
+        failed: "Key could not be restored",
+        about: About::Key(id),
+    };
     let key = act
         .change_once(&app, key_again(KeyOperation::Restore), |app, tx, act, now| {
             let mut key = act.key(tx, KeyOperation::Restore)?;

@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Doing, Instance, answer, parse};
+use crate::keys::act::{About, Act, Changed, Doing, Instance, answer, parse};
 use crate::keys::import::{self, Arriving};
 use crate::keys::policies::{self, Intent};
 use crate::keys::{aliases, reading, rings, view};
@@ -97,7 +97,7 @@ async fn make(
     };
     let failed = "Key could not be created";
     let ring = rings::of_new_key(&caller).to_owned();
-    let act = Act { caller, instance, action, failed, key: String::new() };
+    let act = Act { caller, instance, action, failed, about: About::Instance };
     let minimal = prefers(&headers) == Some(Prefer::Minimal);
     let read = body.text().ok_or_else(|| KpError::body("The body is missing")).and_then(parse);
     let intent = read.as_ref().ok().and_then(Intent::of);

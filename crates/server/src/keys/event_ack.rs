@@ -6,8 +6,9 @@ use crate::http::api::{Api, Kind, post, says};
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Instance, parse};
+use crate::keys::act::{About, Act, Changed, Instance, parse};
 use crate::keys::view;
+use crate::room::For;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -51,17 +52,21 @@ async fn acknowledge(
     let failed = "Event could not be acknowledged";
     let said = read(&body);
     let number = said.as_ref().ok().map(|said| said.event);
+    let whom = For::cluster(caller.cluster.as_ref());
     // The event names the key, and the record of the act has to.
     let event = match number {
         None => None,
         Some(number) => app
-            .blocking(move |app| app.store.read(action, |tx| events::get(tx, number)))
+            .asked(whom, move |app| app.store.read(action, |tx| events::get(tx, number)))
             .await
             .map_err(|e| KpError::from(e).failing(failed))?,
     };
     let event = event.filter(|event| event.root.instance == instance);
-    let key = event.as_ref().map(|event| event.root.key.to_string()).unwrap_or_default();
-    let act = Act { caller, instance, action, failed, key };
+    let about = match &event {
+        Some(event) => About::Key(event.root.key.to_string()),
+        None => About::Instance,
+    };
+    let act = Act { caller, instance, action, failed, about };
     act.change(&app, move |_, tx, act, now| {
         if !act.caller.sees(act.instance) {
             return Err(KpError::unauthorized());

@@ -10,9 +10,10 @@ use crate::http::api::{Api, Kind, get, post, says};
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Doing, Instance, answer, parse};
+use crate::keys::act::{About, Act, Changed, Doing, Instance, answer, parse};
 use crate::keys::create::{base64, custody, secret};
 use crate::keys::view;
+use crate::room::For;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -29,7 +30,6 @@ use claviger_store::import_tokens::{self as store, ImportToken};
 use claviger_wire::kp::import::{self as wire, IMPORT_TOKEN_TYPE, NewImportToken};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use uuid::Uuid;
 use zeroize::Zeroize;
 
@@ -37,11 +37,12 @@ use zeroize::Zeroize;
 const NONCE: usize = 12;
 /// Seconds that a token is good for, at least, if nothing is said, and at most.
 const LIFE_S: (i64, i64, i64) = (300, 600, 86_400);
+/// How long an import token that ended is told from none; then its private key goes, by which what
+/// was sent under it could be opened.
+pub(crate) const TOLD: Duration = Duration::from_secs(86_400);
 /// Retrievals: at least, if nothing is said, and at most.
 const RETRIEVALS: (i64, i64, i64) = (1, 1, 500);
 
-/// Key pairs are made one at a time: each takes a core for seconds, and others need the cores.
-static MAKING: Semaphore = Semaphore::const_new(1);
 /// How long a request waits for its turn: a few key pairs.
 const TURN: Duration = Duration::from_secs(20);
 
@@ -74,14 +75,14 @@ async fn create(
 ) -> Result<Response, KpError> {
     let action = "kms.import-token.create";
     let failed = "Import token could not be created";
-    let act = Act { caller, instance, action, failed, key: String::new() };
+    let act = Act { caller, instance, action, failed, about: About::Instance };
     let wanted = wanted(&body);
     // Nobody makes the server work for seconds who may not.
     let allowed = check(&app, &act, |tx, act| act.on_instance(tx, KeyOperation::CreateImportToken));
     let made = match allowed.await {
         Err(e) => Err(e),
         Ok(()) if wanted.is_err() => Err(KpError::body("")),
-        Ok(()) => make(&app).await,
+        Ok(()) => make(&app, act.whom()).await,
     };
     let token = act
         .change(&app, move |app, tx, act, now| {
@@ -123,22 +124,34 @@ fn wanted(body: &Body) -> Result<(i64, u32), KpError> {
     Ok((life_s, u32::try_from(retrievals).expect("at most 500")))
 }
 
-async fn make(app: &Arc<App>) -> Result<Made, KpError> {
-    let turn = tokio::time::timeout(TURN, MAKING.acquire()).await.map_err(|_| {
+async fn make(app: &Arc<App>, whom: For) -> Result<Made, KpError> {
+    in_turn(app, whom, || {
+        let key = TransportKey::generate();
+        let nonce = SecretBytes::random(NONCE);
+        Made { private: key.to_pkcs8(), public: key.public_pem(), nonce }
+    })
+    .await
+}
+
+/// Runs `work` when it is its turn: one at a time, since each takes a core for seconds, and others
+/// need the cores. The turn lasts as long as the work, also where nobody waits for it any longer.
+async fn in_turn<T: Send + 'static>(
+    app: &Arc<App>,
+    whom: For,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, KpError> {
+    let turn = tokio::time::timeout(TURN, app.making.clone().acquire_owned());
+    let turn = turn.await.map_err(|_| {
         let what = "The server is busy with other import tokens. Try again";
         let error = KpError::new(StatusCode::SERVICE_UNAVAILABLE, "IMPORT_TOKEN_BUSY_ERR", what);
         KpError { retry_after: Some(5), ..error }
     })?;
     let turn = turn.expect("never closed");
-    let made = app
-        .blocking(|_| {
-            let key = TransportKey::generate();
-            let nonce = SecretBytes::random(NONCE);
-            Made { private: key.to_pkcs8(), public: key.public_pem(), nonce }
-        })
-        .await;
-    drop(turn);
-    Ok(made)
+    let work = move |_: &App| {
+        let _turn = turn;
+        Ok(work())
+    };
+    app.asked(whom, work).await
 }
 
 /// Whether `allowed` says so now, ahead of the transaction that asks again.
@@ -147,8 +160,15 @@ async fn check(
     act: &Act,
     allowed: impl FnOnce(&Tx<'_>, &Act) -> Result<(), KpError> + Send + 'static,
 ) -> Result<(), KpError> {
-    let act = act.clone();
-    app.blocking(move |app| app.store.read(act.action, |tx| allowed(tx, &act))).await
+    let whom = act.whom();
+    let mut act = act.clone();
+    let look = move |app: &App| {
+        app.store.read(act.action, |tx| {
+            act.admit(app, tx)?;
+            allowed(tx, &act)
+        })
+    };
+    app.asked(whom, look).await
 }
 
 /// `GET /import_token`: with what a sender of key material needs. Uses up one retrieval.
@@ -159,7 +179,7 @@ async fn retrieve(
 ) -> Result<Response, KpError> {
     let action = "kms.import-token.read";
     let failed = "Import token could not be retrieved";
-    let act = Act { caller, instance, action, failed, key: String::new() };
+    let act = Act { caller, instance, action, failed, about: About::Instance };
     let token = act
         .change(&app, |app, tx, act, now| {
             act.on_instance(tx, KeyOperation::ReadImportToken)?;
@@ -317,9 +337,11 @@ pub(crate) async fn arrived(
         Some(Arriving::Sealed { payload, nonce, iv, oaep }) => (payload, nonce, iv, oaep),
     };
     let now = app.clock.now();
-    let act = act.clone().begin(now);
-    app.blocking(move |app| {
+    let whom = act.whom();
+    let mut act = act.clone().begin(now);
+    app.asked(whom, move |app| {
         let token = app.store.read(act.action, |tx| {
+            act.admit(app, tx)?;
             allowed(tx, &act)?;
             good(tx, act.instance, StatusCode::CONFLICT, now)
         })?;
@@ -344,4 +366,37 @@ pub(crate) async fn arrived(
         Ok(Some(material))
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{World, envelope};
+    use serde_json::{Value, json};
+    use std::sync::mpsc;
+
+    #[tokio::test]
+    async fn who_hangs_up_gives_no_turn_to_the_next_before_the_work_is_done() {
+        let w = World::new();
+        let (go, wait) = mpsc::channel::<()>();
+        let mut work = Box::pin(in_turn(&w.app, For::Other, move || wait.recv().is_ok()));
+        assert!(futures_util::poll!(&mut work).is_pending());
+        drop(work);
+        assert_eq!(w.app.making.available_permits(), 0, "the work goes on");
+        go.send(()).expect("it waits");
+        let turn = w.app.making.acquire().await.expect("never closed");
+        drop(turn);
+    }
+
+    /// Whoever is barred makes the server do no work: it would ask for a turn, of which there are
+    /// none here.
+    #[tokio::test]
+    async fn no_key_pair_is_made_for_whoever_is_barred() {
+        let w = World::new();
+        let data = json!({"enabled": true, "attributes": {"allowed_ip": ["192.0.2.0/24"]}});
+        let policy = json!({"policy_type": "allowedIP", "policy_data": data});
+        w.call("PUT /instance/policies", &envelope(policy)).await.is(204);
+        w.app.making.close();
+        w.call("POST /import_token", &Value::Null).await.is(401);
+    }
 }

@@ -100,9 +100,12 @@ fn keys() -> Api {
         .query(&PAGE)
         .query(&[ALL_STATES])
         .answers(200, envelope::<KeyVersion>(VERSION_TYPE));
-    let deleted = gone("deleteKey", "Delete a key; it can be restored for 30 days")
-        .query(&[FORCE_KEY])
-        .refuses(&[410]);
+    let deleted = gone(
+        "deleteKey",
+        "Delete a key; it can be restored for 30 days, while its instance is there",
+    )
+    .query(&[FORCE_KEY])
+    .refuses(&[410]);
     Api::new("keys", Kind::KeyProtect)
         .at(
             "/api/v2/keys",

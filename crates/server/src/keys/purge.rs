@@ -3,8 +3,8 @@
 use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Doing, Instance, answer, state_allows};
-use crate::keys::changes::all_versions;
+use crate::keys::act::{About, Act, Changed, Doing, Instance, answer, state_allows};
+use crate::keys::changes::{all_versions, too_early};
 use crate::keys::create::{Prefer, prefers};
 use crate::keys::view;
 use axum::extract::{Path, State};
@@ -34,7 +34,8 @@ pub(crate) async fn purge(
     headers: HeaderMap,
 ) -> Result<Response, KpError> {
     let action = "kms.secrets.purge";
-    let act = Act { caller, instance, action, failed: "Key could not be purged", key: id };
+    let act =
+        Act { caller, instance, action, failed: "Key could not be purged", about: About::Key(id) };
     // It is gone, so there is nothing to show.
     let again = |_: &App, _: &Tx<'_>, _: &Doing, _: Repeat, _: UnixMs| Ok(None);
     let key = act
@@ -42,8 +43,7 @@ pub(crate) async fn purge(
             let key = act.key(tx, KeyOperation::Purge)?;
             state_allows(&key, KeyAction::Purge, now)?;
             let wait = app.settings.purge_after;
-            let from = key.deleted.map(|at| view::later(at, wait));
-            if let Some(from) = from.filter(|from| now < *from) {
+            if let Some(from) = too_early(key.deleted, wait, now) {
                 let what = format!(
                     "Purge operation is allowed {} after key is deleted. Try again at {}",
                     written(wait),
@@ -55,7 +55,8 @@ pub(crate) async fn purge(
                 let what = "A KMIP adapter names the key; delete the adapter first";
                 return Err(KpError::conflict("PROTECTED_RESOURCE_ERR", what));
             }
-            if let (Some(deleted), Some(allowed_from)) = (key.deleted, from) {
+            if let Some(deleted) = key.deleted {
+                let allowed_from = view::later(deleted, wait);
                 let due = view::later(deleted, app.settings.purged_after);
                 act.note(|data| data.purge = Some(Purge { deleted, allowed_from, due }));
             }

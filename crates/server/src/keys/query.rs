@@ -99,11 +99,48 @@ impl Query {
         usual: usize,
         most: usize,
     ) -> Result<(Vec<T>, Option<u64>), KpError> {
-        let limit = self.limit(usual, most)?;
-        let offset = self.number("offset", 0, usize::MAX)?.unwrap_or(0);
-        let total = all.len() as u64;
-        let total = self.flag("totalCount")?.unwrap_or(false).then_some(total);
-        Ok((all.into_iter().skip(offset).take(limit).collect(), total))
+        let mut page = self.pager_within(usual, most)?;
+        all.into_iter().for_each(|one| page.take(one));
+        Ok(page.done())
+    }
+
+    /// An empty page, for matches as they are found.
+    pub(crate) fn pager<T>(&self) -> Result<Pager<T>, KpError> {
+        self.pager_within(200, LIMIT_MAX)
+    }
+
+    fn pager_within<T>(&self, usual: usize, most: usize) -> Result<Pager<T>, KpError> {
+        Ok(Pager {
+            limit: self.limit(usual, most)?,
+            offset: self.number("offset", 0, usize::MAX)?.unwrap_or(0),
+            counts: self.flag("totalCount")?.unwrap_or(false),
+            seen: 0,
+            page: Vec::new(),
+        })
+    }
+}
+
+/// A page that is filled one by one: no more is held than it shows.
+pub(crate) struct Pager<T> {
+    limit: usize,
+    offset: usize,
+    counts: bool,
+    seen: usize,
+    page: Vec<T>,
+}
+
+impl<T> Pager<T> {
+    /// Takes the next match.
+    pub(crate) fn take(&mut self, one: T) {
+        if self.seen >= self.offset && self.page.len() < self.limit {
+            self.page.push(one);
+        }
+        self.seen += 1;
+    }
+
+    /// The page; with the number of matches if the caller wants it.
+    pub(crate) fn done(self) -> (Vec<T>, Option<u64>) {
+        (self.page, self.counts.then_some(self.seen as u64))
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Instance, answer, root_only, state_allows};
+use crate::keys::act::{About, Act, Instance, answer, root_only, state_allows};
 use crate::keys::query::Query;
 use crate::keys::view;
 use axum::extract::{Path, State};
@@ -30,7 +30,7 @@ pub(crate) async fn with_payload(
         instance,
         action: "kms.secrets.read",
         failed: "Key could not be retrieved",
-        key: id,
+        about: About::Key(id),
     };
     let key = act
         .look(&app, |app, tx, act, now| {
@@ -71,7 +71,7 @@ pub(crate) async fn metadata(
         instance,
         action: "kms.secrets-metadata.read",
         failed: "Key metadata could not be retrieved",
-        key: id,
+        about: About::Key(id),
     };
     let key = act
         .look(&app, |app, tx, act, now| {
@@ -96,7 +96,7 @@ pub(crate) async fn versions(
         instance,
         action: "kms.secrets-key-versions.list",
         failed: "Key versions could not be listed",
-        key: id,
+        about: About::Key(id),
     };
     let envelope = act
         .look(&app, move |_, tx, act, now| {

@@ -5,9 +5,9 @@ use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{
-    Act, Changed, Doing, Instance, answer, nothing_again, parse, root_only, state_allows,
+    About, Act, Changed, Doing, Instance, answer, nothing_again, parse, root_only, state_allows,
 };
-use crate::keys::query::Query;
+use crate::keys::query::{Pager, Query};
 use crate::keys::view;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -28,13 +28,15 @@ pub(crate) const CLUSTER: &str = "crn:v1:claviger:";
 const OWN: usize = 8;
 /// Registrations of one key; a bound on what deletion has to look at.
 const PER_KEY_MAX: usize = 1000;
+/// Registrations of all keys of an instance; a bound on what a list has to look through.
+const PER_INSTANCE_MAX: u64 = 10_000;
 const CRN_MAX: usize = 512;
 const CRN_QUERY: &str = "urlEncodedResourceCRNQuery";
 const METADATA_MAX: usize = 4096;
 
-fn act(caller: Caller, instance: claviger_domain::id::InstanceId, key: String) -> Act {
+fn act(caller: Caller, instance: claviger_domain::id::InstanceId, about: About) -> Act {
     let action = "kms.registrations.default";
-    Act { caller, instance, action, failed: "Registration could not be processed", key }
+    Act { caller, instance, action, failed: "Registration could not be processed", about }
 }
 
 /// The key and whether the caller may write registrations for this CRN on it.
@@ -141,7 +143,7 @@ pub(crate) async fn create(
     body: Body,
 ) -> Result<Response, KpError> {
     let (input, crn) = (input(&body), decoded(crn));
-    let made = act(caller, instance, id)
+    let made = act(caller, instance, About::Key(id))
         .change_once(&app, again(crn.clone()), move |_, tx, act, now| {
             let key = writable(tx, act, &crn)?;
             let input = input.as_ref().map_err(Clone::clone)?;
@@ -154,6 +156,11 @@ pub(crate) async fn create(
             }
             if all.len() >= PER_KEY_MAX {
                 let what = format!("The key has {PER_KEY_MAX} registrations, as many as it may");
+                return Err(KpError::conflict("REGISTRATION_QUOTA_ERR", what));
+            }
+            if store::count(tx, act.instance)? >= PER_INSTANCE_MAX {
+                let what =
+                    format!("The instance has {PER_INSTANCE_MAX} registrations, as many as it may");
                 return Err(KpError::conflict("REGISTRATION_QUOTA_ERR", what));
             }
             let registration = Registration {
@@ -183,7 +190,7 @@ pub(crate) async fn replace(
     Path((id, crn)): Path<(String, String)>,
     body: Body,
 ) -> Result<Response, KpError> {
-    write(app, act(caller, instance, id), crn, &body, |key, before, input, act, now| {
+    write(app, act(caller, instance, About::Key(id)), crn, &body, |key, before, input, act, now| {
         Ok(Registration {
             description: input.description.clone(),
             prevent: prevent(input)?,
@@ -205,7 +212,7 @@ pub(crate) async fn change(
     Path((id, crn)): Path<(String, String)>,
     body: Body,
 ) -> Result<Response, KpError> {
-    write(app, act(caller, instance, id), crn, &body, |_, before, input, act, now| {
+    write(app, act(caller, instance, About::Key(id)), crn, &body, |_, before, input, act, now| {
         Ok(Registration {
             description: input.description.clone().or(before.description.clone()),
             prevent: input.prevent_key_deletion.unwrap_or(before.prevent),
@@ -258,7 +265,7 @@ pub(crate) async fn delete(
     Instance(instance): Instance,
     Path((id, crn)): Path<(String, String)>,
 ) -> Result<Response, KpError> {
-    let act = Act { action: "kms.registrations.delete", ..act(caller, instance, id) };
+    let act = Act { action: "kms.registrations.delete", ..act(caller, instance, About::Key(id)) };
     let crn = decoded(crn);
     act.change_once(&app, nothing_again, move |_, tx, act, now| {
         let key = writable(tx, act, &crn)?;
@@ -295,13 +302,15 @@ pub(crate) async fn of_key(
     Path(id): Path<String>,
     query: Query,
 ) -> Result<Response, KpError> {
-    let act = Act { action: "kms.registrations.list", ..act(caller, instance, id) };
+    let act = Act { action: "kms.registrations.list", ..act(caller, instance, About::Key(id)) };
     let envelope = act
         .look(&app, move |_, tx, act, now| {
             let key = act.key(tx, KeyOperation::ListRegistrations)?;
             root_only(&key)?;
             state_allows(&key, KeyAction::ReadRegistrations, now)?;
-            page(tx, act, &query, store::of_key(tx, &key.root)?)
+            let (wanted, mut page) = (wanted(act, &query)?, query.pager()?);
+            store::of_key(tx, &key.root)?.into_iter().filter(wanted).for_each(|r| page.take(r));
+            shown(tx, act, page)
         })
         .await?;
     Ok(answer(StatusCode::OK, REGISTRATION_TYPE, &envelope))
@@ -314,7 +323,7 @@ pub(crate) async fn of_instance(
     Instance(instance): Instance,
     query: Query,
 ) -> Result<Response, KpError> {
-    let act = Act { action: "kms.registrations.list", ..act(caller, instance, String::new()) };
+    let act = Act { action: "kms.registrations.list", ..act(caller, instance, About::Instance) };
     let envelope = act
         .look(&app, move |_, tx, act, _| {
             if !act.caller.sees(act.instance) {
@@ -322,37 +331,43 @@ pub(crate) async fn of_instance(
             }
             act.exists(tx)?;
             let rings = keys::rings_of_used(tx, act.instance)?;
-            let mut all = store::of_instance(tx, act.instance)?;
-            all.retain(|r| {
+            let visible = |r: &Registration| {
                 let Some(ring) = rings.get(&r.root.key) else { return false };
                 let (operation, on) = (KeyOperation::ListRegistrations, On::Key(r.root.key, ring));
                 act.caller.permits(operation, act.instance, on)
                     && act.caller.ring.as_ref().is_none_or(|wanted| wanted == ring)
-            });
-            page(tx, act, &query, all)
+            };
+            let (wanted, mut page) = (wanted(act, &query)?, query.pager()?);
+            store::each_of_instance(tx, act.instance, |r| {
+                if visible(&r) && wanted(&r) {
+                    page.take(r);
+                }
+            })?;
+            shown(tx, act, page)
         })
         .await?;
     Ok(answer(StatusCode::OK, REGISTRATION_TYPE, &envelope))
 }
 
-fn page(
+/// What the query asks for, and the caller may see of it.
+fn wanted(act: &Act, query: &Query) -> Result<impl Fn(&Registration) -> bool, KpError> {
+    let own = act.caller.crn.as_deref();
+    let of_all_keys = matches!(act.about, About::Instance);
+    let crn = query.get(CRN_QUERY).map(|wanted| crn_query(wanted, of_all_keys)).transpose()?;
+    let prevent = query.flag("preventKeyDeletion")?;
+    Ok(move |r: &Registration| {
+        own.is_none_or(|own| own.split(':').take(OWN).eq(r.crn.split(':').take(OWN)))
+            && crn.as_ref().is_none_or(|matches| matches(&r.crn))
+            && prevent.is_none_or(|wanted| r.prevent == wanted)
+    })
+}
+
+fn shown(
     tx: &Tx<'_>,
     act: &Act,
-    query: &Query,
-    mut all: Vec<Registration>,
+    page: Pager<Registration>,
 ) -> Result<Envelope<kp::Registration>, KpError> {
-    if let Some(own) = &act.caller.crn {
-        all.retain(|r| own.split(':').take(OWN).eq(r.crn.split(':').take(OWN)));
-    }
-    if let Some(wanted) = query.get(CRN_QUERY) {
-        let of_all_keys = act.key.is_empty();
-        let matches = crn_query(wanted, of_all_keys)?;
-        all.retain(|r| matches(&r.crn));
-    }
-    if let Some(wanted) = query.flag("preventKeyDeletion")? {
-        all.retain(|r| r.prevent == wanted);
-    }
-    let (found, total) = query.page(all)?;
+    let (found, total) = page.done();
     let found = found.iter().map(|r| view(tx, act, r)).collect::<Result<Vec<_>, _>>()?;
     let mut envelope = Envelope::of(REGISTRATION_TYPE, found);
     envelope.metadata.total_count = total;

@@ -8,7 +8,7 @@ use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::keys::act::{
-    Act, Changed, Instance, RING, answer, key_again, nothing_again, parse, state_allows,
+    About, Act, Changed, Instance, answer, key_again, nothing_again, parse, state_allows,
 };
 use crate::keys::query::Query;
 use crate::keys::view;
@@ -48,8 +48,11 @@ fn act(caller: Caller, instance: InstanceId, ring: &str, action: &'static str) -
         "kms.key-rings.delete" => "Key ring could not be deleted",
         _ => "Key rings could not be listed",
     };
-    let key = if ring.is_empty() { String::new() } else { format!("{RING}{ring}") };
-    Act { caller, instance, action, failed, key }
+    let about = match ring {
+        "" => About::Instance,
+        ring => About::Ring(ring.to_owned()),
+    };
+    Act { caller, instance, action, failed, about }
 }
 
 /// The ring that a new key of this caller goes to.
@@ -192,7 +195,8 @@ pub(crate) async fn move_key(
     body: Body,
 ) -> Result<Response, KpError> {
     let action = "kms.secrets.patch";
-    let act = Act { caller, instance, action, failed: "Key could not be updated", key: id };
+    let act =
+        Act { caller, instance, action, failed: "Key could not be updated", about: About::Key(id) };
     let wanted = target(&body);
     let key = act
         .change_once(&app, key_again(KeyOperation::PatchKey), move |app, tx, act, now| {

@@ -3,6 +3,7 @@
 use crate::app::App;
 use crate::http::error::KpError;
 use crate::keys::act::{Act, Changed, nothing_again, root_only, state_allows};
+use crate::keys::changes::too_early;
 use crate::keys::view;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -19,8 +20,7 @@ pub(crate) async fn sync(app: Arc<App>, act: Act) -> Result<Response, KpError> {
         state_allows(&key, KeyAction::Sync, now)?;
         let last = events::last(tx, &key.root)?;
         let since = last.map(|(_, at)| at).max(key.synced);
-        let until = since.map(|at| view::later(at, app.settings.sync_after));
-        if let Some(until) = until.filter(|until| now < *until) {
+        if let Some(until) = too_early(since, app.settings.sync_after, now) {
             let what = format!(
                 "The key was updated recently: Please wait and try again: Sync cannot be performed until at least {}",
                 view::second(view::later(until, std::time::Duration::from_millis(999)))

@@ -1,6 +1,7 @@
 //! Keys as clients see them.
 
 use crate::app::App;
+use crate::keys::changes::too_early;
 use crate::keys::{dual, policies};
 use claviger_domain::id::UnixMs;
 use claviger_domain::key::KeyState;
@@ -81,7 +82,8 @@ pub(crate) fn key(app: &App, tx: &Tx<'_>, key: &Key, now: UnixMs) -> Result<kp::
         out.deleted_by = key.deleted_by.clone();
         out.restore_allowed = Some(now < until && key.expires.is_none_or(|end| now < end));
         out.restore_expiration_date = Some(second(until));
-        out.purge_allowed = Some(now >= purge_from);
+        let early = too_early(key.deleted, app.settings.purge_after, now);
+        out.purge_allowed = Some(early.is_none());
         out.purge_allowed_from = Some(second(purge_from));
         out.purge_scheduled_on = Some(second(later(deleted, app.settings.purged_after)));
     }

@@ -344,3 +344,34 @@ async fn a_trusted_proxy_says_who_called() {
         assert_eq!(over(&mut second).await, proxies.is_empty());
     }
 }
+
+/// A clock that fails for good once it is told to.
+struct Broken(std::sync::atomic::AtomicBool);
+
+impl crate::app::Clock for Broken {
+    fn now(&self) -> claviger_domain::id::UnixMs {
+        claviger_domain::id::UnixMs(1_800_000_000_000)
+    }
+    fn up(&self) -> Duration {
+        assert!(!self.0.load(std::sync::atomic::Ordering::SeqCst), "the clock is broken");
+        Duration::ZERO
+    }
+}
+
+#[tokio::test]
+async fn a_server_whose_clockwork_has_fallen_stops() {
+    let dir = tempfile::tempdir().expect("dir");
+    let store = claviger_store::Store::open(&dir.path().join("claviger.db")).expect("opens");
+    let key = claviger_crypto::Key32::generate();
+    let custodian = Arc::new(claviger_custody::software::Software::new(&key));
+    let clock = Arc::new(Broken(std::sync::atomic::AtomicBool::new(false)));
+    let app = App::new(store, custodian, clock.clone(), crate::app::Settings::default());
+    let app = app.expect("starts");
+    let config = crate::tls::config(&app).expect("TLS");
+    let private = TcpListener::bind(("127.0.0.1", 0)).await.expect("listens");
+    let listeners = Listeners { private, public: None, status: None };
+    clock.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    let served = tokio::spawn(serve(app, config, listeners, std::future::pending()));
+    let ended = tokio::time::timeout(SOON, served).await.expect("ends");
+    assert!(ended.expect_err("not as if all were well").is_panic());
+}

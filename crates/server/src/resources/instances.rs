@@ -2,6 +2,7 @@
 
 use super::view;
 use crate::app::App;
+use crate::clusters::limits::CLUSTERS_MAX;
 use crate::http::admin::{Doing, Needs, Refusal, parse};
 use crate::http::auth::Caller;
 use crate::http::body::Body;
@@ -28,8 +29,6 @@ const INSTANCES_MAX: u64 = 1000;
 const LIMIT_MAX: usize = 100;
 const NAME_MAX: usize = 180;
 const REGION_MAX: usize = 64;
-/// Clusters of one server; see the cluster service.
-const CLUSTERS_MAX: usize = 1000;
 
 fn doing(
     app: &App,

@@ -54,7 +54,7 @@ pub(crate) fn api() -> Api {
                 ),
                 delete(
                     instances::delete,
-                    says("deleteResourceInstance", "Remove an instance that nothing uses")
+                    says("deleteResourceInstance", "Remove an instance that nothing uses, with its deleted keys: they cannot be restored any longer")
                         .answers_nothing(204)
                         .refuses(&[404, 422]),
                 ),

@@ -187,7 +187,10 @@ fn certificate(
     })?;
     if let (Some(certificate), Some(sealed), Some(stored)) = stored
         && stored == names_text.as_bytes()
-        && not_after(&certificate).is_some_and(|end| end.since(now) > RENEW.as_millis() as u64)
+        && Seen::of(&certificate).is_ok_and(|seen| {
+            // One that was made while the clock was ahead is good for nobody.
+            seen.not_before <= now && seen.not_after.since(now) > RENEW.as_millis() as u64
+        })
     {
         let key = app
             .custodian

@@ -162,3 +162,20 @@ async fn a_certificate_is_exchanged_while_connections_go_on() {
     drop(old);
     tokio::time::timeout(SOON, served).await.expect("stops").unwrap();
 }
+
+#[tokio::test]
+async fn a_certificate_of_a_clock_that_was_ahead_is_made_anew() {
+    let w = crate::testing::World::new();
+    let made = || {
+        config(&w.app).expect("TLS");
+        w.app.store.read("t", |tx| meta::get(tx, "server-certificate")).expect("reads")
+    };
+    let now = w.app.clock.now();
+    w.clock.set(UnixMs(now.0 + 86_400_000));
+    let ahead = made();
+    assert_eq!(made(), ahead, "kept while it is good");
+    w.clock.set(now);
+    let mended = made().expect("one");
+    assert_ne!(Some(&mended), ahead.as_ref());
+    assert!(Seen::of(&mended).expect("dates").not_before <= now);
+}

@@ -6,7 +6,7 @@ mod settings;
 
 use crate::exit::{self, Done, Failure};
 use crate::ids;
-use crate::render::{Look, print_line};
+use crate::render::{Look, print_line, when};
 use clap::Subcommand;
 use claviger_crypto::Key32;
 use claviger_custody::software::{self, KeyFileError, MASTER, RECOVERY, Software};
@@ -17,6 +17,8 @@ use claviger_server::files;
 use claviger_server::first::{self, StartError};
 use claviger_server::listen::{self, Listeners};
 use claviger_server::place;
+use claviger_server::room;
+use claviger_server::sure;
 use claviger_server::tls;
 use claviger_server::unlock::{self, UnlockError};
 use claviger_store::{Store, StoreError};
@@ -57,6 +59,16 @@ enum Verb {
     /// Undo the policies allowedIP and allowedNetwork of an instance that keep everybody out of it;
     /// the server may be running
     Unlock(Unlock),
+    /// Say that this machine's clock is right, where the server doubts it and so expires, shreds
+    /// and purges nothing; the server may be running
+    TrustClock(TrustClock),
+}
+
+#[derive(clap::Args)]
+struct TrustClock {
+    /// Directory of the database
+    #[arg(long)]
+    data: PathBuf,
 }
 
 #[derive(clap::Args)]
@@ -128,6 +140,7 @@ pub fn run(args: Args) -> Done {
         Verb::Restore(args) => bring_back(args, look),
         Verb::Unlock(args) => unlock(args, look),
         Verb::MasterKey(args) => make_master_key(&args.to, look),
+        Verb::TrustClock(args) => trust_clock(args, look),
         Verb::Openapi => {
             print_line(claviger_server::http::openapi().trim_end());
             Ok(())
@@ -147,6 +160,7 @@ fn serve(args: Run, look: Look) -> Done {
     if is_new(&config)? && config.bootstrap.is_none() {
         shown_to_a_person()?;
     }
+    backup::sweep(data).map_err(failed)?;
     let database = data.join(backup::DATABASE);
     // Before the master key: so a key without a database is always what is left of a server.
     let opened = Store::open(&database).map_err(store)?;
@@ -158,8 +172,7 @@ fn serve(args: Run, look: Look) -> Done {
     raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        // Each may hold a database reader for a moment; requests wait for one beyond that.
-        .max_blocking_threads(64)
+        .max_blocking_threads(room::THREADS)
         .build()
         .map_err(|e| {
             Failure::new(exit::UNREACHABLE, format!("the system gives no threads: {e}"), "")
@@ -280,10 +293,23 @@ fn bring_back(args: Restore, look: Look) -> Done {
     Ok(())
 }
 
+/// The one whose files these are, or who may write them all the same.
+fn host() -> String {
+    format!("host-uid-{}", rustix::process::getuid().as_raw())
+}
+
+fn trust_clock(args: TrustClock, look: Look) -> Done {
+    let now = SystemClock.now();
+    sure::trust_clock(&args.data.join(backup::DATABASE), &host(), now).map_err(start)?;
+    look.answer(&json!({ "trusted": now.0 }), || {
+        vec![format!("the server takes it that the time is {}", when(now))]
+    });
+    Ok(())
+}
+
 fn unlock(args: Unlock, look: Look) -> Done {
     let database = args.data.join(backup::DATABASE);
-    // The one whose files these are, or who may write them all the same.
-    let by = format!("host-uid-{}", rustix::process::getuid().as_raw());
+    let by = host();
     let opened = unlock::unlock(&database, args.instance, &by, SystemClock.now());
     let opened = opened.map_err(|e| match e {
         UnlockError::Store(e) => store(e),
@@ -314,6 +340,13 @@ fn failed(e: BackupError) -> Failure {
         BackupError::Busy(_) => "wait for it to end; one that was killed holds nothing",
         BackupError::Broken { .. } => "nothing was restored; try another copy of the backup",
         BackupError::Apart(_) => "give --master-key the file that was made with this database",
+        BackupError::Unnoted { .. } => "keep it; only the warning that no backup was made goes on",
+        BackupError::File { source, .. } if source.kind() == ErrorKind::Unsupported => {
+            "that file system has no hard links: write to another disk, and copy the file"
+        }
+        BackupError::File { source, .. } if source.raw_os_error() == Some(1) => {
+            "that file system may have no hard links: write to another disk, and copy the file"
+        }
         BackupError::File { .. } | BackupError::Store(_) => {
             "look at the path, its permissions and the space on its disk"
         }

@@ -197,7 +197,7 @@ fn refused(form: Form, status: u16, schemas: &mut Schemas) -> Value {
     };
     let mut headers =
         json!({ (kp::CORRELATION_HEADER): { "$ref": "#/components/headers/Correlation" } });
-    if status == 429 || (form == Form::KeyProtect && status == 503) {
+    if status == 429 || status == 503 {
         headers["Retry-After"] = json!({ "$ref": "#/components/headers/RetryAfter" });
     }
     json!({

@@ -55,9 +55,9 @@ impl Kind {
     /// Statuses by which any of its operations may be refused.
     fn refusals(self) -> &'static [u16] {
         match self {
-            Kind::KeyProtect => &[400, 401, 403, 404, 429, 503],
+            Kind::KeyProtect => &[400, 401, 403, 404, 429, 500, 503],
             Kind::Resource | Kind::Access | Kind::Identity | Kind::Service | Kind::Node => {
-                &[401, 429, 503]
+                &[401, 429, 500, 503]
             }
             Kind::Token => &[400, 401, 429, 503],
             Kind::Open => &[],

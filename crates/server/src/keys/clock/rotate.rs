@@ -1,10 +1,9 @@
 //! A key whose rotation policy says so gets a new version.
 
-use super::by_the_clock;
+use super::{Turn, by_the_clock};
 use crate::app::App;
 use crate::http::error::KpError;
 use crate::keys::changes::new_version;
-use claviger_crypto::digest::{hex, sha256};
 use claviger_domain::id::UnixMs;
 use claviger_domain::key::{KeyState, RootKey};
 use claviger_store::events::KeyEvent;
@@ -28,25 +27,18 @@ pub(crate) fn due_at(root: &RootKey, since: UnixMs, months: u8) -> UnixMs {
 }
 
 /// Rotates what is due, each key once, however long ago that was; whether there may be more.
-pub(super) fn turn(app: &App, now: UnixMs) -> Result<bool, StoreError> {
+pub(super) fn turn(app: &App, now: UnixMs, turn: &mut Turn) -> Result<bool, StoreError> {
     let due = app.store.read("to rotate", |tx| {
         policies::to_rotate(tx, BATCH, |root, since, months| due_at(root, since, months) <= now)
     })?;
     let mut done = 0;
     for root in &due {
-        match one(app, root, now) {
-            Ok(event) => {
-                done += 1;
-                if let Some(event) = event {
-                    tracing::info!(event = event.id, "a root key was rotated by its policy");
-                    app.announce(event);
-                }
-            }
-            // The others are not to wait for it; it is tried again at the next turn.
-            Err(e) => {
-                let key = &hex(&sha256(root.to_string().as_bytes()))[..16];
-                tracing::error!(key_hash = key, why = %e.message, "rotation by policy failed; trying again");
-            }
+        let event = one(app, root, now).map_err(|e| e.message);
+        let Some(event) = turn.done_to("rotation by policy", root, event) else { continue };
+        done += 1;
+        if let Some(event) = event {
+            tracing::info!(event = event.id, "a root key was rotated by its policy");
+            app.announce(event);
         }
     }
     Ok(due.len() == BATCH && done > 0)

@@ -10,7 +10,7 @@ use crate::http::api::{Api, Kind, content, delete, get, post, says};
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, parse};
+use crate::keys::act::{About, Act, parse};
 use crate::keys::query::Query;
 use axum::extract::FromRequestParts;
 use axum::http::StatusCode;
@@ -149,7 +149,7 @@ impl FromRequestParts<Arc<App>> for Asked {
 impl Asked {
     fn act(self, action: &'static str, failed: &'static str) -> (Act, Query) {
         let Asked { caller, instance, query } = self;
-        (Act { caller, instance, action, failed, key: String::new() }, query)
+        (Act { caller, instance, action, failed, about: About::Instance }, query)
     }
 }
 

@@ -7,7 +7,7 @@ mod sort;
 use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Instance, answer};
+use crate::keys::act::{About, Act, Instance, answer};
 use crate::keys::query::Query;
 use crate::keys::view;
 use axum::extract::State;
@@ -38,7 +38,7 @@ pub(crate) async fn list(
         instance,
         action: "kms.secrets.list",
         failed: "Keys could not be listed",
-        key: String::new(),
+        about: About::Instance,
     };
     let envelope = act
         .look(&app, move |app, tx, act, now| {
@@ -72,7 +72,7 @@ pub(crate) async fn count(
         instance,
         action: "kms.secrets.head",
         failed: "Keys could not be counted",
-        key: String::new(),
+        about: About::Instance,
     };
     let total = act
         .look(&app, move |_, tx, act, now| {

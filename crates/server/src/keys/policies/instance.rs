@@ -6,7 +6,7 @@ use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
 use crate::http::network::{BOTH, PRIVATE_ONLY, Subnet};
-use crate::keys::act::{ALLOWED_IP_PORT, Act, Changed, Instance, answer, nothing_again};
+use crate::keys::act::{ALLOWED_IP_PORT, About, Act, Changed, Instance, answer, nothing_again};
 use crate::keys::query::Query;
 use crate::keys::view;
 use axum::extract::State;
@@ -128,11 +128,11 @@ fn stored(attributes: &impl Serialize) -> String {
 
 fn act(caller: Caller, instance: InstanceId) -> Act {
     let (action, failed) = ("kms.instance-policies.write", "Instance policies could not be set");
-    Act { caller, instance, action, failed, key: String::new() }
+    Act { caller, instance, action, failed, about: About::Instance }
 }
 
-/// Writes the policies of the body; those that it does not name stay. Only keys made later heed
-/// them.
+/// Writes the policies of the body; those that it does not name stay. Those on keys are heeded by
+/// keys that are made later, those on networks and addresses by the next request.
 pub(crate) async fn put(
     State(app): State<Arc<App>>,
     caller: Caller,

@@ -5,7 +5,7 @@ use crate::app::App;
 use crate::http::auth::Caller;
 use crate::http::body::Body;
 use crate::http::error::KpError;
-use crate::keys::act::{Act, Changed, Doing, Instance, answer, state_allows};
+use crate::keys::act::{About, Act, Changed, Doing, Instance, answer, state_allows};
 use crate::keys::query::Query;
 use crate::keys::view;
 use axum::extract::{Path, State};
@@ -148,7 +148,7 @@ fn answered(policies: Vec<wire::KeyPolicy>) -> Response {
 
 fn act(caller: Caller, instance: InstanceId, key: String) -> Act {
     let failed = "Key policies could not be set";
-    Act { caller, instance, action: "kms.policies.write", failed, key }
+    Act { caller, instance, action: "kms.policies.write", failed, about: About::Key(key) }
 }
 
 /// Writes the policies of the body; those that it does not name stay.

@@ -113,41 +113,55 @@ impl Intent {
     /// None if the body has not one key.
     pub(crate) fn of(body: &Envelope<NewKey>) -> Option<Intent> {
         let [new] = body.resources.as_slice() else { return None };
+        // As the fields are read when the material is: an empty one is none.
+        let given = |field: &Option<String>| field.as_ref().is_some_and(|text| !text.is_empty());
         Some(Intent {
             extractable: new.extractable,
-            import: new.payload.as_deref().is_some_and(|p| !p.is_empty()),
-            token: new.encrypted_nonce.is_some() || new.iv.is_some(),
+            import: given(&new.payload),
+            token: given(&new.encrypted_nonce) || given(&new.iv),
         })
     }
 }
 
-/// Refuses a new key that the instance's policy `keyCreateImportAccess` forbids.
-pub(crate) fn may_make(tx: &Tx<'_>, instance: InstanceId, new: Intent) -> Result<(), KpError> {
+/// The instance's policy `keyCreateImportAccess`, if it is on.
+fn key_create_import_access(
+    tx: &Tx<'_>,
+    instance: InstanceId,
+) -> Result<Option<KeyCreateImportAccess>, KpError> {
     let kind = InstancePolicyKind::KeyCreateImportAccess;
     let Some(policy) = store::of_instance_kind(tx, instance, kind)?.filter(|p| p.enabled) else {
-        return Ok(());
+        return Ok(None);
     };
-    let may: KeyCreateImportAccess = serde_json::from_str(&policy.attributes)
+    let said = serde_json::from_str(&policy.attributes)
         .map_err(|_| StoreError::Damaged("attributes of keyCreateImportAccess".to_owned()))?;
+    Ok(Some(said))
+}
+
+/// Refuses material in the clear where the instance's policy asks for an import token: for a new
+/// key, and for a new version of an imported one.
+pub(crate) fn may_come_plain(tx: &Tx<'_>, instance: InstanceId) -> Result<(), KpError> {
+    if key_create_import_access(tx, instance)?.is_some_and(|may| may.enforce_token) {
+        let what =
+            "The instance's policy keyCreateImportAccess allows import with an import token only";
+        return Err(KpError::conflict("KEY_CREATE_IMPORT_ACCESS_ERR", what));
+    }
+    Ok(())
+}
+
+/// Refuses a new key that the instance's policy `keyCreateImportAccess` forbids.
+pub(crate) fn may_make(tx: &Tx<'_>, instance: InstanceId, new: Intent) -> Result<(), KpError> {
+    let Some(may) = key_create_import_access(tx, instance)? else { return Ok(()) };
     let (allowed, what) = match (new.import, new.extractable) {
         (false, false) => (may.create_root_key, "create root keys"),
         (false, true) => (may.create_standard_key, "create standard keys"),
         (true, false) => (may.import_root_key, "import root keys"),
         (true, true) => (may.import_standard_key, "import standard keys"),
     };
-    let refuse = |what: String| Err(KpError::conflict("KEY_CREATE_IMPORT_ACCESS_ERR", what));
     if !allowed {
-        return refuse(format!(
-            "The instance's policy keyCreateImportAccess does not allow to {what}"
-        ));
+        let what = format!("The instance's policy keyCreateImportAccess does not allow to {what}");
+        return Err(KpError::conflict("KEY_CREATE_IMPORT_ACCESS_ERR", what));
     }
-    if new.import && may.enforce_token && !new.token {
-        return refuse(
-            "The instance's policy keyCreateImportAccess allows import with an import token only"
-                .to_owned(),
-        );
-    }
-    Ok(())
+    if new.import && !new.token { may_come_plain(tx, instance) } else { Ok(()) }
 }
 
 /// Gives a new key the policies that its instance has for new keys.

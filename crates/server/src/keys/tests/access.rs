@@ -110,3 +110,12 @@ async fn every_act_is_on_record_whether_it_was_done_or_refused() {
     assert_eq!(short, want);
     assert!(acts[2].target.ends_with(&format!(":key:{id}")), "{}", acts[2].target);
 }
+
+#[tokio::test]
+async fn a_key_that_is_named_like_a_ring_is_on_record_as_a_key() {
+    let w = World::new();
+    w.call("GET /keys/key-ring:payments/metadata", &Value::Null).await.is(404);
+    let acts = w.acts();
+    let act = acts.iter().find(|act| act.action == "kms.secrets-metadata.read").unwrap();
+    assert!(act.target.ends_with(":key:key-ring:payments"), "{}", act.target);
+}

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::keys::clock::{due_at, turn};
-use claviger_domain::key::RootVersion;
+use crate::sure::trust_clock;
+use claviger_domain::access::PlatformRole;
+use claviger_domain::key::KeyState;
 use claviger_store::keys;
 use std::collections::HashSet;
 
@@ -10,7 +12,7 @@ const DAY: u64 = 86_400;
 
 impl World {
     fn turn(&self) {
-        turn(&self.app, self.app.clock.now()).unwrap();
+        turn(&self.app).unwrap();
     }
 
     fn root_key(&self, id: &str) -> RootKey {
@@ -187,6 +189,175 @@ async fn sync_says_the_state_again_at_most_hourly() {
         .refused(400, "KEY_ROOT_REQ_ERR");
 }
 
+/// A server with a key that expires in ten days, one that was just deleted, and one that rotates.
+async fn with_dates() -> (World, String, String, String) {
+    let w = World::new();
+    let key = json!({"name": "short", "expirationDate": "2027-01-25T08:00:00Z"});
+    let short = w.create(key).await.is(201).id();
+    let gone = w.root().await;
+    w.call(&format!("DELETE /keys/{gone}"), &Value::Null).await.is(204);
+    let rotating = w.rotating(1).await;
+    (w, short, gone, rotating)
+}
+
+impl World {
+    /// Sets the clock so far ahead of the true time, while no time passes.
+    fn ahead(&self, seconds: u64) {
+        self.clock.set(UnixMs(self.app.clock.now().0 + seconds as i64 * 1000));
+    }
+
+    fn written(&self, id: &str) -> Option<KeyState> {
+        let key = self.app.store.read("t", |tx| keys::get(tx, &self.root_key(id))).unwrap();
+        key.map(|key| key.life.state())
+    }
+
+    fn has_material(&self, id: &str) -> bool {
+        let sql = "SELECT count(*) FROM key_versions WHERE key = ?1 AND material IS NOT NULL";
+        self.app
+            .store
+            .read("t", |tx| Ok::<_, StoreError>(tx.query_row(sql, [id], |r| r.get::<_, i64>(0))?))
+            .unwrap()
+            > 0
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_ahead_for_a_moment_destroys_nothing() {
+    let (w, short, gone, rotating) = with_dates().await;
+    w.turn();
+    let now = w.app.clock.now();
+    w.ahead(100 * DAY);
+    w.turn();
+    let wrap = format!("POST /keys/{short}/actions/wrap");
+    w.call(&wrap, &Value::Null).await.refused(409, "KEY_ACTION_INVALID_STATE_ERR");
+    assert_eq!(w.written(&short), Some(KeyState::Active), "refused, and not for good");
+    assert!(w.has_material(&gone), "neither shredded nor purged");
+    assert_eq!(w.versions(&rotating), 1);
+    assert!(w.app.metrics.render().contains("claviger_clock_in_doubt 1"));
+
+    w.clock.set(now);
+    w.advance(60);
+    w.turn();
+    w.call(&wrap, &Value::Null).await.is(200);
+    w.call(&format!("POST /keys/{gone}/restore"), &Value::Null).await.is(201);
+    assert!(w.app.metrics.render().contains("claviger_clock_in_doubt 0"));
+}
+
+#[tokio::test]
+async fn what_was_due_while_the_server_was_off_is_done_hours_later() {
+    let (w, short, gone, rotating) = with_dates().await;
+    w.turn();
+    w.ahead(40 * DAY);
+    w.turn();
+    w.advance(4 * 3600 - 1);
+    w.turn();
+    let undone = (w.written(&short), w.has_material(&gone), w.versions(&rotating));
+    assert_eq!(undone, (Some(KeyState::Active), true, 1));
+    w.advance(1);
+    w.turn();
+    let done = (w.written(&short), w.has_material(&gone), w.versions(&rotating));
+    assert_eq!(done, (Some(KeyState::Deactivated), false, 2));
+}
+
+#[tokio::test]
+async fn an_operator_says_that_the_clock_is_right() {
+    let (w, _, gone, _) = with_dates().await;
+    w.turn();
+    w.ahead(40 * DAY);
+    w.turn();
+    let database = w.dir.path().join("claviger.db");
+    trust_clock(&database, "host-uid-0", w.app.clock.now()).unwrap();
+    w.turn();
+    assert!(!w.has_material(&gone));
+    assert_eq!(w.audited("claviger.clock.trust"), 1);
+}
+
+/// A start does not make a wrong clock right: what is kept is what the last run was sure of.
+#[tokio::test]
+async fn a_start_with_a_clock_that_is_ahead_destroys_nothing() {
+    let (w, short, gone, _) = with_dates().await;
+    w.turn();
+    w.ahead(100 * DAY);
+    for _ in 0..3 {
+        let keeper = crate::sure::Keeper::start(&w.app.store, &*w.clock).unwrap();
+        *w.app.keeper.lock().unwrap() = keeper;
+        w.turn();
+        w.advance(3600);
+        w.turn();
+    }
+    assert_eq!((w.written(&short), w.has_material(&gone)), (Some(KeyState::Active), true));
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_moment_that_has_not_come() {
+    let w = World::new();
+    let (id, other) = (w.root().await, w.root().await);
+    let post = |action: &str| format!("POST /keys/{id}/actions/{action}");
+    let purger = w.person("purger", &[(ServiceRole::KeyPurge, Scope::Everywhere)]);
+    let now = w.app.clock.now();
+    w.ahead(DAY);
+    w.call(&post("rotate"), &Value::Null).await.is(204);
+    w.call(&post("disable"), &Value::Null).await.is(204);
+    w.call(&format!("DELETE /keys/{other}"), &Value::Null).await.is(204);
+    w.clock.set(now);
+    w.call(&post("sync"), &Value::Null).await.is(204);
+    w.call(&post("enable"), &Value::Null).await.is(204);
+    w.call(&post("rotate"), &Value::Null).await.is(204);
+    w.call(&post("rotate"), &Value::Null).await.refused(409, "KEY_ROTATION_NOT_PERMITTED");
+    w.by(&purger, &format!("DELETE /keys/{other}/purge"), "").await.is(204);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_stops_nothing() {
+    let w = World::with(Settings::default().without_waits());
+    let id = w.root().await;
+    w.call(&format!("DELETE /keys/{id}"), &Value::Null).await.is(204);
+    let now = w.app.clock.now();
+    w.ahead(365 * DAY);
+    let watch = tokio::spawn(crate::keys::clock::watch(w.app.clone()));
+    let sure = async || {
+        for _ in 0..200 {
+            if w.app.metrics.render().contains("claviger_clock_in_doubt 1") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("it never looked");
+    };
+    sure().await;
+    w.clock.set(now);
+    w.advance(30 * DAY + 1);
+    for _ in 0..200 {
+        if !w.has_material(&id) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    watch.abort();
+    assert!(!w.has_material(&id), "nothing slow was done any more");
+}
+
+#[tokio::test]
+async fn a_damaged_row_keeps_nothing_else_from_its_time() {
+    let (w, short, gone, rotating) = with_dates().await;
+    let damaged = json!({"name": "bad", "expirationDate": "2027-01-20T08:00:00Z"});
+    let damaged = w.create(damaged).await.is(201).id();
+    let tags = w.root().await;
+    w.call(&format!("DELETE /keys/{tags}"), &Value::Null).await.is(204);
+    for id in [&damaged, &tags] {
+        let sql = "UPDATE keys SET tags = 'no JSON' WHERE id = ?1";
+        w.app.store.tx("t", |tx| Ok::<_, StoreError>(tx.execute(sql, [id])?)).unwrap();
+    }
+    w.advance(40 * DAY);
+    assert_eq!(turn(&w.app), Err(2));
+    let done = (w.written(&short), w.has_material(&gone), w.versions(&rotating));
+    assert_eq!(done, (Some(KeyState::Deactivated), false, 2));
+    assert!(w.has_material(&tags));
+    // Nobody is told to try again what only an operator mends.
+    let line = format!("GET /keys/{damaged}/metadata");
+    w.call(&line, &Value::Null).await.refused(500, "INCOMPLETE_METADATA_ERR");
+}
+
 /// Every run of 16 bytes of a text, at steps of 16.
 fn marks(text: &[u8]) -> impl Iterator<Item = [u8; 16]> + '_ {
     text.chunks_exact(16).map(|chunk| chunk.try_into().unwrap())
@@ -260,7 +431,7 @@ async fn no_file_of_the_database_holds_shredded_material() {
     let root = w.root_key(&ids[0]);
     let version = w.app.store.read("t", |tx| keys::versions(tx, &root)).unwrap()[0].id;
     let material = w.app.store.read("t", |tx| keys::material(tx, &root, version)).unwrap();
-    assert_eq!((material, RootVersion { root, version }.root), (None, root));
+    assert_eq!(material, None);
 
     // A purge by hand leaves as little.
     let purger = w.person("purger", &[(ServiceRole::KeyPurge, Scope::Everywhere)]);
@@ -273,4 +444,24 @@ async fn no_file_of_the_database_holds_shredded_material() {
     }
     w.turn();
     assert_eq!(found(&w, &living), 0, "purged");
+
+    // So does the removal of an instance.
+    let mut doomed = HashSet::new();
+    for n in 0..20 {
+        let id = w.make_root(&w.manager, w.two, &format!("other-{n}")).await;
+        let root = RootKey { instance: w.two, key: id.parse().unwrap() };
+        let version = w.app.store.read("t", |tx| keys::versions(tx, &root)).unwrap()[0].id;
+        let sealed = w.app.store.read("t", |tx| keys::material(tx, &root, version)).unwrap();
+        // Without the header, which is the same for all.
+        doomed.extend(marks(&sealed.unwrap()[32..]));
+        let path = format!("/api/v2/keys/{id}");
+        w.ask_in(w.two, &w.manager, "DELETE", &path, Value::Null).await.is(204);
+    }
+    w.app.store.settle().unwrap();
+    assert!(found(&w, &doomed) > 0, "the search finds what is there");
+    let editor = w.person_with("editor", &[Grant::Platform(PlatformRole::Editor)]);
+    let path = format!("/v2/resource_instances/{}", w.two);
+    w.ask(&editor, "DELETE", &path, Value::Null).await.is(204);
+    w.turn();
+    assert_eq!(found(&w, &doomed), 0, "removed");
 }

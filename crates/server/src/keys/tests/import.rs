@@ -104,8 +104,11 @@ async fn material_is_imported_and_rotated_under_a_token() {
     w.advance(1200);
     w.call("GET /import_token", &null).await.refused(409, "IMPORT_TOKEN_EXPIRED_ERR");
     w.create(key).await.refused(409, "IMPORT_TOKEN_EXPIRED_ERR");
+    w.advance(86_401);
+    crate::keys::clock::turn(&w.app).unwrap();
+    w.call("GET /import_token", &null).await.refused(404, "IMPORT_TOKEN_NOT_FOUND_ERR");
     assert_eq!(w.audited("kms.import-token.create"), 6);
-    assert_eq!(w.audited("kms.import-token.read"), 5);
+    assert_eq!(w.audited("kms.import-token.read"), 6);
 
     let files: Vec<u8> = w.files().concat();
     let nonce = STANDARD.decode(token["nonce"].as_str().unwrap()).unwrap();

@@ -94,9 +94,9 @@ async fn no_file_of_the_database_holds_material_in_the_clear() {
             assert!(!bytes.windows(mark.len()).any(|window| window == mark));
             assert!(!bytes.windows(base64.len()).any(|window| window == base64.as_bytes()));
         }
-        // The search does find what is there: names are not secret.
     }
     assert!(read > 10_000, "the database and its log were read");
+    // The search does find what is there: names are not secret.
     let all: Vec<u8> = w.files().concat();
     assert!(all.windows(4).any(|window| window == b"byok"));
 }

@@ -270,6 +270,7 @@ async fn the_instance_says_which_keys_may_be_made() {
         ("import_standard_key", &import_standard),
     ];
     let code = "KEY_CREATE_IMPORT_ACCESS_ERR";
+    let imported = w.create(import_root.clone()).await.is(201).id();
     for (forbidden, _) in all {
         w.set("keyCreateImportAccess", json!({"enabled": true, "attributes": {forbidden: false}}))
             .await;
@@ -292,6 +293,14 @@ async fn the_instance_says_which_keys_may_be_made() {
         .await;
     w.create(import_root.clone()).await.refused(409, code);
     w.create(import_standard.clone()).await.refused(409, code);
+    // An empty field is none, here as where the material is read.
+    for (key, empty) in [(&import_root, "iv"), (&import_standard, "encryptedNonce")] {
+        let mut key = key.clone();
+        key[empty] = json!("");
+        w.create(key).await.refused(409, code);
+    }
+    let rotate = format!("POST /keys/{imported}/actions/rotate");
+    w.call(&rotate, &json!({"payload": material})).await.refused(409, code);
     w.create(root.clone()).await.is(201);
     w.set("keyCreateImportAccess", json!({"enabled": false})).await;
     w.create(import_root).await.is(201);

@@ -135,3 +135,34 @@ async fn a_service_id_registers_what_is_its_own() {
     let said = w.ask(&editor, "DELETE", &path, Value::Null).await.is(422);
     assert!(said["message"].as_str().unwrap().contains("CONTAINS_ACTIVE_KEYS"));
 }
+
+#[tokio::test]
+async fn an_instance_has_so_many_registrations_and_shows_them_by_pages() {
+    let w = World::new();
+    let mut last = String::new();
+    for _ in 0..11 {
+        last = w.root().await;
+    }
+    // A thousand on each key but the last.
+    let sql = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 1000)
+        INSERT INTO registrations (instance, key, crn, prevent, version, created, created_by)
+        SELECT instance, id, 'crn:v1:a:b:c:d:a/1:' || n, 0, current, 0, 'x' FROM keys, n
+        WHERE id <> ?1";
+    w.app.store.tx("t", |tx| Ok::<_, StoreError>(tx.execute(sql, [&last])?)).unwrap();
+    let service = w.service("backup", Some("IBMid-manager"), ServiceRole::Reader);
+    let line = format!("POST /keys/{last}/registrations/crn:v1:a:b:c:d:a%2F1:2:bucket:b");
+    let body = envelope(json!({"preventKeyDeletion": false})).to_string();
+    w.by(&service, &line, body).await.refused(409, "REGISTRATION_QUOTA_ERR");
+
+    let list = async |query: &str| {
+        let line = format!("GET /keys/registrations?totalCount=true&{query}");
+        let seen = w.call(&line, &Value::Null).await.is(200);
+        let shown = seen.body["resources"].as_array().unwrap().len();
+        (shown, seen.body["metadata"]["totalCount"].as_u64().unwrap())
+    };
+    assert_eq!(list("limit=2&offset=9999").await, (1, 10_000));
+    assert_eq!(list("limit=2").await, (2, 10_000));
+    let one = "crn%3Av1%3Aa%3Ab%3Ac%3Ad%3Aa%2F1%3A7";
+    assert_eq!(list(&format!("urlEncodedResourceCRNQuery={one}")).await, (10, 10));
+    assert_eq!(list("preventKeyDeletion=true").await, (0, 0));
+}

@@ -294,7 +294,7 @@ async fn what_is_over_is_forgotten_by_the_clock() {
         });
         count.unwrap()
     };
-    let turn = || crate::keys::clock::turn(&w.app, w.app.clock.now()).unwrap();
+    let turn = || crate::keys::clock::turn(&w.app).unwrap();
     turn();
     assert_eq!(rows(), 1);
     w.advance(601);

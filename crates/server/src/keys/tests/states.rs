@@ -4,7 +4,7 @@ use super::*;
 use claviger_domain::key::{KeyAction, KeyState, Verdict, verdict};
 
 #[tokio::test]
-async fn every_state_allows_what_the_table_says_and_waits_are_kept() {
+async fn states_follow_each_other_and_waits_are_kept() {
     let w = World::new();
     let id = w.root().await;
     let post = |action: &str| format!("POST /keys/{id}/actions/{action}");
@@ -51,7 +51,7 @@ async fn every_state_allows_what_the_table_says_and_waits_are_kept() {
     w.call(&line, &Value::Null).await.is(204);
     w.advance(30 * 86_400 + 1);
     w.call(&restore, &Value::Null).await.refused(400, "KEY_RESTORE_EXPIRED");
-    crate::keys::clock::turn(&w.app, w.app.clock.now()).unwrap();
+    crate::keys::clock::turn(&w.app).unwrap();
     let left: i64 = w
         .app
         .store
@@ -71,7 +71,7 @@ async fn a_key_expires_at_its_instant_whether_or_not_anybody_looks() {
     let post = |action: &str| format!("POST /keys/{id}/actions/{action}");
     let wrapped = w.call(&post("wrap"), &Value::Null).await.is(200);
     w.advance(9);
-    let next = crate::keys::clock::turn(&w.app, w.app.clock.now()).unwrap();
+    let next = crate::keys::clock::turn(&w.app).unwrap();
     assert_eq!(next, Some(UnixMs(START.0 + 10_000)));
     assert_eq!(w.kinds(), []);
     w.advance(1);
@@ -80,7 +80,7 @@ async fn a_key_expires_at_its_instant_whether_or_not_anybody_looks() {
     let ask = json!({"ciphertext": wrapped.body["ciphertext"]});
     w.call(&post("unwrap"), &ask).await.is(200);
     for _ in 0..2 {
-        crate::keys::clock::turn(&w.app, w.app.clock.now()).unwrap();
+        crate::keys::clock::turn(&w.app).unwrap();
         assert_eq!(w.kinds(), [EventKind::Expire], "once");
     }
     let metadata = w.call(&format!("GET /keys/{id}/metadata"), &Value::Null).await;

@@ -187,6 +187,11 @@ async fn acknowledgements_are_seen_as_far_as_the_key_is() {
         assert_eq!(seen.body["services"][0]["acknowledged"], true);
     }
 
+    // What it answered goes with its registration.
+    w.by(&service, &line.replace("POST", "DELETE"), "").await.is(204);
+    let seen = w.acknowledgements(&id).await.is(200);
+    assert_eq!(seen.body["services"], json!([]));
+
     w.acknowledgements(&KeyId::random().to_string()).await.is(404);
     let nobody = w.person("nobody", &[]);
     w.acknowledgements_by(&nobody, &id).await.is(401);
