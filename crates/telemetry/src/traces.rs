@@ -15,7 +15,7 @@ use opentelemetry_sdk::trace::{
     SdkTracerProvider, Span, SpanData, SpanExporter as _, SpanProcessor,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 use tracing::level_filters::LevelFilter;
@@ -173,8 +173,8 @@ impl Drop for Traces {
                     let _ = done.recv_timeout(deadline.saturating_duration_since(Instant::now()));
                     return;
                 }
-                Err(std::sync::mpsc::TrySendError::Full(back)) => item = back,
-                Err(std::sync::mpsc::TrySendError::Disconnected(_)) => return,
+                Err(TrySendError::Full(back)) => item = back,
+                Err(TrySendError::Disconnected(_)) => return,
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -250,10 +250,8 @@ fn send(items: &Receiver<Item>, mut export: impl FnMut(Vec<SpanData>) -> Result<
             }
             if ended.is_none() && batch.len() < BATCH {
                 let left = until.saturating_duration_since(Instant::now());
-                next = match items.recv_timeout(left) {
-                    Ok(item) => Some(item),
-                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-                };
+                // Out of time, or nobody is left to send.
+                next = items.recv_timeout(left).ok();
             }
         }
         let spans = batch.len() as u64;

@@ -368,7 +368,7 @@ mod tests {
             let told = format!("{}; {}", failure.error, failure.hint);
             assert!(failure.code == 2 && told.contains(said), "{text}: {told}");
         }
-        let alone = with("listen = \"127.0.0.1:1\"", &[]).err().expect("no data directory");
+        let alone = with("listen = \"127.0.0.1:1\"", &[]).expect_err("no data directory");
         assert_eq!(alone.code, 2);
         assert_eq!(
             with(&format!("{data}public_names = [\"x\"]"), &[]).err().map(|f| f.code),
