@@ -38,8 +38,8 @@ impl AgentApi {
         Ok(Self { http: node(config)? })
     }
 
-    /// Gets a node's first certificate for a one-time token. `ca` is PEM. Never retried: a token
-    /// works once, so an answer that was lost needs a new one.
+    /// Gets a node's first certificate for a one-time token. `ca` is PEM. Never retried here; while
+    /// the token's hour lasts, the same request may be made again with the same key.
     pub async fn join(url: &str, ca: &str, request: &JoinRequest) -> Result<Certificate, Error> {
         let client = config::client(ca.as_bytes(), None)?;
         let http = Http { client, base: config::base(url)? };

@@ -259,8 +259,12 @@ async fn a_node_shows_its_certificate() {
         assert!(asked.iter().all(|a| a.certificate));
         assert!(asked[0].body.contains("node-certificate") && !asked[0].body.contains("apikey"));
     }
-    let join =
-        JoinRequest { token: "t".to_owned(), agent: "a".parse().unwrap(), csr: String::new() };
+    let join = JoinRequest {
+        token: "t".to_owned(),
+        agent: "a".parse().unwrap(),
+        csr: String::new(),
+        cluster: None,
+    };
     let used = AgentApi::join(&server.url, &server.ca.pem, &join).await.unwrap_err();
     assert_eq!(used.reason(), Some("USED"));
     assert!(!server.asked.lock().unwrap().last().unwrap().certificate);

@@ -94,12 +94,12 @@ fn parent(name: &str, path: &Path) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::config::{ApiServerConfig, CoastMax, EtcdConfig, KubeConfig};
     use std::path::PathBuf;
 
-    fn config(dir: &Path) -> AgentConfig {
+    pub(crate) fn config(dir: &Path) -> AgentConfig {
         let at = |name: &str| dir.join(name);
         AgentConfig {
             server: "https://localhost".into(),

@@ -1,6 +1,7 @@
 //! What the one task that acts on this node does: fence, ring, API server, in this order, again and
 //! again.
-//! Nobody else starts or kills the API server or opens the plugin, so no two acts can cross.
+//! Nobody else opens the plugin, or starts or kills the API server, but a scrub, which holds it: what
+//! is held is not started here, and a fence that falls meanwhile kills all the same.
 
 use crate::acknowledgements::{self, Acknowledged};
 use crate::contact::{COASTS_AFTER, Moment as Clocks, wall};
@@ -8,6 +9,7 @@ use crate::down::down;
 use crate::encryption;
 use crate::fence::{Fence, Record};
 use crate::file;
+use crate::foreign;
 use crate::hand_over::Ring;
 use crate::keys::Keys;
 use crate::node::{Node, Part};
@@ -270,6 +272,18 @@ impl Driver {
         }
     }
 
+    /// Opens what only backups may need; broken off when a fence is due.
+    async fn open_spare(&mut self, truth: &Cluster) {
+        let (node, keys) = (self.node.clone(), self.keys.clone());
+        let latest = node.latest();
+        let roots = latest.as_ref().map(|l| l.state.roots.as_slice());
+        tokio::select! {
+            biased;
+            () = node.fence_due() => {}
+            () = self.opener.open_spare(truth, roots, &*keys) => {}
+        }
+    }
+
     async fn open_ring(&mut self) {
         let Some(truth) = self.node.cluster_truth() else {
             return self.wait(
@@ -287,6 +301,9 @@ impl Driver {
             Opening::Whole => {
                 self.give(&truth);
                 self.waiting = None;
+                // The API server waits for none of these.
+                self.open_spare(&truth).await;
+                self.give(&truth);
             }
             Opening::Lacking(why) => {
                 self.give(&truth);
@@ -414,7 +431,7 @@ impl Driver {
         {
             return self.complain("cannot note that the API server is to be restarted", &e);
         }
-        if let Err(e) = self.keep_foreign() {
+        if let Err(e) = foreign::keep(&config.api_server.encryption_config, &config.socket) {
             return self.complain("cannot keep a copy of the file that is there", &e);
         }
         match file::write(&config.api_server.encryption_config, &bytes) {
@@ -424,22 +441,6 @@ impl Driver {
             }
             Err(e) => self.complain("cannot write the encryption configuration", &e),
         }
-    }
-
-    /// A file that somebody else wrote may hold the only copy of a key: it is kept beside ours,
-    /// the first one for good.
-    fn keep_foreign(&self) -> Result<(), file::FileError> {
-        let config = &self.node.config;
-        let path = &config.api_server.encryption_config;
-        let Some(bytes) = file::read(path)? else { return Ok(()) };
-        let mut kept = path.as_os_str().to_owned();
-        kept.push(".before-claviger");
-        let kept = std::path::PathBuf::from(kept);
-        if encryption::stage_of(&bytes, &config.socket).is_some() || kept.exists() {
-            return Ok(());
-        }
-        tracing::warn!(file = %kept.display(), "kept a copy of a configuration that is not ours");
-        file::write(&kept, &bytes)
     }
 
     fn start(&mut self, flags: bool, observed: &Observed) {

@@ -2,8 +2,8 @@
 //! that holds plaintext or keys.
 //!
 //! Order: the record on disk; the ring wiped and the plugin refusing; the hold on the API server;
-//! SIGKILL and wait; the proof that nobody answers where it did. Each step is safe to repeat and is repeated at each look while the record
-//! stands, so a kill between any two of them changes nothing but the time. Until all are done the
+//! SIGKILL and wait; the proof that nobody answers where it did. Each step is safe to repeat and is
+//! repeated at each look while the record stands, so a kill between any two of them changes nothing but the time. Until all are done the
 //! node is closing, not fenced, and nobody is told otherwise. Only a fresh successful unwrap takes
 //! the record away.
 
@@ -100,7 +100,7 @@ pub struct Fence {
 
 impl Fence {
     /// Reads the record that the last run left. One that cannot be understood is an error: the
-    /// node must not be opened on a guess.
+    /// node must not be opened on a guess, so [`shut`] it.
     pub fn open(path: PathBuf) -> Result<Self, FileError> {
         let record: Option<Record> = file::read_json(&path)?;
         let durable = record.is_some();
@@ -190,6 +190,19 @@ impl Fence {
     }
 }
 
+/// Holds and kills the API server of a node whose record cannot be read, since it may have to be
+/// fenced. The hold counts as a fence's: it goes once the record can be read, and the ring is open.
+pub fn shut(server: &dyn Supervisor, why: &str) {
+    let held = server.observe().is_ok_and(|seen| seen.held.is_some());
+    let hold = if held { Ok(()) } else { server.hold(&format!("{HOLD}: {why}")) };
+    for done in [hold, server.kill()] {
+        if let Err(error) = done {
+            let error = with_causes(&error);
+            tracing::error!(%error, "the API server may serve on, and whether it may is not known");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -272,6 +285,20 @@ mod tests {
     fn record() -> Record {
         let root = RootKey { instance: InstanceId::random(), key: KeyId::random() };
         Record { event: 7, ..Record::of_denial(root, KeyState::Suspended, UnixMs(5)) }
+    }
+
+    #[test]
+    fn a_node_whose_record_cannot_be_read_is_shut_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fence.json");
+        std::fs::write(&path, "{ half").unwrap();
+        let program = Program::running();
+        let why = Fence::open(path.clone()).unwrap_err();
+        shut(&program, &why.to_string());
+        assert_eq!(program.calls(), ["hold", "kill"]);
+        // Once somebody has removed the file, the node comes back as after any fence.
+        std::fs::remove_file(&path).unwrap();
+        assert!(Fence::open(path).unwrap().release(&program).unwrap());
     }
 
     #[test]

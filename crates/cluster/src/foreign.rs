@@ -2,12 +2,14 @@
 //! keys would be gone, and with them every record under them.
 
 use crate::encryption;
-use crate::file;
+use crate::file::{self, FileError};
 use crate::node::Node;
 use crate::take_up;
+use claviger_crypto::digest;
 use claviger_domain::cluster::PROVIDER;
 use claviger_etcd::record::Record;
 use std::ffi::OsStr;
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -30,7 +32,7 @@ pub async fn none(node: &Node) -> Result<(), String> {
         }
     }
     for resource in crate::control::resources() {
-        let mut pages = node.etcd.range(resource.prefix().as_bytes(), 0);
+        let mut pages = node.local.etcd().range(resource.prefix().as_bytes(), 0);
         while let Some(page) = pages.next().await.map_err(|e| e.to_string())? {
             if let Some((key, what)) =
                 page.iter().find_map(|kv| Some((&kv.key, strange(&kv.value)?)))
@@ -43,6 +45,47 @@ pub async fn none(node: &Node) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Most copies that are kept of files that are not ours. Who writes more of them does so again and
+/// again; an operator is to look before the next is written over.
+const KEPT_MAX: usize = 16;
+
+/// Keeps a copy of the file at `path`, if it is not ours, before ours takes its place: it may hold
+/// the only copy of a key. The copy is named by its content and stays for good.
+pub(crate) fn keep(path: &Path, socket: &Path) -> Result<(), FileError> {
+    let Some(bytes) = file::read(path)? else { return Ok(()) };
+    if encryption::stage_of(&bytes, socket).is_some() {
+        return Ok(());
+    }
+    let hash = digest::hex(&digest::sha256(&bytes));
+    let mut kept = path.as_os_str().to_owned();
+    kept.push(".before-claviger-");
+    let start = PathBuf::from(&kept);
+    kept.push(&hash[..16]);
+    let kept = PathBuf::from(kept);
+    if kept.exists() {
+        return Ok(());
+    }
+    if copies(&start)? >= KEPT_MAX {
+        let why = format!("there are {KEPT_MAX} already; remove those that nobody needs");
+        let (doing, source) = ("keep another copy as", io::Error::other(why));
+        return Err(FileError { doing, path: kept, source });
+    }
+    tracing::warn!(file = %kept.display(), "kept a copy of a configuration that is not ours");
+    file::write(&kept, &bytes)
+}
+
+/// How many files there are whose path begins with `start`.
+fn copies(start: &Path) -> Result<usize, FileError> {
+    let dir = start.parent().unwrap_or(Path::new("/"));
+    let name = start.file_name().unwrap_or_default().as_bytes();
+    let failed = |source| FileError { doing: "list", path: dir.to_owned(), source };
+    let mut count = 0;
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        count += usize::from(entry.map_err(failed)?.file_name().as_bytes().starts_with(name));
+    }
+    Ok(count)
 }
 
 /// Another file that the API server was started with.
@@ -68,6 +111,34 @@ fn strange(value: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_file_that_is_not_ours_is_kept_before_it_is_written_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, socket) = (dir.path().join("e.yaml"), Path::new("/s"));
+        let put = |text: &[u8]| {
+            std::fs::write(&path, text).unwrap();
+            keep(&path, socket)
+        };
+        let kept = || {
+            let files = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path());
+            files.filter(|p| *p != path).map(|p| std::fs::read(p).unwrap()).collect::<Vec<_>>()
+        };
+        keep(&path, socket).unwrap();
+        put(&encryption::bytes(encryption::STAGES[0], socket).unwrap()).unwrap();
+        assert!(kept().is_empty(), "nothing there, or ours");
+        put(b"aescbc: key 1").unwrap();
+        put(b"aescbc: key 2").unwrap();
+        put(b"aescbc: key 1").unwrap();
+        assert_eq!(kept().len(), 2);
+        assert!(kept().contains(&b"aescbc: key 2".to_vec()), "the second one, too");
+        for n in 3..=KEPT_MAX {
+            put(format!("aescbc: key {n}").as_bytes()).unwrap();
+        }
+        let full = put(b"aescbc: one more").unwrap_err();
+        assert!(full.source.to_string().contains("16 already"), "{full:?}");
+        put(b"aescbc: key 1").unwrap();
+    }
 
     #[test]
     fn other_encryption_is_seen() {

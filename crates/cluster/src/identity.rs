@@ -93,7 +93,7 @@ impl Identity {
         let csr = request(&key, None)?;
         let mut pause = PAUSE.0;
         let certificate = loop {
-            match join(config, &config.server, ca, &token, &csr).await {
+            match join(config, &config.server, ca, &token, &csr, None).await {
                 Ok(certificate) => break certificate,
                 Err(error) if error.is_unreachable() => {
                     tracing::warn!(%error, "cannot join yet");
@@ -226,7 +226,8 @@ impl Identity {
             return;
         }
         let Ok(csr) = request(&self.key, None) else { return };
-        match join(&node.config, &node.clients().url, ca, &token, &csr).await {
+        let of = Some(node.cluster.clone());
+        match join(&node.config, &node.clients().url, ca, &token, &csr, of).await {
             Err(error) if error.is_unreachable() => return,
             Err(error) => tracing::error!(%error, "the server does not let this agent join again"),
             Ok(certificate) => match self.take(certificate, node, ca) {
@@ -383,9 +384,10 @@ async fn join(
     ca: &str,
     token: &str,
     csr: &str,
+    cluster: Option<ClusterId>,
 ) -> Result<Certificate, ClientError> {
     let (token, agent, csr) = (token.to_owned(), config.name.clone(), csr.to_owned());
-    AgentApi::join(url, ca, &JoinRequest { token, agent, csr }).await
+    AgentApi::join(url, ca, &JoinRequest { token, agent, csr, cluster }).await
 }
 
 /// The key pair of the last run, or a new one (ECDSA P-256), durable before it is used.

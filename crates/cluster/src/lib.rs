@@ -46,6 +46,7 @@ mod foreign;
 pub mod hand_over;
 pub mod identity;
 pub mod keys;
+pub mod local;
 pub mod node;
 pub mod observe;
 mod peers;

@@ -3,16 +3,15 @@
 
 use crate::config::AgentConfig;
 use crate::contact::{Contact, Mark, Moment};
-use crate::control::kube::Kube;
 use crate::file::FileError;
+use crate::local::Local;
 use crate::run::with_causes;
-use crate::truth::{Truth, keep_newer};
+use crate::truth::Truth;
 use claviger_client::{AgentApi, KeyService};
 use claviger_domain::cluster::files::EtcdFiles;
 use claviger_domain::cluster::plan::{must_fence, not_told};
 use claviger_domain::cluster::{Access, Cluster, Observation};
 use claviger_domain::id::{ClusterId, RestoreId};
-use claviger_etcd::Etcd;
 use claviger_kms_plugin::Plugin;
 use claviger_supervise::Supervisor;
 use claviger_wire::agent::State;
@@ -53,10 +52,8 @@ pub struct Node {
     pub cluster: ClusterId,
     /// The KMS plugin that its API server asks.
     pub plugin: Plugin,
-    /// Its API server.
-    pub kube: Kube,
-    /// etcd.
-    pub etcd: Etcd,
+    /// Its API server, and etcd.
+    pub local: Local,
     /// What starts, kills and holds its API server.
     pub supervisor: Arc<dyn Supervisor>,
     clients: RwLock<Arc<Clients>>,
@@ -98,10 +95,8 @@ pub struct Parts {
     pub cluster: ClusterId,
     /// The plugin.
     pub plugin: Plugin,
-    /// The API server.
-    pub kube: Kube,
-    /// etcd.
-    pub etcd: Etcd,
+    /// The API server and etcd.
+    pub local: Local,
     /// The API server's supervisor.
     pub supervisor: Arc<dyn Supervisor>,
     /// Clients of the server.
@@ -111,7 +106,7 @@ pub struct Parts {
 impl Node {
     /// A node of these parts, with what the last run left in the state directory.
     pub fn new(parts: Parts) -> Result<Self, FileError> {
-        let Parts { config, cluster, plugin, kube, etcd, supervisor, clients } = parts;
+        let Parts { config, cluster, plugin, local, supervisor, clients } = parts;
         let truth = Truth::open(config.state("ring.json"), &cluster)?;
         let contact = Contact::open(config.state("contact.json"))?;
         let observation = Observation {
@@ -123,8 +118,7 @@ impl Node {
             config,
             cluster,
             plugin,
-            kube,
-            etcd,
+            local,
             supervisor,
             clients: RwLock::new(Arc::new(clients)),
             latest: watch::Sender::new(None),
@@ -180,13 +174,16 @@ impl Node {
     ///
     /// On an error a file could not be written. What the server says of the root keys is passed
     /// on all the same: a full disk must not keep a suspended key from fencing the node.
-    pub fn took(&self, mut state: State) -> Result<(), FileError> {
+    pub fn took(&self, state: State) -> Result<(), FileError> {
+        self.took_at(state, Instant::now())
+    }
+
+    /// The same, of an answer that came at `at`.
+    pub fn took_at(&self, mut state: State, at: Instant) -> Result<(), FileError> {
         let mut truth = lock(&self.truth);
-        let latest = self.latest();
-        let newest = latest.as_ref().map(|l| (l.state.now, l.at.elapsed()));
-        let kept = truth.take(&mut state, newest);
-        let roots = latest.as_ref().map(|l| (&*l.state.roots, l.at.elapsed()));
-        keep_newer(&mut state.roots, roots);
+        let age = |l: Arc<Latest>| (l.state.now, at.saturating_duration_since(l.at));
+        let kept = truth.take(&mut state, self.latest().map(age));
+        truth.said.take(&mut state.roots, at);
         // Coasting counts on while nobody vouches for a root key of this node: if it was suspended,
         // nobody would say so.
         let mut contact = lock(&self.contact);
@@ -195,7 +192,7 @@ impl Node {
             Some(_) => contact.passes(Moment::now()),
         };
         drop(contact);
-        self.latest.send_replace(Some(Arc::new(Latest { state, at: Instant::now() })));
+        self.latest.send_replace(Some(Arc::new(Latest { state, at })));
         drop(truth);
         let done = kept.and(counted);
         let why = done.as_ref().err().map(|e| with_causes(e));

@@ -88,6 +88,7 @@ impl Prober {
     }
 
     async fn look(&mut self) {
+        self.node.local.renew(&self.node.config, Instant::now());
         let truth = self.node.cluster_truth();
         let operation = truth.as_ref().and_then(|c| c.operation.clone());
         if let Some(operation) = &operation {
@@ -107,7 +108,7 @@ impl Prober {
             self.probe.ready = false;
             return;
         }
-        self.probe.unready = match self.node.kube.readyz().await {
+        self.probe.unready = match self.node.local.kube().readyz().await {
             Ok(Health::Ok) => None,
             Ok(Health::Failing(checks)) => Some(format!("/readyz says {checks}")),
             Err(error) => Some(with_causes(&error)),
@@ -117,11 +118,11 @@ impl Prober {
             return;
         }
         if self.probe.kubernetes.is_none() || self.probe.loaded.is_none() {
-            self.probe.kubernetes = self.node.kube.version().await.ok();
+            self.probe.kubernetes = self.node.local.kube().version().await.ok();
         }
         self.loaded().await;
         if self.peers.due() {
-            self.peers.look(&self.node.kube).await;
+            self.peers.look(&self.node.local.kube()).await;
         }
         // Another process may have come meanwhile; then nothing of this counts.
         if self.process() != process {
@@ -151,7 +152,7 @@ impl Prober {
             return;
         }
         const METRIC: &str = "apiserver_encryption_config_controller_last_config_info";
-        match self.node.kube.metrics(METRIC).await {
+        match self.node.local.kube().metrics(METRIC).await {
             Ok(lines) => self.probe.loaded = lines.iter().find_map(|line| hash_in(line)),
             Err(error) => tracing::debug!(%error, "cannot read the API server's metrics"),
         }
@@ -174,7 +175,7 @@ impl Prober {
         }
         self.canary_at = Some(Instant::now());
         // This also makes kube-apiserver ask the plugin for its key id.
-        let _ = self.node.kube.kms_providers().await;
+        let _ = self.node.local.kube().kms_providers().await;
         match self.written_under().await {
             Ok(serial) => self.probe.canary = Some(Canary { serial, process, stage }),
             Err(why) => tracing::debug!(%why, "no canary"),
@@ -187,12 +188,13 @@ impl Prober {
         let content = digest::hex(&Key32::generate().expose()[..16]);
         // Hexadecimal is base64 too, and its length is a multiple of four.
         self.node
-            .kube
+            .local
+            .kube()
             .put_canary(CANARY_NAMESPACE, &name, &content)
             .await
             .map_err(|e| e.to_string())?;
         let key = format!("{}/secrets/{CANARY_NAMESPACE}/{name}", claviger_etcd::resource::PREFIX);
-        let found = self.node.etcd.get(key.as_bytes()).await.map_err(|e| e.to_string())?;
+        let found = self.node.local.etcd().get(key.as_bytes()).await.map_err(|e| e.to_string())?;
         let kv = found.record.ok_or("etcd does not have it")?;
         Ok(match Record::parse(&kv.value) {
             Record::KmsV2(record) if record.provider == PROVIDER => serial_of(record.key_id),

@@ -47,7 +47,7 @@ pub(crate) async fn look(node: &Node) -> Findings {
         let age = i64::try_from(latest.at.elapsed().as_millis()).unwrap_or(i64::MAX);
         skew(UnixMs(latest.state.now.0.saturating_add(age)), wall(), &mut found);
     }
-    match node.etcd.statuses().await {
+    match node.local.etcd().statuses().await {
         Ok(statuses) => {
             for (member, status) in statuses {
                 let said = status.map(|s| (s.leader, s.errors)).map_err(|e| with_causes(&e));
@@ -71,7 +71,7 @@ pub(crate) async fn look(node: &Node) -> Findings {
     }
     for kind in ["mutating", "validating"] {
         let path = format!("/apis/admissionregistration.k8s.io/v1/{kind}webhookconfigurations");
-        match node.kube.list(&path).await {
+        match node.local.kube().list(&path).await {
             Ok(list) => webhooks(kind, &list, &mut found),
             Err(error) => found.warn(format!(
                 "cannot see whether {kind} webhooks look at Secrets: {}; let the agent's user list them",

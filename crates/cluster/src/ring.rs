@@ -7,8 +7,8 @@ use crate::keys::{KeyFailure, Keys};
 use claviger_crypto::digest;
 use claviger_crypto::kek::wrap_aad;
 use claviger_crypto::{Key32, SecretBytes};
-use claviger_domain::cluster::Cluster;
 use claviger_domain::cluster::ring::{Kek, Role};
+use claviger_domain::cluster::{Cluster, RootStatus};
 use claviger_domain::id::{ClusterId, Serial};
 use claviger_domain::key::{KeyState, RootKey};
 use claviger_kms_plugin::{OpenKek, OpenRing, RingError};
@@ -21,6 +21,11 @@ use std::time::{Duration, Instant};
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 /// Longest pause: short against the minute in which an enabled key is to be usable again.
 const PAUSE_MAX: Duration = Duration::from_secs(8);
+/// Longest pause for a KEK that only old revisions and backups may need: each try that is refused is
+/// a line in the audit log.
+const PAUSE_SPARE_MAX: Duration = Duration::from_secs(3600);
+/// How long a look may take for such KEKs.
+const SPARE_TIME: Duration = Duration::from_secs(1);
 /// Bytes of one opened KEK on its way to a successor.
 const HANDED: usize = 8 + 32 + 32;
 
@@ -99,9 +104,18 @@ struct Opened {
 }
 
 struct Pause {
-    until: Instant,
+    since: Instant,
     failures: u32,
     why: String,
+}
+
+impl Pause {
+    /// Whether the KEK may be tried again `now`. By what its role is now, not by what it was.
+    fn is_over(&self, role: Role, now: Instant) -> bool {
+        let max = if is_spare(role) { PAUSE_SPARE_MAX } else { PAUSE_MAX };
+        let pause = PAUSE_FIRST.saturating_mul(1 << (self.failures - 1).min(13)).min(max);
+        now.saturating_duration_since(self.since) >= jitter(pause)
+    }
 }
 
 /// The opened KEKs of this process.
@@ -111,15 +125,18 @@ pub struct Opener {
     pauses: BTreeMap<Serial, Pause>,
 }
 
-/// The order in which KEKs are opened: what serves first, then what will, then what backups need.
+/// The order in which KEKs are opened: what serves first, then what will.
 fn rank(role: Role) -> u8 {
     match role {
         Role::Write => 0,
         Role::Read => 1,
-        Role::Staged => 2,
-        Role::Retained => 3,
-        Role::Lost => 4,
+        Role::Staged | Role::Retained | Role::Lost => 2,
     }
+}
+
+/// Whether live records are not known to be under it.
+fn is_spare(role: Role) -> bool {
+    matches!(role, Role::Retained | Role::Lost)
 }
 
 /// Whether the node cannot serve without it.
@@ -187,10 +204,57 @@ impl Opener {
         self.pauses.clear();
     }
 
-    /// Opens what is not open yet, one KEK after the other. May be dropped at any point: what was
-    /// opened until then is kept.
+    /// Opens what backups alone may need, for a second at most: for who asks for such records, and
+    /// for the moment at which they are needed. `roots` is the server's word of the root keys, if
+    /// there is one: under one that is not active nothing is tried. May be dropped as
+    /// [`open`](Self::open) may.
+    pub async fn open_spare(
+        &mut self,
+        cluster: &Cluster,
+        roots: Option<&[RootStatus]>,
+        keys: &dyn Keys,
+    ) {
+        let begun = Instant::now();
+        let usable = |kek: &&Kek| {
+            let active = |r: &RootStatus| r.root == kek.root.root && r.state == KeyState::Active;
+            is_spare(kek.role) && roots.is_none_or(|roots| roots.iter().any(active))
+        };
+        // The newest first: of old ones there may be hundreds.
+        for kek in cluster.ring.keks.iter().rev().filter(usable) {
+            let paused = self.pauses.get(&kek.serial).is_some_and(|p| !p.is_over(kek.role, begun));
+            if paused || self.opened.contains_key(&kek.serial) {
+                continue;
+            }
+            if begun.elapsed() >= SPARE_TIME {
+                break;
+            }
+            if let Err(failure) = self.try_one(cluster, kek, keys).await {
+                self.pause(kek.serial, format!("KEK {} is not open: {failure}", kek.serial));
+                if matches!(failure, KeyFailure::Away(_)) {
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn try_one(
+        &mut self,
+        cluster: &Cluster,
+        kek: &Kek,
+        keys: &dyn Keys,
+    ) -> Result<(), KeyFailure> {
+        let key = unwrap(&cluster.id, kek, keys).await?;
+        self.pauses.remove(&kek.serial);
+        let wrapped = digest::sha256(kek.wrapped.as_bytes());
+        self.opened.insert(kek.serial, Opened { wrapped, key });
+        Ok(())
+    }
+
+    /// Opens what is not open yet of the KEKs that serve or are to serve, one after the other. May be
+    /// dropped at any point: what was opened until then is kept.
     pub async fn open(&mut self, cluster: &Cluster, keys: &dyn Keys) -> Opening {
-        let mut entries: Vec<&Kek> = cluster.ring.keks.iter().collect();
+        let serve = |k: &&Kek| !is_spare(k.role);
+        let mut entries: Vec<&Kek> = cluster.ring.keks.iter().filter(serve).collect();
         entries.sort_by_key(|k| (rank(k.role), std::cmp::Reverse(k.serial)));
         self.opened.retain(|serial, opened| {
             cluster
@@ -205,19 +269,15 @@ impl Opener {
             }
             let needed = needed(kek, cluster);
             if let Some(pause) = self.pauses.get(&kek.serial)
-                && pause.until > Instant::now()
+                && !pause.is_over(kek.role, Instant::now())
             {
                 if needed {
                     lacking.get_or_insert_with(|| pause.why.clone());
                 }
                 continue;
             }
-            match unwrap(&cluster.id, kek, keys).await {
-                Ok(key) => {
-                    self.pauses.remove(&kek.serial);
-                    let wrapped = digest::sha256(kek.wrapped.as_bytes());
-                    self.opened.insert(kek.serial, Opened { wrapped, key });
-                }
+            match self.try_one(cluster, kek, keys).await {
+                Ok(()) => {}
                 Err(KeyFailure::NotActive { root, state, message })
                     if matches!(kek.role, Role::Write | Role::Read) =>
                 {
@@ -251,12 +311,11 @@ impl Opener {
 
     fn pause(&mut self, serial: Serial, why: String) {
         let failures = self.pauses.get(&serial).map_or(0, |p| p.failures);
-        let pause = PAUSE_FIRST.saturating_mul(1 << failures.min(5)).min(PAUSE_MAX);
-        let until = Instant::now() + jitter(pause);
         if failures == 0 {
             tracing::warn!(%serial, %why, "cannot open a KEK; trying again");
         }
-        self.pauses.insert(serial, Pause { until, failures: failures + 1, why });
+        let failures = failures.saturating_add(1);
+        self.pauses.insert(serial, Pause { since: Instant::now(), failures, why });
     }
 
     /// Numbers of the KEKs that are open.
@@ -291,4 +350,26 @@ pub(crate) fn jitter(pause: Duration) -> Duration {
     let random = uuid::Uuid::new_v4().as_u128() as u32;
     let part = u64::from(random % 256);
     pause * 3 / 4 + pause / 4 * u32::try_from(part).unwrap_or(0) / 256
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_grows_to_seconds_for_what_serves_and_to_an_hour_for_what_does_not() {
+        let since = Instant::now();
+        for (failures, role, at_least_ms, at_most_ms) in [
+            (1, Role::Read, 375, 500),
+            (5, Role::Write, 6_000, 8_000),
+            (400, Role::Read, 6_000, 8_000),
+            (5, Role::Retained, 6_000, 8_000),
+            (400, Role::Retained, 2_700_000, 3_600_000),
+            (400, Role::Lost, 2_700_000, 3_600_000),
+        ] {
+            let pause = Pause { since, failures, why: String::new() };
+            let over = |ms| pause.is_over(role, since + Duration::from_millis(ms));
+            assert!(!over(at_least_ms - 1) && over(at_most_ms), "{failures} {role:?}");
+        }
+    }
 }

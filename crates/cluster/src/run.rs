@@ -2,17 +2,17 @@
 
 use crate::config::AgentConfig;
 use crate::contact::{Contact, Moment, wall};
-use crate::control::kube::{Kube, KubeConfig, KubeError};
 use crate::control::lease::Lease;
 use crate::control::{self, jobs};
 use crate::desk::{self, Order, Said};
 use crate::drive::{Acks, Handing, drive};
 use crate::driver::Driver;
-use crate::fence::{Fence, Record};
+use crate::fence::{self, Fence, Record};
 use crate::file::{self, FileError};
 use crate::files;
 use crate::hand_over;
 use crate::identity::{Identity, IdentityError};
+use crate::local::{Local, LocalError};
 use crate::node::{Node, Part, Parts};
 use crate::observe::{Probe, Prober};
 use crate::ring::Kept;
@@ -21,7 +21,6 @@ use crate::service_keys::ServiceKeys;
 use crate::silence;
 use crate::sync;
 use crate::take_up::Due;
-use claviger_etcd::{Etcd, EtcdConfig, EtcdError};
 use claviger_kms_plugin::{Listener, Place, Plugin, SocketError};
 use claviger_supervise::proc::adopt_children;
 use claviger_supervise::unit::ProcessUnit;
@@ -68,12 +67,9 @@ pub enum AgentError {
     /// The socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The API server's client.
+    /// The clients of the API server and of etcd.
     #[error(transparent)]
-    Kube(#[from] KubeError),
-    /// etcd's client.
-    #[error(transparent)]
-    Etcd(#[from] EtcdError),
+    Local(#[from] LocalError),
     /// The API server's unit.
     #[error(transparent)]
     Supervise(#[from] SuperviseError),
@@ -98,13 +94,6 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     file::warn_of_writers(&config.state_dir);
     let state_dir = config.state_dir.display().to_string();
     let _lock = lock(&config.state("lock"), || AgentError::Locked(state_dir))?;
-    let ca = file::read(&config.ca)?
-        .ok_or_else(|| FileError {
-            doing: "read",
-            path: config.ca.clone(),
-            source: std::io::ErrorKind::NotFound.into(),
-        })
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())?;
     let inherited = hand_over::inherited().unwrap_or_else(|error| {
         tracing::error!(%error, "what the predecessor handed over cannot be used");
         None
@@ -113,8 +102,17 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     let unit_dir = unit.dir().display().to_string();
     let _alone = lock(&unit.dir().join("agent.lock"), || AgentError::UnitLocked(unit_dir))?;
     let supervisor: Arc<dyn Supervisor> = Arc::new(unit);
-    let mut fence = Fence::open(config.state("fence.json"))?;
+    let mut fence = Fence::open(config.state("fence.json"))
+        .inspect_err(|why| fence::shut(&*supervisor, &with_causes(why)))?;
     close_first(&mut fence, &config, &*supervisor)?;
+    // What may be missing comes after what must not wait for it.
+    let ca = file::read(&config.ca)?
+        .ok_or_else(|| FileError {
+            doing: "read",
+            path: config.ca.clone(),
+            source: std::io::ErrorKind::NotFound.into(),
+        })
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())?;
     let due = Due::open(config.state("take-up.json"))?;
     let identity = Identity::obtain(&config, &ca).await?;
     let keys = Arc::new(ServiceKeys::default());
@@ -127,27 +125,14 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
         None => (None, None),
     };
     let mut listener = Arc::new(listener(&config, socket)?);
-    let etcd = Etcd::prepare(&EtcdConfig {
-        endpoints: config.etcd.endpoints.clone(),
-        ca: Some(config.etcd.ca.clone()),
-        cert: Some(config.etcd.cert.clone()),
-        key: Some(config.etcd.key.clone()),
-        timeout: EtcdConfig::TIMEOUT,
-    })?;
-    let kube = Kube::new(&KubeConfig {
-        url: config.kube.url.clone(),
-        ca: config.kube.ca.clone(),
-        cert: config.kube.cert.clone(),
-        key: config.kube.key.clone(),
-    })?;
+    let local = Local::new(&config)?;
     let clients = identity.clients(&config.server, &ca)?;
     let cluster = identity.cluster().clone();
     let node = Arc::new(Node::new(Parts {
         config,
         cluster,
         plugin: plugin.clone(),
-        kube,
-        etcd,
+        local,
         supervisor,
         clients,
     })?);

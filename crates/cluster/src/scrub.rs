@@ -8,7 +8,7 @@
 //! | step | what is durable then | a crash there is |
 //! |---|---|---|
 //! | hold and stop the API servers; compact, defragment, snapshot | `Preparing` | rolled back |
-//! | hold and stop etcd; see that its file holds nothing newer; restore; fsync | `Preparing` | rolled back |
+//! | hold and stop etcd; see that nobody wrote to its file since; restore; fsync | `Preparing` | rolled back |
 //! | the fresh member is whole | `Restored` | carried on |
 //! | exchange the two member directories in one rename | by inode | carried on |
 //! | start etcd; same keys, no older revision, or else exchange back | `Restored` | carried on |
@@ -28,6 +28,7 @@
 
 use crate::file::{self, FileError};
 use claviger_etcd::bolt::{BoltError, Database};
+use claviger_etcd::client::Member;
 use claviger_etcd::residue::{self, Found, ResidueError};
 use claviger_etcd::{Etcd, EtcdConfig, EtcdError};
 use claviger_supervise::{SuperviseError, Supervisor};
@@ -36,14 +37,16 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
 mod disk;
+mod etcdutl;
+mod since;
 pub(crate) use disk::free;
 use disk::{remove_dir, room, settle, sync};
+use since::Since;
 
 /// The hold that a scrub sets; it lifts no other.
 const HOLD: &str = "plaintext is being cleared out of etcd's files";
@@ -57,8 +60,6 @@ const API_SERVER_GRACE: Duration = Duration::from_secs(5);
 const ETCD_GRACE: Duration = Duration::from_secs(30);
 /// How long a fresh member may take to answer: it reads its whole database first.
 const ETCD_START: Duration = Duration::from_secs(120);
-/// How long `etcdutl` may take: it copies a database of 8 GiB at most.
-const RESTORE: Duration = Duration::from_secs(900);
 /// Pause between two looks for a scrub that was cut off: API servers are held meanwhile.
 const TEND: Duration = Duration::from_secs(5);
 /// How often to look whether it is done.
@@ -123,6 +124,8 @@ pub enum ScrubError {
         .0.display()
     )]
     NotOurs(PathBuf),
+    #[error("etcd.etcdutl in the agent's settings: {} {why}", path.display())]
+    Etcdutl { path: PathBuf, why: String },
     #[error("etcdutl failed: {0}")]
     Restore(String),
     #[error("the rebuilt etcd is not the same: {0}; the old one is back")]
@@ -154,9 +157,13 @@ impl ScrubError {
         matches!(self, ScrubError::Busy | ScrubError::NoRoom { .. })
     }
 
-    /// Whether this etcd cannot be scrubbed at all, however often it is tried.
+    /// Whether this etcd cannot be scrubbed with these settings, however often it is tried.
+    /// Nothing was touched.
     pub fn never(&self) -> bool {
-        matches!(self, ScrubError::NotSingle(_) | ScrubError::NotThere { .. })
+        matches!(
+            self,
+            ScrubError::NotSingle(_) | ScrubError::NotThere { .. } | ScrubError::Etcdutl { .. }
+        )
     }
 }
 
@@ -180,6 +187,10 @@ struct Journal {
     units: Vec<PathBuf>,
     etcd_args: Vec<String>,
     keys: u64,
+    /// Those of them that hang on no lease; the others may end at any moment. None in a journal of
+    /// an older agent: all of them.
+    #[serde(default)]
+    lasting: Option<u64>,
     revision: i64,
     /// Inode of the fresh member directory, which tells on which side of the exchange we are.
     fresh: u64,
@@ -193,12 +204,7 @@ impl Scrub {
             return Ok(outcome);
         }
         let etcd = Etcd::connect(&self.etcd).await?;
-        let members = etcd.members().await?;
-        let [member] = members.as_slice() else {
-            return Err(ScrubError::NotSingle(members.len()));
-        };
-        self.check_data_dir()?;
-        self.check_room()?;
+        let member = self.member_of(&etcd).await?;
         let before = self.scan().await?;
         let mut journal = Journal {
             phase: Phase::Preparing,
@@ -206,6 +212,7 @@ impl Scrub {
             units: Vec::new(),
             etcd_args: self.member.observe()?.extra_args,
             keys: 0,
+            lasting: None,
             revision: 0,
             fresh: 0,
         };
@@ -223,6 +230,26 @@ impl Scrub {
             }
         }
         self.carry_on(journal, Some(before), say).await
+    }
+
+    /// What could be in its way, without touching anything: after this, what fails in
+    /// [`run`](Self::run) fails with the API servers stopped.
+    pub async fn check(&self) -> Result<(), ScrubError> {
+        let etcd = Etcd::connect(&self.etcd).await?;
+        self.member_of(&etcd).await.map(|_| ())
+    }
+
+    /// The one member, if this node can scrub it.
+    async fn member_of(&self, etcd: &Etcd) -> Result<Member, ScrubError> {
+        let mut members = etcd.statuses().await?;
+        let count = members.len();
+        let Some((member, status)) = members.pop().filter(|_| count == 1) else {
+            return Err(ScrubError::NotSingle(count));
+        };
+        self.check_data_dir()?;
+        self.check_room()?;
+        etcdutl::fits(&self.etcdutl, &status?.version).await?;
+        Ok(member)
     }
 
     /// Finishes or rolls back a scrub that was cut off. None if there was none, or if it was
@@ -307,15 +334,25 @@ impl Scrub {
         hold(&self.member)?;
         stop(&self.member, ETCD_GRACE).await?;
         let db = self.data_dir.join("member/snap/db");
-        let newest = move || Database::open(&db)?.newest_revision();
-        let newer = blocking(newest).await??;
-        // A compaction leaves the newest revision of each live key; a deleted one may have been
-        // the last, so the file's newest can be lower than the store's, never higher.
-        if newer > journal.revision {
+        let mut since = Since::new(journal.revision);
+        let since = blocking(move || -> Result<Since, BoltError> {
+            Database::open(&db)?.revisions(|at, kv| since.add(at, &kv.key, kv.lease))?;
+            Ok(since)
+        });
+        let since = since.await??;
+        if let Some(newer) = since.strange {
             return Err(ScrubError::StrangeWriter { taken: journal.revision, newer });
         }
+        journal.lasting = Some(since.lasting);
         let fresh = self.fresh();
-        self.restore(&snapshot, &fresh, name, peer_urls).await?;
+        let restored = etcdutl::Restored {
+            snapshot: &snapshot,
+            to: &fresh,
+            name,
+            peer_urls,
+            cluster_token: &self.cluster_token,
+        };
+        etcdutl::restore(&self.etcdutl, &restored).await?;
         let (old, new) = (self.data_dir.join("member"), fresh.join("member"));
         let settle = move || -> Result<u64, ScrubError> {
             let like = fs::metadata(&old).map_err(failed("read", &old))?;
@@ -329,38 +366,6 @@ impl Scrub {
         sync(&work)?;
         journal.phase = Phase::Restored;
         self.note(journal)
-    }
-
-    async fn restore(
-        &self,
-        snapshot: &Path,
-        fresh: &Path,
-        name: &str,
-        peer_urls: &[String],
-    ) -> Result<(), ScrubError> {
-        let urls: Vec<_> = peer_urls.iter().map(|url| format!("{name}={url}")).collect();
-        let mut command = tokio::process::Command::new(&self.etcdutl);
-        command
-            .args(["snapshot", "restore"])
-            .arg(snapshot)
-            .arg("--data-dir")
-            .arg(fresh)
-            .args(["--name", name])
-            .args(["--initial-cluster", &urls.join(",")])
-            .args(["--initial-advertise-peer-urls", &peer_urls.join(",")])
-            .args(["--initial-cluster-token", &self.cluster_token])
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
-        let out = tokio::time::timeout(RESTORE, command.output())
-            .await
-            .map_err(|_| ScrubError::Restore("no end within 15 minutes".to_owned()))?
-            .map_err(failed("start", &self.etcdutl))?;
-        if out.status.success() {
-            return Ok(());
-        }
-        let text = String::from_utf8_lossy(&out.stderr);
-        let last = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("it says nothing");
-        Err(ScrubError::Restore(last.chars().take(500).collect()))
     }
 
     /// From a whole fresh member to the end.
@@ -413,7 +418,8 @@ impl Scrub {
             }
         };
         let (keys, revision) = etcd.count(b"").await.map_err(|e| e.to_string())?;
-        if keys != journal.keys || revision < journal.revision {
+        let least = journal.lasting.unwrap_or(journal.keys).min(journal.keys);
+        if !(least..=journal.keys).contains(&keys) || revision < journal.revision {
             return Err(format!(
                 "{keys} keys at revision {revision}, there were {} at {}",
                 journal.keys, journal.revision

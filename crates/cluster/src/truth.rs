@@ -10,21 +10,35 @@ use claviger_domain::cluster::{Cluster, RootStatus};
 use claviger_domain::id::{ClusterId, RestoreId, UnixMs};
 use claviger_wire::agent::State;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long an answer may be under way. One that the server dated before a newer one is late
 /// within this time; after it, the server's clock was set back.
 const CROSSING: Duration = Duration::from_secs(10);
 
-/// Keeps of each root key what the server said last, where an older answer comes late: two are
-/// under way at once when the loop commits, and the one that was read before a suspension must
-/// not hide it. `newest` is the newest word so far and how long ago it came. An event that is
-/// lower for longer than that is the word of a server that was restored.
-pub(crate) fn keep_newer(roots: &mut [RootStatus], newest: Option<(&[RootStatus], Duration)>) {
-    let Some((known, _)) = newest.filter(|(_, age)| *age < CROSSING) else { return };
-    for root in roots {
-        if let Some(newer) = known.iter().find(|k| k.root == root.root && k.event > root.event) {
-            *root = newer.clone();
+/// What the server said last of each root key, and when it said so itself.
+#[derive(Debug, Default)]
+pub(crate) struct Said(Vec<(RootStatus, Instant)>);
+
+impl Said {
+    /// Takes an answer that came `now`, and puts what was said before in the place of what is older,
+    /// where an older answer comes late: two are under way at once when the loop commits, and the
+    /// one that was read before a suspension must not hide it. What is kept so does not become
+    /// newer by that: an event that is lower for longer than [`CROSSING`] is the word of a server
+    /// that was restored, however often it answers meanwhile.
+    pub(crate) fn take(&mut self, roots: &mut [RootStatus], now: Instant) {
+        let known = std::mem::take(&mut self.0);
+        for root in roots {
+            let newer = known.iter().find(|(k, at)| {
+                k.root == root.root
+                    && k.event > root.event
+                    && now.saturating_duration_since(*at) < CROSSING
+            });
+            let at = newer.map_or(now, |(_, at)| *at);
+            if let Some((newer, _)) = newer {
+                *root = newer.clone();
+            }
+            self.0.push((root.clone(), at));
         }
     }
 }
@@ -40,13 +54,16 @@ pub(crate) struct Truth {
     refused: Option<String>,
     /// The restore of which the server's last word spoke.
     restored: Option<RestoreId>,
+    /// What it said of the root keys.
+    pub(crate) said: Said,
 }
 
 impl Truth {
     /// Reads what the last run kept of `cluster`.
     pub(crate) fn open(path: PathBuf, cluster: &ClusterId) -> Result<Self, FileError> {
         let kept = Kept::load(&path)?.filter(|k| k.cluster.id == *cluster);
-        Ok(Self { path, kept, ahead: None, refused: None, restored: None })
+        let said = Said::default();
+        Ok(Self { path, kept, ahead: None, refused: None, restored: None, said })
     }
 
     /// The cluster, if any was ever believed.
@@ -285,16 +302,21 @@ pub(crate) mod tests {
             expires: None,
             restorable_until: None,
         };
-        let known = [status(KeyState::Suspended, 7)];
-        let cases = [
-            ("read before, came after", 6, SOON, KeyState::Suspended),
-            ("enabled again", 8, SOON, KeyState::Active),
-            ("a server restored from a backup", 6, CROSSING, KeyState::Active),
+        let (active, off, start) = (KeyState::Active, KeyState::Suspended, Instant::now());
+        // What was said at first; then, each second, this; the second in which it is believed.
+        let rows = [
+            ("read before, came after", (off, 7), (active, 6), 10),
+            ("enabled again", (off, 7), (active, 8), 0),
+            ("a restored server suspends the key", (active, 7), (off, 6), 10),
         ];
-        for (name, event, age, expected) in cases {
-            let mut roots = [status(KeyState::Active, event)];
-            keep_newer(&mut roots, Some((&known, age)));
-            assert_eq!(roots[0].state, expected, "{name}");
+        for (name, first, then, believed) in rows {
+            let mut said = Said::default();
+            said.take(&mut [status(first.0, first.1)], start);
+            for second in 0..20 {
+                let mut roots = [status(then.0, then.1)];
+                said.take(&mut roots, start + Duration::from_secs(second));
+                assert_eq!(roots[0].state == then.0, second >= believed, "{name}, {second} s");
+            }
         }
     }
 }

@@ -5,11 +5,11 @@
 
 use claviger_client::{AgentApi, KeyService, NodeConfig};
 use claviger_cluster::config::AgentConfig;
-use claviger_cluster::control::kube::{Kube, KubeConfig};
 use claviger_cluster::drive::{Acks, drive};
 use claviger_cluster::driver::Driver;
 use claviger_cluster::fence::Fence;
 use claviger_cluster::keys::{Calling, KeyFailure, Keys};
+use claviger_cluster::local::Local;
 use claviger_cluster::node::{Clients, Node, Part, Parts};
 use claviger_cluster::observe::Probe;
 use claviger_cluster::take_up::Due;
@@ -24,7 +24,6 @@ use claviger_domain::id::{
     ClusterId, InstanceId, KeyId, KeyVersionId, OperationId, Serial, UnixMs,
 };
 use claviger_domain::key::{KeyState, RootKey, RootVersion};
-use claviger_etcd::{Etcd, EtcdConfig};
 use claviger_kms_plugin::Plugin;
 use claviger_kms_plugin::resolve::{Resolve, ResolveError, Resolving};
 use claviger_supervise::unit::{Command, ProcessUnit};
@@ -298,26 +297,13 @@ fn bench_with<P: Supervisor + 'static>(
         certificate: certificate.clone(),
         key: SecretBytes::new(key.clone().into_bytes()),
     };
-    let kube = Kube::new(&KubeConfig {
-        url: config.kube.url.clone(),
-        ca: config.kube.ca.clone(),
-        cert: config.kube.cert.clone(),
-        key: config.kube.key.clone(),
-    });
-    let etcd = Etcd::prepare(&EtcdConfig {
-        endpoints: vec!["http://localhost:1".to_owned()],
-        ca: None,
-        cert: None,
-        key: None,
-        timeout: EtcdConfig::TIMEOUT,
-    });
+    let local = Local::new(&config).unwrap();
     let fence = Fence::open(home.join("fence.json")).unwrap();
     let node = Node::new(Parts {
         config,
         cluster: cluster.clone(),
         plugin: Plugin::new(cluster, service.clone()),
-        kube: kube.unwrap(),
-        etcd: etcd.unwrap(),
+        local,
         supervisor: program.clone(),
         clients: Clients {
             url: url.to_owned(),
@@ -347,6 +333,21 @@ impl<P: Supervisor> Bench<P> {
     fn alive(&self) -> bool {
         self.program.observe().unwrap().process.is_some()
     }
+}
+
+/// The server was put back to before the last events of its key, and then an operator disables it:
+/// the number of that event is one that the node knows already.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_server_that_answers_all_the_time_fences_the_node_too() {
+    let mut b = bench();
+    let start = Instant::now();
+    b.node.took_at(b.says(KeyState::Active, 42), start).unwrap();
+    for second in 1..=15 {
+        let at = start + Duration::from_secs(second);
+        b.node.took_at(b.says(KeyState::Suspended, 41), at).unwrap();
+        assert_eq!(b.node.must_fence(), second >= 10, "after {second} s");
+    }
+    assert!(matches!(b.look().await, Access::Fenced { event: 41, .. }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -503,6 +504,37 @@ async fn a_fence_does_not_wait_for_an_acknowledgement_that_hangs() {
     };
     assert_eq!(end, "the call lasts");
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// After a switch the former root key may be disabled for good: each try would be refused and
+/// recorded, and nobody needs what is under it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kek_that_nobody_needs_is_asked_for_while_its_root_key_is_active() {
+    let mut b = bench();
+    let write = b.state.cluster.ring.keks[0].clone();
+    let former = RootKey { instance: InstanceId::random(), key: KeyId::random() };
+    let retained = Kek {
+        root: RootVersion { root: former, version: KeyVersionId::random() },
+        wrapped: "spare".to_owned(),
+        role: Role::Retained,
+        ..write.clone()
+    };
+    b.state.cluster.ring =
+        Ring { keks: vec![retained, Kek { serial: Serial(2), ..write }], minted: 2 };
+    let active = b.state.roots[0].clone();
+    let of = |state| RootStatus { root: former, state, ..active.clone() };
+    b.state.roots.push(of(KeyState::Suspended));
+    b.node.took(b.says(KeyState::Active, 1)).unwrap();
+    for _ in 0..20 {
+        assert_eq!(b.look().await, Access::Open);
+    }
+    assert_eq!((b.service.calls("wrapped"), b.service.calls("spare")), (1, 0));
+    b.state.roots[1] = of(KeyState::Active);
+    b.node.took(b.says(KeyState::Active, 2)).unwrap();
+    for _ in 0..2 {
+        assert_eq!(b.look().await, Access::Open);
+    }
+    assert_eq!((b.service.calls("wrapped"), b.service.calls("spare")), (1, 1));
 }
 
 /// While a fence is lifted, a KEK that does not open keeps the node shut and is tried again at

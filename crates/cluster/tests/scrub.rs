@@ -6,7 +6,9 @@ use claviger_etcd::{Etcd, EtcdConfig, client::Swap, residue};
 use claviger_supervise::Supervisor;
 use claviger_supervise::unit::{Command, ProcessUnit};
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -225,12 +227,22 @@ async fn a_crash_at_any_step_is_carried_on_or_rolled_back() {
     let value = etcd.get(b"/registry/secrets/ns/s7").await.unwrap().record.unwrap();
     assert_eq!(value.value.as_ref(), b"k8s:enc:secretbox:v1:k:sealed");
     another_agent_waits(&bed, &server).await;
+    a_lease_may_end_meanwhile(&bed).await;
     what_fails_is_carried_on(&bed, &server).await;
-    // Without a good etcdutl nothing changes.
+    // Without an etcdutl nothing is stopped; with one that fails nothing changes.
+    let before = server.observe().unwrap().process;
     let broken = Scrub { etcdutl: program("false"), ..bed.scrub() };
+    assert!(broken.run(&quiet).await.unwrap_err().never());
+    assert_eq!(server.observe().unwrap().process, before);
+    let failing = bed.dir.path().join("failing");
+    let etcdutl = program("etcdutl").display().to_string();
+    let script = format!("#!/bin/sh\n[ \"$1\" = version ] && exec {etcdutl} version\nexit 1\n");
+    std::fs::write(&failing, script).unwrap();
+    std::fs::set_permissions(&failing, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let broken = Scrub { etcdutl: failing, ..bed.scrub() };
     assert!(matches!(broken.run(&quiet).await, Err(ScrubError::Restore(_))));
     assert_eq!(bed.connect().await.count(b"").await.unwrap().0, keys);
-    assert!(server.observe().unwrap().process.is_some());
+    assert!(server.observe().unwrap().process.is_some_and(|p| Some(p) != before));
     // A fence that fell during the scrub: its API server stays dead.
     std::fs::write(bed.dir.path().join("fence.json"), "{}").unwrap();
     bed.scrub().run(&quiet).await.unwrap();
@@ -258,6 +270,44 @@ async fn another_agent_waits(bed: &Bed, server: &ProcessUnit) {
     };
     bed.scrub().run(&say).await.unwrap();
     assert!(steps.load(Ordering::SeqCst) > 0 && lock(bed).is_ok());
+}
+
+/// etcd deletes by itself what hangs on a lease that ends: nobody wrote.
+async fn a_lease_may_end_meanwhile(bed: &Bed) {
+    let etcd = bed.connect().await;
+    let (keys, _) = etcd.count(b"").await.unwrap();
+    let address = bed.etcd.endpoints[0].trim_start_matches("http://");
+    let post = |path: &str, body: &str| {
+        let mut to = std::net::TcpStream::connect(address).unwrap();
+        let length = body.len();
+        let head = "Host: etcd\r\nConnection: close\r\nContent-Length:";
+        write!(to, "POST {path} HTTP/1.1\r\n{head} {length}\r\n\r\n{body}").unwrap();
+        let mut answer = String::new();
+        to.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{body}: {answer}");
+    };
+    let gone = async || {
+        let until = Instant::now() + Duration::from_secs(60);
+        while etcd.count(b"").await.unwrap().0 > keys {
+            assert!(Instant::now() < until, "the lease does not end");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let then = |text: &str| match text {
+        "compacting and defragmenting etcd" => {
+            post("/v3/lease/grant", r#"{"TTL":5,"ID":7}"#);
+            post("/v3/kv/put", r#"{"key":"ZXZlbnQ=","value":"eA==","lease":7}"#);
+        }
+        "stopping etcd and rebuilding it from its snapshot" => tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(gone());
+        }),
+        _ => {}
+    };
+    let outcome = bed.scrub().run(&then).await.unwrap();
+    assert_eq!(outcome.keys, keys + 1, "it was there when they were counted");
+    // The snapshot may have it still, and its lease begins anew.
+    bed.connect().await;
+    gone().await;
 }
 
 /// A disk that takes no note once the fresh member is in place: the API servers are held, and come

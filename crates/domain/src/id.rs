@@ -274,6 +274,12 @@ impl UnixMs {
     pub fn since(self, earlier: UnixMs) -> u64 {
         u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0)
     }
+
+    /// Milliseconds between the two, whichever is later: how old a note of the same clock is at most,
+    /// if that clock may have been set back.
+    pub fn apart(self, other: UnixMs) -> u64 {
+        self.0.abs_diff(other.0)
+    }
 }
 
 #[cfg(test)]

@@ -92,6 +92,7 @@ fn draw() -> impl Strategy<Value = Draw> {
             job: JobId(Uuid::from_u128(1)),
             tally: Tally { total: 9, stale, plaintext, unknown, ..Tally::default() },
         }),
+        1 => Just(Commit::PlaintextAccepted),
         1 => any::<bool>().prop_map(|on| Commit::Stuck { reason: on.then(|| "why".into()) }),
         4 => Just(Commit::Finished),
         1 => Just(Commit::Cancelled { by: "me".into() }),
@@ -202,8 +203,7 @@ fn check(before: &Cluster, commit: &Commit, result: &Result<(), Refusal>, after:
             continue;
         };
         let moved = match commit {
-            Commit::Joined { .. } | Commit::Left { .. } => true,
-            Commit::Counted { tally, .. } => tally.stale + tally.plaintext > 0,
+            Commit::Joined { .. } | Commit::Left { .. } | Commit::PlaintextAccepted => true,
             _ => false,
         };
         let fell = (target.stage, now.stage) == (Stage::Only, Stage::WriteFirst);

@@ -1006,10 +1006,10 @@ fn an_api_server_without_an_agent_stops_what_would_cut_it_off() {
     assert!(warned.state == "warning" && warned.master_status.contains("3 API servers live"));
 }
 
-/// What a count of a cluster at rest finds is rewritten as a newcomer's plaintext is, and said until
-/// then.
+/// What a count of a cluster at rest finds under an older key is rewritten; plaintext that nothing
+/// explains is said, and neither read nor rewritten before an operator's word.
 #[test]
-fn a_count_that_disproves_the_proof_leads_to_a_rewrite() {
+fn a_count_that_disproves_the_proof_leads_to_a_rewrite_and_plaintext_waits_for_a_word() {
     let counted = |change: fn(&mut Tally)| {
         let mut case = Case::enabled(2).later(60_000);
         let mut tally = Tally { total: 9, current: 8, ..Tally::default() };
@@ -1018,43 +1018,64 @@ fn a_count_that_disproves_the_proof_leads_to_a_rewrite() {
         case.all_see()
     };
     let plaintext = || counted(|t| t.plaintext = 1);
+    let accepted = || {
+        let mut case = plaintext();
+        case.commit(Commit::PlaintextAccepted);
+        case.all_see().later(60_000)
+    };
     let gone = || {
-        let mut case = plaintext().counted(|_| ());
+        let mut case = accepted().counted(|_| ());
         for i in 0..2 {
             assert_eq!(case.step(), take_up(i, Stage::Only));
             case.commit(Commit::TakeUp { agent: agent(i), stage: Stage::Only });
         }
         case.all_see()
     };
+    let rotating = || {
+        let case = counted(|t| (t.stale, t.plaintext) = (1, 1));
+        case.open(OperationKind::Rotate, 10, TakeUp::Restart).minted().promoted()
+    };
+    let open = || Step::Open { target: root(10) };
     check(vec![
-        ("plaintext => count again", plaintext(), Step::Wait(Why::NoTally)),
-        (
-            "still there => a whole rewrite",
-            plaintext().counted(|t| t.plaintext = 1),
-            Step::Open { target: root(10) },
-        ),
-        (
-            "an older key => a whole rewrite",
-            counted(|t| t.stale = 1).counted(|t| t.stale = 1),
-            Step::Open { target: root(10) },
-        ),
+        ("an older key => a whole rewrite", counted(|t| t.stale = 1), open()),
+        ("plaintext => nothing", plaintext(), Step::Rest),
+        ("a word => all read it, then count", accepted(), Step::Wait(Why::NoTally)),
+        ("still there => a whole rewrite", accepted().counted(|t| t.plaintext = 1), open()),
         ("gone meanwhile => nobody reads plaintext again", gone(), Step::Rest),
         ("what nobody can read is left alone", counted(|t| t.unknown = 1), Step::Rest),
         ("nothing found", counted(|_| ()), Step::Rest),
+        (
+            "a rewrite leaves it alone",
+            rotating().counted(|t| (t.stale, t.plaintext) = (1, 1)),
+            Step::Rewrite { left: 1 },
+        ),
+        ("and stops at it", rotating().counted(|t| t.plaintext = 1), Step::Wait(Why::Plaintext(1))),
     ]);
+    for stage in plaintext().cluster.servers.values().map(|t| t.stage) {
+        assert_eq!(stage, Stage::Only, "nobody reads it");
+    }
+    let mut word = rotating();
+    word.commit(Commit::PlaintextAccepted);
+    let word = word.all_see().counted(|t| t.plaintext = 1);
+    assert_eq!(word.step(), Step::Rewrite { left: 1 }, "by a word, within an operation too");
     let shown = |case: Case| {
         let p = project::project(&case.cluster, &case.seen, &case.roots, case.now);
         (p.master_status, p.enabled)
     };
     let (text, enabled) = shown(plaintext());
-    assert!(text.contains("1 are plaintext") && text.contains("rewritten") && !enabled, "{text}");
+    assert!(text.contains("1 are plaintext") && text.contains("nobody reads it"), "{text}");
+    assert!(!enabled);
+    let (text, enabled) = shown(accepted());
+    assert!(text.contains("They are to be rewritten") && !enabled, "{text}");
+    let (text, enabled) = shown(counted(|t| t.stale = 1));
+    assert!(text.contains("They are to be rewritten") && enabled, "{text}");
     let (text, enabled) = shown(counted(|t| t.unknown = 1));
     assert!(text.contains("1 are unknown") && text.contains("census") && enabled, "{text}");
     for case in [gone(), counted(|_| ())] {
         assert_eq!(shown(case), ("Ready".to_owned(), true));
     }
     // A rewrite that is proven is the end of it.
-    let mut done = plaintext().open(OperationKind::Rotate, 10, TakeUp::Restart).minted().promoted();
+    let mut done = accepted().open(OperationKind::Rotate, 10, TakeUp::Restart).minted().promoted();
     let verified = Verified { revision: 9, at: done.now, records: 9, sampled: 1 };
     done.commit(Commit::Verified { verified });
     assert_eq!(done.cluster.disproof, None);

@@ -169,13 +169,6 @@ impl Database {
         }
     }
 
-    /// The newest revision of the store in this file; 0 if it holds none.
-    pub fn newest_revision(&self) -> Result<i64, BoltError> {
-        let mut newest = 0;
-        self.revisions(|revision, _| newest = revision.main)?;
-        Ok(newest)
-    }
-
     /// What a bucket of the root holds: its page number, or its inline page.
     fn bucket(&self, name: &[u8]) -> Result<Bytes, Stop> {
         let mut found = None;

@@ -140,6 +140,8 @@ pub struct Stale<'a> {
     pub key: &'a [u8],
     /// The revision at which it was last written.
     pub mod_revision: i64,
+    /// Whether it is plaintext.
+    pub plaintext: bool,
 }
 
 /// Groups of one resource while it is counted.
@@ -370,7 +372,9 @@ impl Census {
                     !matches!(kek.role, Role::Write | Role::Lost)
                 }
             };
-            due.then_some(Stale { key: &located.key, mod_revision: located.mod_revision })
+            let plaintext = located.kind == Kind::Plaintext;
+            let (key, mod_revision) = (&located.key, located.mod_revision);
+            due.then_some(Stale { key, mod_revision, plaintext })
         })
     }
 }

@@ -360,7 +360,37 @@ pub fn open(data: &Path) -> Result<Store, StoreError> {
 mod tests {
     use super::*;
     use crate::app::{App, Settings, SystemClock};
+    use claviger_domain::id::{InstanceId, KeyId};
+    use claviger_domain::key::RootKey;
+    use claviger_domain::life::Life;
+    use claviger_store::events::{self, EventKind};
+    use claviger_store::keys::Key;
     use std::sync::Arc;
+
+    fn a_key() -> Key {
+        Key {
+            root: RootKey { instance: InstanceId::random(), key: KeyId::random() },
+            name: "k".into(),
+            description: None,
+            tags: Vec::new(),
+            life: Life::begin(),
+            extractable: true,
+            imported: false,
+            ring: "default".into(),
+            created: UnixMs(0),
+            created_by: "t".into(),
+            updated: None,
+            rotated: None,
+            expires: None,
+            deleted: None,
+            deleted_by: None,
+            acted: None,
+            current: None,
+            set_by: None,
+            set_at: None,
+            synced: None,
+        }
+    }
 
     struct Place {
         dir: tempfile::TempDir,
@@ -391,6 +421,13 @@ mod tests {
         let (place, store) = Place::new();
         let value = vec![7; 2 * CHUNK + 5];
         store.tx("t", |tx| claviger_store::meta::put(tx, "large", &value)).unwrap();
+        let key = a_key();
+        store.tx("t", |tx| claviger_store::keys::add(tx, &key, None)).unwrap();
+        let happens = |store: &Store| {
+            let kind = EventKind::Disable;
+            store.tx("t", |tx| events::add(tx, &key.root, kind, None, UnixMs(1))).unwrap().id
+        };
+        assert_eq!(happens(&store), 1);
         let to = place.dir.path().join("backup");
         let length = place.make(&to).unwrap();
         assert!(length > 2 * CHUNK as u64);
@@ -413,6 +450,8 @@ mod tests {
         assert_eq!(stamp().map(|id| id.len()), Some(16), "it knows that it was restored");
         App::new(back.clone(), custodian, Arc::new(SystemClock), Settings::default()).unwrap();
         assert_eq!(stamp(), None, "and took it up");
+        let (later, restored) = (happens(&store), happens(&back));
+        assert!(later == 2 && restored > 1 << 32, "no number comes again: {restored}");
         let names: Vec<_> =
             std::fs::read_dir(new.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert!(!names.iter().any(|name| name == COPY), "{names:?}");

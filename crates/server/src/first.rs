@@ -15,7 +15,7 @@ use claviger_domain::access::{PlatformRole, Scope, ServiceRole};
 use claviger_domain::audit::{Change, Facts, Record};
 use claviger_domain::id::{InstanceId, RestoreId, UnixMs};
 use claviger_store::iam::{self, ApiKey, Grant, Instance, Principal};
-use claviger_store::{Store, StoreError, Tx, access, audit, clusters, meta};
+use claviger_store::{Store, StoreError, Tx, access, audit, clusters, events, meta};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
@@ -82,7 +82,7 @@ pub(crate) fn establish(
         }
         None => store.tx("first start", |tx| begin(tx, custodian, now))?,
     }
-    store.tx("restored", take_up_restore)?;
+    store.tx("restored", |tx| take_up_restore(tx, now))?;
     // A database of before there was an audit log.
     if store.read("start", |tx| meta::get(tx, AUDIT_WRITER))?.is_none() {
         store.tx("audit log", |tx| begin_audit(tx, custodian))?;
@@ -97,11 +97,13 @@ pub(crate) fn establish(
 pub(crate) const RESTORED: &str = "restored";
 
 /// The first start after a restore: agents may hold KEKs of each cluster which this database lacks,
-/// and are asked for them.
-fn take_up_restore(tx: &Tx<'_>) -> Result<(), StartError> {
+/// and are asked for them. They may have heard of later key events, too, whose numbers would
+/// come again with another meaning.
+fn take_up_restore(tx: &Tx<'_>, now: UnixMs) -> Result<(), StartError> {
     let Some(id) = meta::get(tx, RESTORED)? else { return Ok(()) };
     let id = Uuid::from_slice(&id).map_err(|_| StartError::Missing(RESTORED))?;
     clusters::restored(tx, RestoreId(id)).map_err(StoreError::from)?;
+    events::renumber(tx, now)?;
     Ok(meta::remove(tx, RESTORED)?)
 }
 

@@ -4,7 +4,7 @@ use crate::keys::{id, root};
 use crate::{StoreError, Tx};
 use claviger_domain::id::{KeyVersionId, UnixMs};
 use claviger_domain::key::RootKey;
-use rusqlite::{Row, params};
+use rusqlite::{OptionalExtension, Row, params};
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +81,18 @@ pub fn add(
     ])?;
     let id = tx.last_insert_rowid() as u64;
     Ok(KeyEvent { id, root: *root, kind, version, at })
+}
+
+/// Lets the numbers of later events begin beyond any that a database of which this one is a copy
+/// may have given by `now`: beyond one for each microsecond of the calendar, or 2^32 from here on
+/// where the clock is wrong.
+pub fn renumber(tx: &Tx<'_>, now: UnixMs) -> Result<(), StoreError> {
+    let sql = "SELECT seq FROM sqlite_sequence WHERE name = 'key_events'";
+    let last: i64 = tx.query_row(sql, [], |row| row.get(0)).optional()?.unwrap_or(0);
+    let next = last.saturating_add(1 << 32).max(now.0.saturating_mul(1000));
+    tx.execute("DELETE FROM sqlite_sequence WHERE name = 'key_events'", [])?;
+    tx.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('key_events', ?1)", [next])?;
+    Ok(())
 }
 
 /// Number of the last event of a key; 0 if there was none.

@@ -72,8 +72,24 @@ pub(crate) fn boot_id() -> String {
         .unwrap_or_default()
 }
 
-/// All living session leaders whose environment holds `variable` (`NAME=value`): programs of units.
-/// Descendants of a program inherit its environment but not its place as session leader.
+/// Whether a process is one that this user may have started as a unit's program: its user is this
+/// process's, and so is its PID namespace. An environment is whatever its author wrote; without
+/// this, whoever may start a container could pass for the program of any unit.
+fn may_be_ours(pid: i32) -> bool {
+    let space = |who: &str| fs::read_link(format!("/proc/{who}/ns/pid")).ok();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    // Real, effective, saved, of file access.
+    let effective = uids.split_ascii_whitespace().nth(1).and_then(|uid| uid.parse::<u32>().ok());
+    let own = space("self");
+    effective == Some(rustix::process::geteuid().as_raw())
+        && own.is_some()
+        && own == space(&pid.to_string())
+}
+
+/// All living session leaders of this user and PID namespace whose environment holds `variable`
+/// (`NAME=value`): programs of units. Descendants of a program inherit its environment but not its
+/// place as session leader.
 pub(crate) fn leaders(variable: &[u8]) -> Vec<Process> {
     let mut found = Vec::new();
     let Ok(entries) = fs::read_dir("/proc") else { return found };
@@ -86,6 +102,7 @@ pub(crate) fn leaders(variable: &[u8]) -> Vec<Process> {
             continue;
         }
         let stat = stat(pid).filter(|s| s.session == pid && !matches!(s.state, b'Z' | b'X' | b'x'));
+        let stat = stat.filter(|_| may_be_ours(pid));
         found.extend(stat.map(|s| Process { pid, start: s.start }));
     }
     found

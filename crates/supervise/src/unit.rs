@@ -10,7 +10,7 @@
 //! The program leads a session of its own, survives whoever started it, and carries two variables:
 //! [`UNIT_VARIABLE`] and [`START_VARIABLE`]. By the second a process is found again whose starter
 //! was killed before it could write down the process id, by the first one whose record is lost:
-//! a unit has no process only if none on the machine carries its name.
+//! a unit has no process only if none of its user and PID namespace carries its name.
 
 use crate::proc::{self, Signal};
 use crate::{Observed, SuperviseError, Supervisor, file};

@@ -241,6 +241,42 @@ fn runs(process: Process, program: &str) {
     }
 }
 
+/// The environment is whatever its author wrote: a pod's author may write a unit's name, and may be
+/// root in his container.
+#[test]
+fn a_process_of_another_user_or_pid_namespace_does_not_pass_for_the_program() {
+    let (scratch, unit) = Scratch::new("exec sleep 1000");
+    let other_user = ["setpriv", "--reuid", "65534", "--clear-groups", "setsid", "sleep", "1000"];
+    let elsewhere = ["unshare", "--pid", "--fork", "--kill-child", "setsid", "sleep", "1000"];
+    for argv in [&other_user, &elsewhere] {
+        let tool = std::process::Command::new(argv[0]).args(&argv[1..4]).arg("true").status();
+        if !tool.is_ok_and(|status| status.success()) {
+            eprintln!("{} may not be used here: only root can make such a process", argv[0]);
+            continue;
+        }
+        let child = std::process::Command::new(argv[0])
+            .args(&argv[1..])
+            .env("CLAVIGER_UNIT", unit.dir())
+            .spawn()
+            .unwrap();
+        let _child = Innocent(child);
+        let leads = |pid: &i32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.contains("(sleep)") && stat.split(' ').nth(5) == Some(&pid.to_string())
+        };
+        let mut stranger = None;
+        eventually("a stranger leads a session under the unit's name", || {
+            stranger = carriers(unit.dir()).into_iter().find(leads);
+            stranger.is_some()
+        });
+        let stranger = proc::alive(stranger.unwrap()).unwrap();
+        assert_eq!(scratch.unit().observe().unwrap().process, None, "{argv:?}");
+        unit.start(&[]).unwrap();
+        unit.kill().unwrap();
+        assert!(proc::is_alive(stranger), "{argv:?}");
+    }
+}
+
 #[test]
 fn a_kill_needs_no_directory() {
     let (_scratch, unit) = Scratch::new("exec sleep 1000");

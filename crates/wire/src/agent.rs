@@ -52,6 +52,9 @@ pub struct JoinRequest {
     pub agent: AgentName,
     /// PKCS#10 certificate request, PEM. Only its public key is used.
     pub csr: String,
+    /// The cluster that the node belongs to, if it joins again: a token of another one is refused.
+    #[serde(default)]
+    pub cluster: Option<ClusterId>,
 }
 
 /// Asks for a new certificate for the same node.

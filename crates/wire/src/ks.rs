@@ -251,6 +251,11 @@ pub struct OpenOperation {
     pub public_endpoint: bool,
     #[serde(default)]
     pub take_up: TakeUp,
+    /// Plaintext that a count found, with no change of machines to explain it, is to be read and
+    /// rewritten. Only with the root key that the cluster is under: whoever writes to etcd could
+    /// have planted it.
+    #[serde(default)]
+    pub accept_plaintext: bool,
 }
 
 /// The accepted operation; none when the cluster already is as asked.

@@ -114,9 +114,10 @@ impl Jobs {
     }
 
     async fn census(&self, state: &State, job: &Job) -> Result<Value, Undone> {
-        let census = Census::take(&self.node.etcd, &super::resources(), Keep::Counts, wall())
-            .await
-            .map_err(chain)?;
+        let census =
+            Census::take(&self.node.local.etcd(), &super::resources(), Keep::Counts, wall())
+                .await
+                .map_err(chain)?;
         self.keep(state, job, census.tally(&state.cluster.id, &state.cluster.ring)).await?;
         let used = state.cluster.ring.write().map(|kek| kek.root.root);
         let current = used
@@ -152,7 +153,8 @@ impl Jobs {
     }
 
     /// Has the cluster remember what a count found, where that disproves its proof or takes a disproof
-    /// back: then it rewrites what it can. While an operation is in progress that proves by itself.
+    /// back: then it rewrites what is under an older key, and says what else there is. While an
+    /// operation is in progress that proves by itself.
     async fn keep(&self, state: &State, job: &Job, tally: Tally) -> Result<(), Undone> {
         if !is_news(&state.cluster, &tally) {
             return Ok(());

@@ -37,8 +37,13 @@ const BUSY: Duration = Duration::from_millis(500);
 const IDLE: Duration = Duration::from_secs(2);
 /// How long a step may fail before the cluster says that it is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The cluster is told another reason after so long only: each is a line in the audit log.
+const TELLS_EACH: Duration = Duration::from_secs(60);
 /// Longest pause after a failure.
 const BACK_OFF_MAX: Duration = Duration::from_secs(15);
+/// How long steps may fail without a break before another agent is to try: the trouble may be this
+/// node's own.
+const GIVES_WAY: Duration = Duration::from_secs(180);
 
 /// Runs the loop whenever this agent holds `lease`, which another task keeps. Never returns.
 pub async fn run(node: Arc<Node>, lease: Lease) {
@@ -53,9 +58,9 @@ pub async fn run(node: Arc<Node>, lease: Lease) {
                     trouble.over(&mut steps, &state).await;
                     Duration::ZERO
                 }
-                Ok(Outcome::Waits(state, why)) => {
+                Ok(Outcome::Waits { state, why, counting }) => {
                     trouble.waits(&mut steps, &state, &why).await;
-                    BUSY
+                    pause_for(&why, counting)
                 }
                 Ok(Outcome::Rests) => {
                     trouble.none(&node);
@@ -70,7 +75,14 @@ pub async fn run(node: Arc<Node>, lease: Lease) {
                     lease.give_way();
                     BUSY
                 }
-                Err(error) => trouble.met(&mut steps, &error).await,
+                Err(error) => {
+                    let pause = trouble.met(&mut steps, &error).await;
+                    if trouble.gives_way(Instant::now(), others(&node)) {
+                        tracing::warn!("steps fail all the time here; another agent is to try");
+                        lease.give_way();
+                    }
+                    pause
+                }
             }
         } else {
             trouble.none(&node);
@@ -93,7 +105,12 @@ enum Outcome {
     /// A step was done and committed.
     Moved(Box<State>),
     /// Somebody else must move first.
-    Waits(Box<State>, Why),
+    Waits {
+        state: Box<State>,
+        why: Why,
+        /// How long it took to count etcd, where the answer needed that.
+        counting: Duration,
+    },
     /// Nothing to do.
     Rests,
     /// The server and this node do not agree, and only an operator can mend it.
@@ -123,10 +140,12 @@ async fn look(node: &Node, steps: &mut Steps, jobs: &mut jobs::Jobs) -> Result<O
         };
     }
     jobs.look(&state).await;
-    let mut tally = None;
+    let (mut tally, mut counting) = (None, Duration::ZERO);
     let mut step = next(&state, None);
     if step == Step::Wait(Why::NoTally) {
+        let begun = Instant::now();
         let census = count(node).await?;
+        counting = begun.elapsed();
         tally = Some(census.tally(&state.cluster.id, &state.cluster.ring));
         step = next(&state, tally.as_ref());
         if let Step::Rewrite { left } = step {
@@ -138,13 +157,27 @@ async fn look(node: &Node, steps: &mut Steps, jobs: &mut jobs::Jobs) -> Result<O
     match step {
         Step::Rest => Ok(Outcome::Rests),
         Step::Wait(Why::Ahead(_)) => Ok(Outcome::GivesWay),
-        Step::Wait(why) => Ok(Outcome::Waits(Box::new(state), why)),
+        Step::Wait(why) => Ok(Outcome::Waits { state: Box::new(state), why, counting }),
         step => {
             tracing::info!(?step, "next");
             let state = steps.take(state, step, tally).await?;
             Ok(Outcome::Moved(Box::new(state)))
         }
     }
+}
+
+/// The pause before the next look at what is waited for. A count reads every record, so it takes a
+/// tenth of the time at most; and what only an operator can mend takes its time.
+fn pause_for(why: &Why, counting: Duration) -> Duration {
+    if matches!(why, Why::Unknown(_) | Why::Plaintext(_)) {
+        return BACK_OFF_MAX;
+    }
+    (counting * 9).clamp(BUSY, BACK_OFF_MAX)
+}
+
+/// Whether the cluster has other agents.
+fn others(node: &Node) -> bool {
+    node.cluster_truth().is_some_and(|cluster| cluster.servers.len() > 1)
 }
 
 fn apart(node: &Node, why: String) -> Outcome {
@@ -171,15 +204,17 @@ pub(crate) fn resources() -> [Resource; 1] {
 
 /// Counts etcd, every key remembered.
 async fn count(node: &Node) -> Result<Census, StepError> {
-    Ok(Census::take(&node.etcd, &resources(), Keep::Keys, wall()).await?)
+    Ok(Census::take(&node.local.etcd(), &resources(), Keep::Keys, wall()).await?)
 }
 
 /// Trouble in a row, and whether the cluster was told.
 #[derive(Default)]
 struct Trouble {
     since: Option<Instant>,
+    /// When the first of the steps failed that have failed without a break since.
+    failing: Option<Instant>,
     times: u32,
-    said: Option<String>,
+    said: Option<(String, Instant)>,
 }
 
 impl Trouble {
@@ -197,12 +232,27 @@ impl Trouble {
         }
     }
 
+    /// Whether steps have failed for so long that another agent is to try, where there are `others`.
+    /// If so, this agent begins anew when the lease comes back to it.
+    fn gives_way(&mut self, now: Instant, others: bool) -> bool {
+        let failing = self.failing.is_some_and(|since| now - since >= GIVES_WAY);
+        if failing && others {
+            self.failing = None;
+        }
+        failing && others
+    }
+
     /// Nothing failed, but nothing moves. Only what no agent can mend counts as stuck.
     async fn waits(&mut self, steps: &mut Steps, state: &State, why: &Why) {
         tracing::debug!(%why, "waiting");
+        self.failing = None;
         let operators = matches!(
             why,
-            Why::Unknown(_) | Why::PreflightFailed(..) | Why::Root(..) | Why::Unattended(_)
+            Why::Unknown(_)
+                | Why::Plaintext(_)
+                | Why::PreflightFailed(..)
+                | Why::Root(..)
+                | Why::Unattended(_)
         );
         // At rest the server says by itself what is waited for.
         if !operators || state.cluster.operation.is_none() {
@@ -222,6 +272,7 @@ impl Trouble {
             self.times += 1;
             return if self.times < 20 { Duration::from_millis(50) } else { BUSY };
         }
+        self.failing.get_or_insert_with(Instant::now);
         let text = with_causes(error);
         tracing::warn!(error = %text, "a step failed and will be tried again");
         self.tell(steps, text).await;
@@ -232,7 +283,9 @@ impl Trouble {
 
     async fn tell(&mut self, steps: &mut Steps, reason: String) {
         let since = *self.since.get_or_insert_with(Instant::now);
-        if since.elapsed() < PATIENCE || self.said.as_ref() == Some(&reason) {
+        // A reason that names another Secret at each pass is not told at each pass.
+        let told = |(said, at): &(String, Instant)| *said == reason || at.elapsed() < TELLS_EACH;
+        if since.elapsed() < PATIENCE || self.said.as_ref().is_some_and(told) {
             return;
         }
         let Some(latest) = steps.node().latest() else { return };
@@ -241,12 +294,46 @@ impl Trouble {
             return;
         }
         let stuck = Commit::Stuck { reason: Some(reason.clone()) };
-        if steps.commit(&latest.state, stuck).await.is_ok() {
-            self.said = Some(reason);
+        // An answer that this node cannot keep was given all the same.
+        if matches!(steps.commit(&latest.state, stuck).await, Ok(_) | Err(StepError::File(_))) {
+            self.said = Some((reason, Instant::now()));
         }
     }
 }
 
 fn is_stuck(cluster: &Cluster) -> bool {
     cluster.operation.as_ref().is_some_and(|op| op.stuck.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_behind_a_count_is_as_long_as_the_count_is_dear() {
+        let ms = Duration::from_millis;
+        let agent = || "n1".parse().unwrap();
+        for (why, counting, pause) in [
+            (Why::NoCanary(agent()), ms(0), BUSY),
+            (Why::NoCanary(agent()), ms(20), BUSY),
+            (Why::NoCanary(agent()), ms(1_000), ms(9_000)),
+            (Why::NoCanary(agent()), ms(60_000), BACK_OFF_MAX),
+            (Why::Unknown(1), ms(1), BACK_OFF_MAX),
+            (Why::Plaintext(1), ms(1), BACK_OFF_MAX),
+        ] {
+            assert_eq!(pause_for(&why, counting), pause, "{why} {counting:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_whose_steps_fail_all_the_time_lets_another_try() {
+        let start = Instant::now();
+        let failing = |since| Trouble { failing: since, ..Trouble::default() };
+        assert!(!failing(None).gives_way(start + GIVES_WAY, true));
+        assert!(!failing(Some(start)).gives_way(start + GIVES_WAY, false), "nobody else is there");
+        let mut trouble = failing(Some(start));
+        assert!(!trouble.gives_way(start + GIVES_WAY - Duration::from_secs(1), true));
+        assert!(trouble.gives_way(start + GIVES_WAY, true));
+        assert!(!trouble.gives_way(start + GIVES_WAY * 2, true), "it begins anew");
+    }
 }

@@ -10,6 +10,7 @@ use crate::contact::wall;
 use crate::file::FileError;
 use crate::node::Node;
 use crate::run::with_causes;
+use crate::scrub::ScrubError;
 use claviger_client::Error as ClientError;
 use claviger_crypto::digest::equal;
 use claviger_crypto::kek::wrap_aad;
@@ -92,10 +93,9 @@ impl StepError {
     pub fn is_stale(&self) -> bool {
         match self {
             StepError::LeaseOver => true,
-            StepError::Server(e) => matches!(
-                e.reason(),
-                Some(code::STALE_REVISION | code::STALE_FENCING | code::REFUSED)
-            ),
+            StepError::Server(e) => {
+                matches!(e.reason(), Some(code::STALE_REVISION | code::STALE_FENCING))
+            }
             _ => false,
         }
     }
@@ -109,12 +109,14 @@ pub struct Steps {
     left: Option<(OperationId, u64)>,
     /// The revision at which this process compacted last, every member defragmented since.
     compacted: Option<i64>,
+    /// The enablement that ends without a scrub: one failed in the middle of its work.
+    unscrubbed: Option<OperationId>,
 }
 
 impl Steps {
     /// For `node`, under `lease`.
     pub fn new(node: Arc<Node>, lease: Lease) -> Self {
-        Self { node, lease, left: None, compacted: None }
+        Self { node, lease, left: None, compacted: None, unscrubbed: None }
     }
 
     /// The node.
@@ -237,12 +239,9 @@ impl Steps {
     ) -> Result<State, StepError> {
         // Once: what comes after it may have to wait for room on the disk.
         if self.compacted != Some(revision) {
-            match self.node.etcd.compact(revision, true).await {
-                // Somebody compacted further than we would.
-                Ok(()) | Err(EtcdError::Compacted(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-            self.node.etcd.defragment_all().await?;
+            let etcd = self.node.local.etcd();
+            etcd.compact(revision, true).await?;
+            etcd.defragment_all().await?;
             self.compacted = Some(revision);
         }
         if self.node.config.etcd.scrub_after_enable {
@@ -254,9 +253,14 @@ impl Steps {
         self.commit(&state, Commit::Residue { residue: found.residue(live, wall()) }).await
     }
 
-    /// Clears etcd's files, where this node can. Where it never could, the enablement ends all the
-    /// same: what is left in the files is counted and told.
-    async fn scrub(&self, state: &State) -> Result<(), StepError> {
+    /// Clears etcd's files, where this node can. Where it never could, or failed once with everything
+    /// stopped for it, the enablement ends all the same: what is left in the files is counted and
+    /// told. Another try would be another outage.
+    async fn scrub(&mut self, state: &State) -> Result<(), StepError> {
+        let operation = state.cluster.operation.as_ref().map(|op| op.id);
+        if operation.is_some() && self.unscrubbed == operation {
+            return Ok(());
+        }
         let scrub = match jobs::scrub_here(&self.node, &state.cluster) {
             Ok(scrub) => scrub,
             Err(why) => {
@@ -264,14 +268,20 @@ impl Steps {
                 return Ok(());
             }
         };
-        match scrub.run(&|text| tracing::info!("scrub: {text}")).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.never() => {
-                tracing::warn!(%error, "etcd's files are not cleared after the enablement");
-                Ok(())
-            }
-            Err(error) => Err(StepError::Scrub(with_causes(&error))),
+        let ready = scrub.check().await;
+        let checked = ready.is_ok();
+        let done = match ready {
+            Ok(()) => scrub.run(&|text| tracing::info!("scrub: {text}")).await.map(|_| ()),
+            Err(error) => Err(error),
+        };
+        let Err(error) = done else { return Ok(()) };
+        let why = with_causes(&error);
+        if !goes_on(&error, checked, scrub.lacks_room()) {
+            return Err(StepError::Scrub(why));
         }
+        tracing::warn!(%why, "etcd's files are not cleared after the enablement");
+        self.unscrubbed = operation;
+        Ok(())
     }
 
     /// Stores every stale record of `census` again, and tells the cluster how far it is.
@@ -279,7 +289,9 @@ impl Steps {
         let resources = super::resources();
         let (id, ring) = (&state.cluster.id, &state.cluster.ring);
         // Oldest first: what has waited longest is under the key that has been replaced longest.
-        let mut due: Vec<_> = census.stale(id, ring, &resources).collect();
+        let reads_plaintext = state.cluster.reads_plaintext();
+        let due = census.stale(id, ring, &resources);
+        let mut due: Vec<_> = due.filter(|one| reads_plaintext || !one.plaintext).collect();
         due.sort_unstable_by_key(|record| record.mod_revision);
         let mut stale = Vec::with_capacity(due.len());
         let mut nameless = Vec::new();
@@ -300,7 +312,7 @@ impl Steps {
         let mut told = Told::new(total - (stale.len() as u64).min(total), total);
         let mut state = self.tell(state, told.so_far(0)).await?;
         let mut last = Instant::now();
-        let mut pass = rewrite::Pass::begin(self.node.kube.clone(), stale, rewrite::WORKERS);
+        let mut pass = rewrite::Pass::begin(self.node.local.kube(), stale, rewrite::WORKERS);
         while pass.more().await {
             if !self.lease.held() {
                 return Err(StepError::LeaseOver);
@@ -332,12 +344,41 @@ impl Steps {
             return Err(StepError::Refused(nameless));
         }
         if no_effect {
-            return Err(StepError::NoEffect { left, url: self.node.kube.url().to_owned() });
+            return Err(StepError::NoEffect { left, url: self.node.local.kube().url().to_owned() });
         }
         Ok(state)
     }
 
     async fn tell(&self, state: State, rewrite: Rewrite) -> Result<State, StepError> {
         self.commit(&state, Commit::Rewriting { rewrite }).await
+    }
+}
+
+/// Whether an enablement goes on without the scrub that failed so: it never can be done, or it had
+/// been `checked` before, so that the failure came with everything stopped. Without room it is tried
+/// again, since the next check sees that before anything is stopped.
+fn goes_on(error: &ScrubError, checked: bool, lacks_room: bool) -> bool {
+    error.never() || (checked && !error.waits() && !lacks_room)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrub_that_failed_with_everything_stopped_is_not_tried_again() {
+        let strange = || ScrubError::StrangeWriter { taken: 1, newer: 2 };
+        let unfit = ScrubError::Etcdutl { path: "/x".into(), why: "is none".into() };
+        for (name, error, checked, lacks_room, expected) in [
+            ("the tool is missing", unfit, false, false, true),
+            ("several members", ScrubError::NotSingle(3), false, false, true),
+            ("etcd is away", EtcdError::Nonsense("no endpoint").into(), false, false, false),
+            ("a strange writer", strange(), true, false, true),
+            ("the tool failed", ScrubError::Restore("no".into()), true, false, true),
+            ("another agent scrubs", ScrubError::Busy, true, false, false),
+            ("the disk filled up", strange(), true, true, false),
+        ] {
+            assert_eq!(goes_on(&error, checked, lacks_room), expected, "{name}");
+        }
     }
 }

@@ -61,7 +61,7 @@ pub async fn prove(
     if cluster.ring.write().is_none() {
         return Err(VerifyError::NotEnabled);
     }
-    let census = Census::take(&node.etcd, &super::resources(), Keep::Counts, now).await?;
+    let census = Census::take(&node.local.etcd(), &super::resources(), Keep::Counts, now).await?;
     let tally = census.tally(&cluster.id, &cluster.ring);
     if tally.rewritable() + tally.unknown > 0 {
         return Err(VerifyError::FallsShort(tally));
@@ -92,7 +92,7 @@ async fn open_sample(node: &Arc<Node>, id: &ClusterId, tally: &Tally) -> Result<
     let stride = (tally.total / SAMPLE).max(1);
     let (mut at, mut sampled) = (0u64, 0u64);
     for resource in super::resources() {
-        let mut pages = node.etcd.range(resource.prefix().as_bytes(), tally.revision);
+        let mut pages = node.local.etcd().range(resource.prefix().as_bytes(), tally.revision);
         while let Some(page) = pages.next().await? {
             for kv in page {
                 at += 1;

@@ -90,6 +90,8 @@ pub enum Commit {
         /// What was found.
         tally: Tally,
     },
+    /// An operator said that plaintext which nothing explains is to be read, and rewritten.
+    PlaintextAccepted,
     /// etcd's files were searched for plaintext.
     Residue {
         /// What was found.
@@ -178,7 +180,7 @@ pub enum Refusal {
 /// Applies `commit` to `cluster`. On success its revision has risen by one; on refusal it is
 /// unchanged. Keeps these, whatever the order of calls: at most one KEK has the role Write;
 /// serials rise and are never reused; a KEK is Staged before it is Write; a stage falls
-/// only from `[kms]` to `[kms, identity]`, with the proof that it rested on;
+/// only from `[kms]` to `[kms, identity]`, when a machine joins or leaves or by an operator's word;
 /// a root key that sealed is never asked for a second time, and gone back to only while records
 /// may be under it; no KEK is removed once it has sealed. [`Commit::Recovered`] takes over a truth
 /// for which they held.
@@ -347,10 +349,15 @@ fn change(cluster: &mut Cluster, commit: &Commit, now: UnixMs) -> Result<(), Ref
             if cluster.operation.is_some() || cluster.ring.write().is_none() {
                 return Err(Refusal::OutOfOrder("counted where nothing is proven yet"));
             }
+            // It says what is there and lets nobody read it: whoever can write to etcd could plant
+            // a Secret so.
             cluster.disproof = Some(*tally).filter(|t| t.rewritable() + t.unknown > 0);
-            if tally.rewritable() > 0 {
-                void_proof(cluster);
+        }
+        Commit::PlaintextAccepted => {
+            if cluster.reads_plaintext() {
+                return Err(Refusal::OutOfOrder("plaintext is read already"));
             }
+            void_proof(cluster);
         }
         Commit::Compacted { revision } => {
             let op = operation(cluster)?;
@@ -532,9 +539,9 @@ fn first_stage(cluster: &Cluster) -> Stage {
 }
 
 /// A proof did not know of the requests of an API server that came since, nor of the last ones of
-/// an API server that was silent and is gone; and a newer count may disprove it. Either may have written plaintext, which an API server
-/// at `[kms]` can neither read nor rewrite. So all read plaintext again, and write none, until etcd
-/// was counted anew.
+/// an API server that was silent and is gone. Either may have written plaintext, which an API server
+/// at `[kms]` can neither read nor rewrite; an operator may know of other plaintext. So all read it
+/// again, and write none, until etcd was counted anew.
 fn void_proof(cluster: &mut Cluster) {
     for target in cluster.servers.values_mut() {
         target.stage = target.stage.min(Stage::WriteFirst);

@@ -123,6 +123,19 @@ impl Cluster {
     pub fn is_proven(&self) -> bool {
         self.verified.is_some() && self.disproof.is_none_or(|tally| tally.plaintext == 0)
     }
+
+    /// Whether every API server is to read plaintext. While one is not, plaintext has nothing that
+    /// explains it: none was left when the first of them was told so.
+    pub fn reads_plaintext(&self) -> bool {
+        self.servers.values().all(|target| target.stage < Stage::Only)
+    }
+
+    /// How many records in plaintext a count found that nothing explains; 0 if none. Nobody reads
+    /// them before an operator has said so ([`commit::Commit::PlaintextAccepted`]).
+    pub fn unexplained(&self) -> u64 {
+        let found = self.disproof.map_or(0, |tally| tally.plaintext);
+        if self.reads_plaintext() { 0 } else { found }
+    }
 }
 
 /// How many finished operations a cluster remembers.
@@ -324,7 +337,8 @@ pub struct Observation {
     /// minute: longer than a restart takes. None while the node is fenced.
     #[serde(default)]
     pub down: Option<String>,
-    /// What else keeps the agent from its work, in words for an operator; at most four texts.
+    /// What else keeps the agent from its work, in words for an operator: a text for each part in
+    /// trouble.
     #[serde(default)]
     pub troubles: Vec<String>,
 }
@@ -445,6 +459,14 @@ pub struct Seen {
     pub observation: Observation,
     /// When the server received it, by the server's clock.
     pub at: UnixMs,
+}
+
+impl Seen {
+    /// Whether it counts at `now`. One of the future was received before the server's clock was set
+    /// back, and whoever lives speaks again.
+    pub fn is_fresh(&self, now: UnixMs) -> bool {
+        now.apart(self.at) < FRESH_MS
+    }
 }
 
 /// Records of the encrypted resources, counted from etcd's bytes at one revision.

@@ -13,8 +13,8 @@
 
 use super::ring::{Kek, Role};
 use super::{
-    Access, Cluster, FRESH_MS, Operation, OperationKind, REQUEST_TIMEOUT_MS, RootStatus, Seen,
-    Stage, TakeUp, Tally, Target,
+    Access, Cluster, Operation, OperationKind, REQUEST_TIMEOUT_MS, RootStatus, Seen, Stage, TakeUp,
+    Tally, Target,
 };
 use crate::id::{AgentName, OperationId, Serial, UnixMs};
 use crate::key::{KeyState, RootKey};
@@ -81,7 +81,8 @@ pub enum Step {
         /// Which.
         serial: Serial,
     },
-    /// Store every record again that is not under the write KEK.
+    /// Store every record again that is not under the write KEK; plaintext only where it is read
+    /// ([`Cluster::reads_plaintext`]).
     Rewrite {
         /// How many are left.
         left: u64,
@@ -137,6 +138,8 @@ pub enum Why {
     },
     /// Records that nobody can decode, or whose key is lost; they are left byte for byte.
     Unknown(u64),
+    /// Records in plaintext that nothing explains; they are not read before an operator's word.
+    Plaintext(u64),
     /// The API server must be down, since its caches hold what was read under a root key that
     /// the cluster is to go on without.
     NotFenced(AgentName),
@@ -173,6 +176,10 @@ impl fmt::Display for Why {
             Why::Unknown(n) => {
                 write!(f, "{n} records cannot be read; `census` names them; nothing touches them")
             }
+            Why::Plaintext(n) => write!(
+                f,
+                "{n} records are plaintext, with no change of machines to explain them: whoever writes to etcd could plant Secrets so, and nobody reads or rewrites them; `census` names them: delete them from etcd or, if they are yours, `ks kms enable --accept-plaintext` with the same key"
+            ),
             Why::NotFenced(a) => write!(f, "agent {a} has not yet fenced its API server"),
             Why::Root(root, state) => write!(f, "root key {} is {state}", root.key),
             Why::Ahead(a) => {
@@ -287,14 +294,18 @@ pub fn plan(facts: &Facts<'_>) -> Step {
         }
     }
     let Some(tally) = facts.tally else { return Step::Wait(Why::NoTally) };
+    let plaintext = if facts.cluster.reads_plaintext() { tally.plaintext } else { 0 };
     // Whoever rewrites reads first, and a stage that fell takes a poll to be taken up.
-    if tally.plaintext > 0
+    if plaintext > 0
         && let Some(agent) = reads_no_plaintext(facts)
     {
         return Step::Wait(Why::NotTaken(agent, Stage::WriteFirst));
     }
-    if tally.stale + tally.plaintext > 0 {
-        return Step::Rewrite { left: tally.stale + tally.plaintext };
+    if tally.stale + plaintext > 0 {
+        return Step::Rewrite { left: tally.stale + plaintext };
+    }
+    if tally.plaintext > 0 {
+        return Step::Wait(Why::Plaintext(tally.plaintext));
     }
     if tally.unknown > 0 {
         return Step::Wait(Why::Unknown(tally.unknown));
@@ -344,12 +355,12 @@ fn idle(facts: &Facts<'_>) -> Step {
 }
 
 /// Brings the API servers of a cluster at rest to where nobody reads plaintext, after one has joined
-/// or left, or a count has disproved the proof: plaintext, or records under an older key, take a whole
-/// rewrite.
+/// or left, or an operator has said that plaintext is to be read: that, or records under an older key,
+/// take a whole rewrite.
 fn newcomers(facts: &Facts<'_>, serial: Serial, target: RootKey) -> Step {
     let behind = || facts.cluster.servers.iter().filter(|(_, t)| t.stage < Stage::Only);
     for (agent, has) in behind() {
-        let Some(seen) = facts.seen.get(agent).filter(|s| facts.now.since(s.at) < FRESH_MS) else {
+        let Some(seen) = facts.seen.get(agent).filter(|s| s.is_fresh(facts.now)) else {
             return Step::Wait(Why::Silent(agent.clone()));
         };
         let o = &seen.observation;
@@ -367,7 +378,11 @@ fn newcomers(facts: &Facts<'_>, serial: Serial, target: RootKey) -> Step {
         }
     }
     // One at a time: each is the last that could read what a count has missed.
-    let Some((agent, _)) = behind().next() else { return Step::Rest };
+    let Some((agent, _)) = behind().next() else {
+        // To rewrite what is under an older key, nobody needs to read plaintext.
+        let stale = facts.cluster.disproof.is_some_and(|tally| tally.stale > 0);
+        return if stale { Step::Open { target } } else { Step::Rest };
+    };
     let since = behind().map(|(_, has)| facts.now.since(has.since)).min().unwrap_or_default();
     if since < REQUEST_TIMEOUT_MS {
         return Step::Wait(Why::Requests { left_ms: REQUEST_TIMEOUT_MS - since });
@@ -470,7 +485,7 @@ fn everybody_speaks(facts: &Facts<'_>) -> Option<Why> {
         return Some(Why::NoServer);
     }
     facts.cluster.servers.keys().find_map(|agent| {
-        let fresh = facts.seen.get(agent).is_some_and(|s| facts.now.since(s.at) < FRESH_MS);
+        let fresh = facts.seen.get(agent).is_some_and(|s| s.is_fresh(facts.now));
         (!fresh).then(|| Why::Silent(agent.clone()))
     })
 }

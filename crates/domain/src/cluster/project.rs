@@ -1,7 +1,7 @@
 //! The cluster's state in the words of the public API: four fields and a text.
 
 use super::plan::{must_fence, unattended};
-use super::{Access, Cluster, FRESH_MS, RootStatus, Seen};
+use super::{Access, Cluster, RootStatus, Seen, Stage};
 use crate::id::{AgentName, UnixMs};
 use crate::key::KeyState;
 use std::collections::BTreeMap;
@@ -23,6 +23,10 @@ pub struct Projection {
 
 /// The text while an operation changes the control plane.
 pub const IN_PROGRESS: &str = "Key management service feature enablement in progress.";
+
+/// The text while what was proven is to be proven anew, since a machine has joined or left.
+pub const TO_BE_PROVEN: &str =
+    "API servers have joined or left since the proof; etcd is to be counted again.";
 
 /// The text while the key server lacks keys that nodes hold.
 pub const FORGOTTEN: &str = "The key server has forgotten keys that the nodes hold. Restore a newer backup of it; restart no agent before that, or its Secrets are lost.";
@@ -93,8 +97,7 @@ pub fn project(
             return Projection { master_state: "updating", enabled: false, ..calm(IN_PROGRESS) };
         }
     }
-    let silent =
-        cluster.servers.keys().find(|a| seen.get(*a).is_none_or(|s| now.since(s.at) >= FRESH_MS));
+    let silent = cluster.servers.keys().find(|a| seen.get(*a).is_none_or(|s| !s.is_fresh(now)));
     if let Some(agent) = silent
         && !cluster.ring.keks.is_empty()
     {
@@ -113,12 +116,21 @@ pub fn project(
         };
     }
     if let Some(tally) = &cluster.disproof {
-        let then = if tally.rewritable() > 0 {
+        let then = if cluster.unexplained() > 0 {
+            "No change of machines explains the plaintext, and nobody reads it: see `claviger census` and `claviger ks kms status`."
+        } else if tally.rewritable() > 0 {
             "They are to be rewritten."
         } else {
             "`claviger census` names them; nothing touches them."
         };
         return Projection { state: "warning", ..calm(&format!("A count found: {tally}. {then}")) };
+    }
+    // A machine joined or left since, or an operator let plaintext be read.
+    if cluster.operation.is_none()
+        && cluster.verified.is_some()
+        && cluster.servers.values().any(|target| target.stage < Stage::Only)
+    {
+        return Projection { state: "warning", ..calm(TO_BE_PROVEN) };
     }
     let trouble =
         cluster.servers.keys().find_map(|a| said(a)?.troubles.first().map(|trouble| (a, trouble)));

@@ -74,6 +74,10 @@ impl Random {
                 0..=1 => Op::Join(r),
                 2 => Op::Leave,
                 3 => Op::Reinstall(i, r),
+                4..=6 => Op::Plant(r),
+                7..=9 => Op::Count,
+                10 => Op::Accept,
+                11 => Op::SetBack,
                 _ => Op::Tick,
             },
         }
@@ -270,7 +274,7 @@ fn shape(world: &World) -> u64 {
         })
         .collect();
     let plan = w.plan.as_ref().map(|p| (p.revision, p.step.clone()));
-    let etcd = w.etcd;
+    let etcd = (w.etcd, w.planted, w.cluster.disproof.map(|t| (t.stale, t.plaintext, t.unknown)));
     format!("{stages:?}{op:?}{roles:?}{roots:?}{nodes:?}{seen:?}{plan:?}{etcd:?}")
         .hash(&mut hasher);
     hasher.finish()
@@ -280,6 +284,7 @@ fn events(world: &World) -> Vec<Op> {
     let n = world.nodes.len() as u8;
     let mut ops = vec![Op::Look, Op::Act, Op::LongTick, Op::Join(1), Op::Rotate];
     ops.extend([Op::Cancel, Op::Leave, Op::Reinstall(0, 1)]);
+    ops.extend([Op::Plant(1), Op::Count, Op::Accept]);
     if n == 1 {
         ops.extend([Op::Disable, Op::EnableRoots]);
     }

@@ -92,6 +92,8 @@ pub struct World {
     pub finishes: u32,
     /// A machine was reinstalled, so that there is plaintext which nobody was told of.
     pub reinstalled: bool,
+    /// Records that somebody has planted in plaintext, past every API server.
+    pub planted: [bool; RECORDS],
 }
 
 /// What can happen. `u8` picks a node or a record, modulo their number.
@@ -129,6 +131,14 @@ pub enum Op {
     Cancel,
     /// The target is gone for good.
     Destroy,
+    /// Somebody who writes to etcd plants a record.
+    Plant(u8),
+    /// An operator has the records counted.
+    Count,
+    /// An operator lets plaintext be read that nothing explains, once he was told of it.
+    Accept,
+    /// The server's clock is set back.
+    SetBack,
 }
 
 fn uuid(n: u128) -> Uuid {
@@ -182,6 +192,7 @@ impl World {
             counter: 100,
             finishes: 0,
             reinstalled: false,
+            planted: [false; RECORDS],
         }
     }
 
@@ -297,6 +308,8 @@ impl World {
                     self.reinstalled = true;
                     self.store(r, Stored::Plain);
                     let agent = self.nodes[i].name.clone();
+                    // Nothing that was said under its name counts any more.
+                    self.seen.remove(&agent);
                     assert!(self.commit(Commit::Joined { agent }));
                 }
             }
@@ -309,6 +322,32 @@ impl World {
                 }
             }
             Op::Cancel => self.cancel(),
+            Op::Plant(r) => {
+                let r = usize::from(r) % RECORDS;
+                let readable = !matches!(self.etcd[r], Stored::Under(s) if self.lost(s));
+                if !self.cluster.reads_plaintext() && readable && !self.planted[r] {
+                    self.store(r, Stored::Plain);
+                    self.planted[r] = true;
+                }
+            }
+            Op::Count => {
+                let (job, tally) = (JobId(uuid(1)), self.tally());
+                self.commit(Commit::Counted { job, tally });
+            }
+            Op::Accept => {
+                let waits = plan(&self.facts(Some(&self.tally())));
+                let told = self.cluster.unexplained() > 0;
+                if told || matches!(waits, Step::Wait(Why::Plaintext(_))) {
+                    assert!(self.commit(Commit::PlaintextAccepted));
+                }
+            }
+            Op::SetBack => {
+                self.now -= 200_000;
+                // Requests know nothing of that clock.
+                for api in self.nodes.iter_mut().filter_map(|n| n.api.as_mut()) {
+                    api.ghost = api.ghost.map(|until| until - 200_000);
+                }
+            }
             Op::Join(n) => {
                 if self.nodes.len() < 3 {
                     // A node of which the API server does not run yet.
@@ -562,6 +601,10 @@ impl World {
         if stored == Stored::Plain {
             self.history.push(self.revision);
         }
+        if self.planted[record] {
+            assert!(self.cluster.reads_plaintext(), "I8: a planted record is rewritten");
+            self.planted[record] = false;
+        }
         self.etcd[record] = stored;
     }
 
@@ -574,11 +617,14 @@ impl World {
             (true, None) => return,
             (false, _) => Stored::Plain,
         };
-        // What cannot be read cannot be changed.
+        // What cannot be read cannot be changed; what was planted nobody knows of.
         let r = usize::from(r) % RECORDS;
         if let Stored::Under(s) = self.etcd[r]
             && self.lost(s)
         {
+            return;
+        }
+        if self.planted[r] {
             return;
         }
         self.store(r, stored);
@@ -745,8 +791,9 @@ impl World {
                 continue;
             }
             let Some(api) = self.nodes.iter().find_map(|n| n.api.as_ref()) else { return };
-            // What it cannot read it cannot patch.
-            if self.etcd[r] == Stored::Plain && api.loaded == Stage::Only {
+            // What it cannot read it cannot patch, and what is not to be read is left alone.
+            let reads = api.loaded < Stage::Only && self.cluster.reads_plaintext();
+            if self.etcd[r] == Stored::Plain && !reads {
                 continue;
             }
             // A record that is not as this API server would write it is written.
@@ -767,6 +814,7 @@ impl World {
         assert!(writes <= 1, "I5: {writes} KEKs seal");
         let mut serials: Vec<_> = self.cluster.ring.keks.iter().map(|k| k.serial).collect();
         let before = serials.len();
+        serials.sort_unstable();
         serials.dedup();
         assert_eq!(serials.len(), before, "I4: serials repeat");
         for node in &self.nodes {
@@ -777,6 +825,7 @@ impl World {
             let told = self.cluster.servers[&node.name].stage;
             for (r, record) in self.etcd.iter().enumerate() {
                 let readable = match record {
+                    Stored::Plain if self.planted[r] => true,
                     Stored::Plain if self.reinstalled => api.loaded.min(told) < Stage::Only,
                     Stored::Plain => api.loaded < Stage::Only,
                     Stored::Under(s) if self.lost(*s) => true,
@@ -811,7 +860,8 @@ impl World {
             assert!(may, "a live record is under {serial}, which is {role:?}");
         }
         if self.cluster.servers.values().any(|t| t.stage == Stage::Only) {
-            assert!(!self.etcd.contains(&Stored::Plain), "[kms] while plaintext is there");
+            let ours = |r: usize| self.etcd[r] == Stored::Plain && !self.planted[r];
+            assert!(!(0..RECORDS).any(ours), "[kms] while plaintext is there");
             for node in &self.nodes {
                 let Some(api) = &node.api else { continue };
                 assert!(
@@ -879,6 +929,7 @@ impl World {
                 return;
             }
             self.step(Op::EnableRoots);
+            self.step(Op::Accept);
             for op in self.round() {
                 self.step(op);
                 self.check();

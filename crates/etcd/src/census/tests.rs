@@ -75,8 +75,8 @@ fn records_are_told_apart_by_the_ring() {
     assert_eq!(secrets.forged.records, 3);
     assert_eq!(secrets.forged.examples[0], "/registry/secrets/ns/3");
     let resources = [Resource::secrets()];
-    let due: Vec<_> = c.stale(&cluster, &ring, &resources).map(|s| s.mod_revision).collect();
-    assert_eq!(due, [1, 2]);
+    let due = c.stale(&cluster, &ring, &resources).map(|s| (s.mod_revision, s.plaintext));
+    assert_eq!(due.collect::<Vec<_>>(), [(1, false), (2, true)]);
     // Another cluster's records are not ours, whatever they carry.
     assert_eq!(c.tally(&ClusterId::random(), &ring).current, 0);
 }

@@ -4,7 +4,9 @@ use super::commits::{self, audit_name};
 use super::fault::Fault;
 use super::joining::{self, admitted};
 use super::lease;
-use super::limits::{COMMIT_MAX, JOIN_MAX, OBSERVATION_MAX, OBSERVATION_REFRESH_MS, REPORT_MAX};
+use super::limits::{
+    COMMIT_MAX, JOIN_MAX, OBSERVATION_MAX, OBSERVATION_REFRESH_MS, REPORT_MAX, WORD_MAX,
+};
 use super::node_ca::Proven;
 use super::request::{Doing, json, recorded};
 use super::state::{Whole, keep_status, row_of, settle_restore, state_of};
@@ -56,7 +58,7 @@ pub async fn join(
     request: Request,
 ) -> Result<Json<Certificate>, Fault> {
     let asked: wire::JoinRequest = json(request, JOIN_MAX).await?;
-    let (agent, token) = (asked.agent, Zeroizing::new(asked.token));
+    let (agent, token, of) = (asked.agent, Zeroizing::new(asked.token), asked.cluster);
     let doing = Doing {
         who: "-".into(),
         credential: Credential::Token,
@@ -67,7 +69,7 @@ pub async fn join(
     let issued = recorded(&app, doing, move |app, doing, now| {
         let key = Proven::read(&asked.csr)?;
         app.store.tx("join", |tx| {
-            let issued = joining::join(app, tx, &token, &agent, &key, now)?;
+            let issued = joining::join(app, tx, &token, &agent, of.as_ref(), &key, now)?;
             let crn = app.account.cluster_crn(&issued.certificate.cluster);
             let who = format!("crn-{crn} agent {agent}");
             audit::add(tx, &Doing { who, target: crn, ..doing.clone() }.done(now))?;
@@ -130,7 +132,7 @@ pub async fn observation(
                 admitted(tx, &node, now)?;
                 let last = clusters::seen_of(tx, &node.cluster, &node.agent)?;
                 Ok::<_, Fault>(last.is_some_and(|last| {
-                    last.observation == said && now.since(last.at) < OBSERVATION_REFRESH_MS
+                    last.observation == said && now.apart(last.at) < OBSERVATION_REFRESH_MS
                 }))
             })
         };
@@ -156,7 +158,7 @@ pub async fn observation(
 
 /// `POST /agent/v1/lease`
 pub async fn lease(State(app): Shared, node: Node, request: Request) -> Result<Json<Lease>, Fault> {
-    let asked: wire::LeaseRequest = json(request, COMMIT_MAX).await?;
+    let asked: wire::LeaseRequest = json(request, WORD_MAX).await?;
     let granted = write(&app, node, "lease", move |_, tx, node, now| {
         let last = clusters::lease(tx, &node.cluster)?;
         let lease = lease::grant(last.as_ref(), &node.agent, asked.fencing, now)
@@ -178,8 +180,9 @@ pub async fn commit(
     let cluster = node.cluster.clone();
     let state = write(&app, node, "commit", move |app, tx, node, now| {
         let whole = commits::commit(tx, &node.cluster, &node.agent, &asked, now)?;
-        let action = audit_name(&asked.commit);
-        audit::add(tx, &doing(app, node, action, trace.clone()).done(now))?;
+        if let Some(action) = audit_name(&asked.commit) {
+            audit::add(tx, &doing(app, node, action, trace.clone()).done(now))?;
+        }
         Ok(state_of(tx, &whole, app.url(whole.row.cluster.public_endpoint), now)?)
     });
     let state = state.await?;
@@ -194,7 +197,7 @@ pub async fn ack(
     trace: Trace,
     request: Request,
 ) -> Result<StatusCode, Fault> {
-    let said: wire::Acknowledgement = json(request, COMMIT_MAX).await?;
+    let said: wire::Acknowledgement = json(request, WORD_MAX).await?;
     let kept = write(&app, node, "ack", move |app, tx, node, now| {
         let row = row_of(tx, &node.cluster)?;
         if !roots::roots_of(&row.cluster).contains(&said.root) {

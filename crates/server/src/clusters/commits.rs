@@ -34,7 +34,8 @@ pub fn commit(
     store(tx, row, &commit, now)
 }
 
-/// Applies any commit to `row` and stores what comes out.
+/// Applies any commit to `row` and stores what comes out. Root keys that leave the truth are out of
+/// the cluster's reach from then on; one under which nothing was ever sealed can be deleted again.
 pub fn store(
     tx: &Tx<'_>,
     mut row: ClusterRow,
@@ -49,6 +50,10 @@ pub fn store(
     let after = roots::roots_of(&row.cluster);
     for root in before.iter().filter(|root| !after.contains(root)) {
         authorizations::end(tx, &row.cluster.id, root, now)?;
+        // Nothing was ever sealed under it, so nothing of the cluster needs it any more.
+        if !row.cluster.used.contains(root) {
+            registrations::remove(tx, root, &row.crn)?;
+        }
     }
     let whole = Whole::of(tx, row, now)?;
     keep_status(tx, &whole, now)?;
@@ -62,6 +67,7 @@ fn checked(tx: &Tx<'_>, row: &ClusterRow, commit: &Commit, now: UnixMs) -> Resul
         Commit::Joined { .. } => bad("joining is done by /agent/v1/join"),
         Commit::Left { .. } => bad("operators remove nodes, not agents"),
         Commit::Endpoint { .. } => bad("operators choose the endpoint, not agents"),
+        Commit::PlaintextAccepted => bad("operators let plaintext be read, not agents"),
         Commit::Cancelled { .. } | Commit::Reversed { .. } => {
             bad("operators give an operation up, not agents")
         }
@@ -98,7 +104,7 @@ fn checked(tx: &Tx<'_>, row: &ClusterRow, commit: &Commit, now: UnixMs) -> Resul
             })
         }
         Commit::Counted { job, .. } => {
-            // It lets plaintext be read again, so no node may do that unasked.
+            // It makes the proof fall and may begin a rewrite, so no node may do that unasked.
             let asked = jobs::asks_count(tx, &row.cluster.id, *job, now)?;
             if asked { Ok(commit.clone()) } else { Err(Fault::NoJob(*job)) }
         }
@@ -182,7 +188,8 @@ fn chosen(tx: &Tx<'_>, row: &ClusterRow, root: &RootKey) -> Result<bool, Fault> 
 }
 
 /// Prevents the deletion of the root keys of `held`, as the cluster knows itself or as an agent
-/// brings it back: the backup may be older than the registration.
+/// brings it back: the backup may be older than the registration. One of which this server knew
+/// already that backups alone may need it was released, and stays so.
 pub(super) fn register(
     tx: &Tx<'_>,
     row: &ClusterRow,
@@ -190,6 +197,9 @@ pub(super) fn register(
     now: UnixMs,
 ) -> Result<(), Fault> {
     for root in roots::roots_of(held) {
+        if row.cluster.ring.only_retains(root) {
+            continue;
+        }
         let current = keys::get(tx, &root)?.and_then(|key| key.current);
         let (Some(version), false) = (current, roots::registered(tx, &root, &row.crn)?) else {
             continue;
@@ -218,9 +228,10 @@ fn state_of(tx: &Tx<'_>, root: &RootKey, now: UnixMs) -> Result<KeyState, Fault>
     Ok(status.first().map_or(KeyState::Destroyed, |r| r.state))
 }
 
-/// The name of a commit in the audit log.
-pub fn audit_name(commit: &Commit) -> &'static str {
-    match commit {
+/// The name of a commit in the audit log; none for how far a rewrite is, which comes each second and
+/// is in the cluster's state.
+pub fn audit_name(commit: &Commit) -> Option<&'static str> {
+    Some(match commit {
         Commit::Joined { .. } => "containers-kubernetes.cluster-agent.join",
         Commit::Left { .. } => "containers-kubernetes.cluster-agent.remove",
         Commit::Opened { .. } => "containers-kubernetes.cluster-kms.enable",
@@ -231,9 +242,10 @@ pub fn audit_name(commit: &Commit) -> &'static str {
         Commit::Minted { .. } => "containers-kubernetes.cluster-kek.create",
         Commit::TakeUp { .. } => "containers-kubernetes.cluster-stage.update",
         Commit::Promoted => "containers-kubernetes.cluster-kek.promote",
-        Commit::Rewriting { .. } => "containers-kubernetes.cluster-rewrite.progress",
+        Commit::Rewriting { .. } => return None,
         Commit::Verified { .. } => "containers-kubernetes.cluster-kms.verify",
         Commit::Counted { .. } => "containers-kubernetes.cluster-kms.count",
+        Commit::PlaintextAccepted => "containers-kubernetes.cluster-plaintext.accept",
         Commit::Compacted { .. } => "containers-kubernetes.cluster-etcd.compact",
         Commit::Residue { .. } => "containers-kubernetes.cluster-residue.report",
         Commit::Stuck { .. } => "containers-kubernetes.cluster-kms.stuck",
@@ -243,5 +255,5 @@ pub fn audit_name(commit: &Commit) -> &'static str {
         Commit::WentWithout { .. } => "containers-kubernetes.cluster-kek.lose",
         Commit::Recovered { .. } => "containers-kubernetes.cluster-kms.recover",
         Commit::Readmitted { .. } => "containers-kubernetes.cluster-kek.readmit",
-    }
+    })
 }

@@ -9,7 +9,7 @@ use claviger_domain::cluster::plan::must_fence;
 use claviger_domain::cluster::{Cluster, Operation, OperationKind};
 use claviger_domain::id::{OperationId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
-use claviger_store::{StoreError, Tx, registrations};
+use claviger_store::{StoreError, Tx};
 use claviger_wire::ks::{GaveUp, GivenUp};
 
 /// Gives up what is in progress, in the caller's transaction. `without` is the operator's word
@@ -77,8 +77,8 @@ fn cancel(
             op.target.key
         )));
     }
-    let whole = cancelled(tx, whole, op, by, now)?;
-    let note = if kept(&whole.row.cluster, op.target) {
+    let whole = cancelled(tx, whole, by, now)?;
+    let note = if whole.row.cluster.ring.names(op.target) {
         format!(
             "API servers name the provider in their configuration already, though nothing is written through it: the cluster keeps a key under root key {} for them until it is enabled again; keep that root key active until then.",
             op.target.key
@@ -90,25 +90,11 @@ fn cancel(
     Ok(GivenUp { outcome: GaveUp::Cancelled, operation, notes: vec![note], warnings: Vec::new() })
 }
 
-/// Commits the end, and drops the registration where nothing of the cluster needs it any more.
-/// An agent that is about to register comes too late: the root key is out of its reach then.
-pub fn cancelled(
-    tx: &Tx<'_>,
-    whole: Whole,
-    op: &Operation,
-    by: &str,
-    now: UnixMs,
-) -> Result<Whole, Fault> {
+/// Commits the end. An agent that is about to register comes too late: the root key is out of its
+/// reach then.
+pub fn cancelled(tx: &Tx<'_>, whole: Whole, by: &str, now: UnixMs) -> Result<Whole, Fault> {
     let commit = Commit::Cancelled { by: by.to_owned() };
-    let whole = commits::store(tx, whole.row, &commit, now)?;
-    if !kept(&whole.row.cluster, op.target) {
-        registrations::remove(tx, &op.target, &whole.row.crn)?;
-    }
-    Ok(whole)
-}
-
-fn kept(cluster: &Cluster, root: RootKey) -> bool {
-    cluster.ring.names(root)
+    commits::store(tx, whole.row, &commit, now)
 }
 
 /// The root key whose suspension closes the cluster, where the operation leads away from it and

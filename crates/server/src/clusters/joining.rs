@@ -60,14 +60,16 @@ pub fn keep_token(
     Ok(())
 }
 
-/// Lets an agent in: uses the token up (the same key may ask again while its hour lasts), commits that its API server belongs to the cluster,
-/// signs its certificate. A name that joined before gets a new certificate, and the old one
+/// Lets an agent in: uses the token up (the same key may ask again while its hour lasts), commits
+/// that its API server belongs to the cluster, signs its certificate. A token of another cluster than
+/// `of`, where the agent belongs to one, is not used up. A name that joined before gets a new certificate, and the old one
 /// counts no longer, nor does what was proven: its machine may have been reinstalled.
 pub fn join(
     app: &App,
     tx: &Tx<'_>,
     token: &str,
     agent: &AgentName,
+    of: Option<&ClusterId>,
     key: &Proven,
     now: UnixMs,
 ) -> Result<Issued, Fault> {
@@ -87,15 +89,23 @@ pub fn join(
             return Err(Fault::JoinToken("was used before; ask for a new one"));
         }
     };
+    if of.is_some_and(|of| *of != cluster) {
+        return Err(Fault::JoinToken(
+            "is of another cluster than this node; ask for one of its own",
+        ));
+    }
     let row = row_of(tx, &cluster)?;
     let known = row.cluster.servers.contains_key(agent);
     if !known && row.cluster.servers.len() >= AGENTS_MAX {
         return Err(Fault::TooMany("the cluster has as many API servers as it may have"));
     }
     commits::store(tx, row, &Commit::Joined { agent: agent.clone() }, now)?;
+    let last = clusters::agent(tx, &cluster, agent)?;
     let issued = issue(&app.authority, &cluster, agent, key, now)?;
     let not_after = issued.certificate.not_after;
-    clusters::agent_joined(tx, &cluster, agent, &issued.fingerprint, not_after, now)?;
+    // Not before the last certificate of the name, if the clock was set back since.
+    let joined = last.map_or(now, |a| now.max(UnixMs(a.not_after.0 - CERTIFICATE_MS)));
+    clusters::agent_joined(tx, &cluster, agent, &issued.fingerprint, not_after, joined)?;
     Ok(issued)
 }
 

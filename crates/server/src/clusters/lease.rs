@@ -28,7 +28,10 @@ pub fn grant(
     let Some(last) = last else {
         return Ok(LeaseRow { agent: agent.clone(), fencing: 1, until });
     };
-    if last.agent != *agent && last.until > now {
+    // A lease that lasts longer than one can was given before the clock was set back: its holder may
+    // be dead, and if it lives, it is out by its token.
+    let lasts = (now.0 + 1..=until.0).contains(&last.until.0);
+    if last.agent != *agent && lasts {
         return Err(Held { by: last.agent.clone(), left_ms: last.until.since(now) });
     }
     let goes_on = last.agent == *agent && shown == Some(last.fencing);
@@ -68,6 +71,9 @@ mod tests {
         let reborn = grant(Some(&first), &a, None, UnixMs(5_000)).unwrap();
         assert_eq!(reborn.fencing, 2, "a new process of the same agent");
         assert!(!current(Some(&reborn), &a, 1, UnixMs(5_001)), "the old process is out");
+
+        let set_back = UnixMs(reborn.until.0 - LEASE_MS - 1);
+        assert_eq!(grant(Some(&reborn), &b, None, set_back).map(|l| l.fencing), Ok(3));
 
         let second = grant(Some(&reborn), &b, None, reborn.until).unwrap();
         assert_eq!(second.fencing, 3);

@@ -7,8 +7,10 @@ pub const BODY_MAX: usize = 128 * 1024;
 /// An agent's observation: a few hundred bytes, plus nine for each KEK that ever was.
 pub const OBSERVATION_MAX: usize = 64 * 1024;
 /// A commit carries at most a wrapped KEK (4 KiB) or a reason; one that brings a ring back, all of
-/// that: 1,000 KEKs have about 600 KiB.
-pub const COMMIT_MAX: usize = 1 << 20;
+/// that: 1,000 KEKs have about 600 KiB, and an agent keeps 8 MiB at most.
+pub const COMMIT_MAX: usize = 8 << 20;
+/// What an agent says in a few words: that it asks for the lease, that it acted on a key event.
+pub const WORD_MAX: usize = 16 * 1024;
 /// A job's report: a census of a cluster with some hundred kinds of records.
 pub const REPORT_MAX: usize = 256 * 1024;
 /// A certificate request and a token.

@@ -31,7 +31,7 @@ pub fn remove(
         return Err(Fault::NoNode(agent.clone()));
     };
     let spoke = whole.seen.get(agent).map_or(row.last_contact, |s| s.at.max(row.last_contact));
-    let silent_ms = now.since(spoke);
+    let silent_ms = now.apart(spoke);
     if silent_ms < FRESH_MS {
         return Err(Fault::NodeAlive { agent: agent.clone(), heard_s: silent_ms / 1000 });
     }

@@ -9,6 +9,7 @@ use crate::http::auth::Caller;
 use crate::iam::POLICIES_MAX;
 use claviger_domain::access::{KeyOperation, On, PlatformRole};
 use claviger_domain::cluster::commit::Commit;
+use claviger_domain::cluster::plan::Why;
 use claviger_domain::cluster::{OperationKind, TakeUp, write_root};
 use claviger_domain::features;
 use claviger_domain::id::{InstanceId, KeyId, OperationId, UnixMs};
@@ -17,6 +18,9 @@ use claviger_domain::policy::Site;
 use claviger_store::keys::Key;
 use claviger_store::{StoreError, Tx, access, iam, keys};
 use claviger_wire::ks::Opened;
+
+/// What is told to whoever accepts plaintext where no count has found any that needs it.
+const NONE_UNEXPLAINED: &str = "no count has found plaintext that needs this word, so nothing was changed: `claviger census` counts";
 
 /// A key that ends sooner than this is worth a warning.
 const EXPIRES_SOON_MS: i64 = 30 * 86_400_000;
@@ -30,6 +34,8 @@ pub struct Wanted {
     pub public_endpoint: bool,
     /// How API servers take files up.
     pub take_up: TakeUp,
+    /// The word that plaintext which nothing explains is to be read and rewritten.
+    pub accept_plaintext: bool,
 }
 
 /// What became of the request.
@@ -69,22 +75,40 @@ pub fn open(
     let under_way = cluster.operation.as_ref().filter(|op| op.target == target).map(|op| op.id);
     let reached = cluster.operation.is_none() && write == Some(target);
     if under_way.is_some() || reached {
+        let mut changes = Vec::new();
         // The other name of the key service may be what the operation waits for.
-        let changed = cluster.public_endpoint != wanted.public_endpoint;
-        if changed {
-            let commit = Commit::Endpoint { public: wanted.public_endpoint };
-            commits::store(tx, whole.row, &commit, now)?;
+        if cluster.public_endpoint != wanted.public_endpoint {
+            changes.push(Commit::Endpoint { public: wanted.public_endpoint });
+        }
+        let unexplained = cluster.unexplained();
+        // While an operation is in progress, it may wait for this word without a count of its own.
+        let waits = unexplained > 0 || (under_way.is_some() && !cluster.reads_plaintext());
+        if wanted.accept_plaintext && waits {
+            changes.push(Commit::PlaintextAccepted);
+        } else if wanted.accept_plaintext {
+            warnings.push(NONE_UNEXPLAINED.to_owned());
+        } else if unexplained > 0 {
+            warnings.push(Why::Plaintext(unexplained).to_string());
+        }
+        let (changed, mut row) = (!changes.is_empty(), whole.row);
+        for commit in changes {
+            row = commits::store(tx, row, &commit, now)?.row;
         }
         return Ok(Outcome { opened: Opened { operation: under_way, warnings }, changed });
+    }
+    if wanted.accept_plaintext {
+        return Err(Fault::Bad(
+            "accept_plaintext goes with the root key that the cluster is under".into(),
+        ));
     }
     if is != KeyState::Active {
         return Err(Fault::NotActive { root: target, is });
     }
     features::fit(&view::versions(cluster, &whole.seen))?;
     // A switch makes a rotation that has sealed nothing yet needless.
-    let whole = match cluster.operation.clone() {
+    let whole = match &cluster.operation {
         Some(op) if op.kind == OperationKind::Rotate && op.promoted.is_none() => {
-            give_up::cancelled(tx, whole, &op, by, now)?
+            give_up::cancelled(tx, whole, by, now)?
         }
         _ => whole,
     };

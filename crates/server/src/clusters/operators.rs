@@ -333,6 +333,7 @@ pub async fn enable_kms(
                 target: RootKey { instance, key },
                 public_endpoint: asked.private_endpoint == Some(false),
                 take_up: TakeUp::default(),
+                accept_plaintext: false,
             })
         }),
     };
@@ -353,6 +354,7 @@ pub async fn operation(
         target: RootKey { instance: asked.instance_id, key: asked.crk_id },
         public_endpoint: asked.public_endpoint,
         take_up: asked.take_up,
+        accept_plaintext: asked.accept_plaintext,
     };
     let outcome = open(&app, caller, name, Ok(wanted)).await?;
     // An operation that was under way already is accepted again, as after a lost answer.

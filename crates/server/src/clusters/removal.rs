@@ -16,7 +16,6 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use claviger_domain::access::PlatformRole::Administrator;
 use claviger_domain::cluster::FRESH_MS;
-use claviger_domain::cluster::ring::Role;
 use claviger_domain::id::UnixMs;
 use claviger_domain::policy::Subject;
 use claviger_store::{Tx, access, audit, clusters, registrations};
@@ -51,7 +50,7 @@ fn remove(tx: &Tx<'_>, whole: &Whole, force: bool, now: UnixMs) -> Result<(), Fa
     for agent in clusters::agents(tx, &row.cluster.id)? {
         let seen = whole.seen.get(&agent.name);
         let spoke = seen.map_or(agent.last_contact, |s| s.at.max(agent.last_contact));
-        let silent_ms = now.since(spoke);
+        let silent_ms = now.apart(spoke);
         if silent_ms < FRESH_MS {
             return Err(Fault::NodeAlive { agent: agent.name, heard_s: silent_ms / 1000 });
         }
@@ -59,11 +58,8 @@ fn remove(tx: &Tx<'_>, whole: &Whole, force: bool, now: UnixMs) -> Result<(), Fa
     if !row.cluster.ring.keks.is_empty() && !force {
         return Err(Fault::Encrypted(row.cluster.name.clone()));
     }
-    // From here on a registration is all that keeps a root key of the cluster from deletion. One
-    // that only backups needed may have been released, and stays so.
-    let mut needed = row.cluster.clone();
-    needed.ring.keks.retain(|kek| kek.role != Role::Retained);
-    commits::register(tx, row, &needed, now)?;
+    // From here on a registration is all that keeps a root key of the cluster from deletion.
+    commits::register(tx, row, &row.cluster, now)?;
     for root in registrations::roots_of(tx, &row.crn)? {
         if !row.cluster.ring.names(root) {
             registrations::remove(tx, &root, &row.crn)?;

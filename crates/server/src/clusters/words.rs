@@ -36,7 +36,10 @@ pub fn next(
             (Step::Wait(Why::NoTally), _) => COUNTS.to_owned(),
             (Step::Rest, Some(unattended)) => unattended.to_string(),
             (Step::Rest, None) => match (&cluster.disproof, down(cluster, seen)) {
-                (Some(tally), _) => of(&Step::Wait(Why::Unknown(tally.unknown))),
+                (Some(tally), _) => of(&Step::Wait(match cluster.unexplained() {
+                    0 => Why::Unknown(tally.unknown),
+                    plaintext => Why::Plaintext(plaintext),
+                })),
                 (None, Some((agent, why))) => {
                     format!("wait: API server {agent} does not serve: {why}")
                 }

@@ -153,7 +153,8 @@ pub fn agent(db: &Connection, cluster: &ClusterId, name: &AgentName) -> Result<O
     .optional()
 }
 
-/// An agent joined: from now on this certificate alone counts for its name.
+/// An agent joined: from now on this certificate alone counts for its name, and what was said under
+/// it before is forgotten: that was another machine, or the same one before it was reinstalled.
 pub fn agent_joined(
     db: &Connection,
     cluster: &ClusterId,
@@ -169,6 +170,8 @@ pub fn agent_joined(
              not_after_ms = ?4, joined_ms = ?5, last_contact_ms = ?5",
         params![cluster.as_str(), name.as_str(), fingerprint, not_after.0, now.0],
     )?;
+    let who = params![cluster.as_str(), name.as_str()];
+    db.execute("DELETE FROM observations WHERE cluster = ?1 AND agent = ?2", who)?;
     Ok(())
 }
 

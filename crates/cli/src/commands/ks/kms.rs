@@ -7,6 +7,7 @@ use crate::exit::{self, Done, Failure};
 use crate::render::{Look, Progress, attended, confirm, now, thousands};
 use claviger_domain::cluster::{TakeUp, files};
 use claviger_domain::id::InstanceId;
+use claviger_etcd::census::Census;
 use claviger_wire::agent::JobKind;
 use claviger_wire::ks::{CancelOperation, GaveUp, KmsStatus, NewJob, OpenOperation, Opened};
 use serde::Serialize;
@@ -25,7 +26,8 @@ pub enum Verb {
     ///
     /// The cluster does the work: it tries the key on every control-plane node, registers on it,
     /// converges, rewrites every Secret, and proves it from etcd's bytes. Asking again for the
-    /// same key does nothing; asking for another key or instance moves the cluster there.
+    /// same key does nothing, but for --accept-plaintext; asking for another key or instance moves
+    /// the cluster there.
     Enable(Enable),
     /// Keys, API servers, progress, and what comes next
     Status(Which),
@@ -91,6 +93,13 @@ pub struct Enable {
     /// to a minute for each of three changes
     #[arg(long, value_enum, default_value = "restart")]
     take_up: HowTakenUp,
+    /// Read and rewrite the plaintext that a count found with no change of machines to explain it:
+    /// whoever writes to etcd could have planted it. Goes with the key in use; examples are listed
+    #[arg(long)]
+    accept_plaintext: bool,
+    /// Do not ask
+    #[arg(short = 'f', long)]
+    yes: bool,
     /// Follow until it is done; the default on a terminal
     #[arg(long, overrides_with = "no_wait")]
     wait: bool,
@@ -192,6 +201,13 @@ struct Enabled {
 async fn enable(args: Enable, look: Look, link: &Link) -> Done {
     let cluster = &args.which.cluster;
     let key = crate::ids::find_key(&link.keys, args.instance_id, &args.crk).await?;
+    if args.accept_plaintext
+        && !args.yes
+        && attended()
+        && !plaintext_is_known(cluster, look, link).await?
+    {
+        return Err(Failure::new(exit::NO, "nothing was changed", ""));
+    }
     look.doing(&format!("Enabling key management service on cluster {cluster}"));
     let request = OpenOperation {
         instance_id: args.instance_id,
@@ -201,6 +217,7 @@ async fn enable(args: Enable, look: Look, link: &Link) -> Done {
             HowTakenUp::Restart => TakeUp::Restart,
             HowTakenUp::Reload => TakeUp::Reload,
         },
+        accept_plaintext: args.accept_plaintext,
     };
     let opened = link.clusters.open_operation(cluster, &request).await?;
     for warning in &opened.warnings {
@@ -210,7 +227,11 @@ async fn enable(args: Enable, look: Look, link: &Link) -> Done {
     let mut answer = Enabled { opened, status: None };
     let Some(operation) = answer.opened.operation else {
         look.answer(&answer, || {
-            vec![format!("Cluster {cluster} is encrypted under this key already.")]
+            vec![if args.accept_plaintext {
+                format!("Follow it: claviger ks kms follow -c {cluster}")
+            } else {
+                format!("Cluster {cluster} is encrypted under this key already.")
+            }]
         });
         return Ok(());
     };
@@ -230,6 +251,26 @@ async fn enable(args: Enable, look: Look, link: &Link) -> Done {
             Ok(())
         }
     }
+}
+
+/// Shows what of a cluster is plaintext now, and asks whether it is known.
+async fn plaintext_is_known(cluster: &str, look: Look, link: &Link) -> Result<bool, Failure> {
+    #[derive(serde::Deserialize)]
+    struct Counted {
+        census: Census,
+    }
+    let found = run_job(cluster, JobKind::Census, look, link).await?;
+    let Counted { census } = serde_json::from_value(found).map_err(|e| {
+        Failure::new(exit::FAULT, format!("the agent's answer makes no sense: {e}"), "")
+    })?;
+    let count = census.plaintext();
+    eprintln!("{} records are plaintext in etcd, for example:", thousands(count));
+    for class in census.resources.values().map(|counts| &counts.plaintext) {
+        class.examples.iter().for_each(|key| eprintln!("  {key}"));
+    }
+    Ok(confirm(
+        "Whoever writes to etcd could have planted them, and others until they are rewritten: all will be read as Secrets of this cluster. Go on?",
+    ))
 }
 
 async fn cancel(args: Cancel, look: Look, link: &Link) -> Done {

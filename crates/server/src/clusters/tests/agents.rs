@@ -77,6 +77,19 @@ async fn a_refused_join_does_not_use_the_token_up() {
     world.join(&registered.join_token, "n1").await.unwrap();
 }
 
+/// A node that joins again says where it belongs: it would be a silent member of another cluster.
+#[tokio::test]
+async fn a_token_of_another_cluster_is_not_used_up_by_a_node_that_joins_again() {
+    let world = World::new();
+    let (own, other) = (world.register("prod").await, world.register("other").await);
+    let ask = |of: &Registered| json!({ "token": other.join_token, "agent": "n1", "csr": request(), "cluster": of.id });
+    let (status, value) = world.call(By::Nobody, "POST /agent/v1/join", &ask(&own)).await;
+    assert_eq!((status, code(&value)), (StatusCode::UNAUTHORIZED, "E4011"), "{value}");
+    assert!(value["description"].as_str().unwrap().contains("another cluster"), "{value}");
+    let (status, value) = world.call(By::Nobody, "POST /agent/v1/join", &ask(&other)).await;
+    assert_eq!(status, StatusCode::OK, "{value}");
+}
+
 #[tokio::test]
 async fn a_second_join_replaces_the_certificate_and_a_renewal_does_not() {
     let world = World::new();

@@ -78,6 +78,46 @@ async fn before_anything_is_sealed_nothing_was_changed() {
     assert!(sim.all_under(3), "{:?}", sim.records);
 }
 
+/// A root key that nothing was ever sealed under can be deleted, however its operation ended.
+#[tokio::test]
+async fn an_operation_that_is_rejected_takes_its_registration_along() {
+    let world = World::new();
+    let (mut sim, first, second) = encrypted(&world).await;
+    let crn = world.app.account.cluster_crn(&sim.cluster);
+    let registered = |root| {
+        world.app.store.read("t", |tx| registrations::get(tx, &root, &crn)).unwrap().is_some()
+    };
+    assert_eq!(world.open("prod", second).await.0, StatusCode::ACCEPTED);
+    until(&mut sim, "Register").await;
+    assert!(registered(second));
+    world.change(second, EventKind::Disable);
+    until(&mut sim, "Reject").await;
+    let cluster = sim.state(&sim.nodes[0]).await.cluster;
+    assert!(cluster.operation.is_none() && cluster.history[0].rejected.is_some());
+    assert!(registered(first) && !registered(second));
+}
+
+/// A first enablement that was cancelled leaves a KEK for the API servers that name the provider;
+/// the next one, under another root key, takes its place.
+#[tokio::test]
+async fn a_kek_that_was_kept_for_api_servers_takes_its_registration_along() {
+    let world = World::new();
+    let (first, second) = (world.key("first", true), world.key("second", true));
+    let mut sim = Sim::new(&world, "prod", &["n1", "n2"]).await;
+    sim.nodes_act().await;
+    let crn = world.app.account.cluster_crn(&sim.cluster);
+    let registered = |root| {
+        world.app.store.read("t", |tx| registrations::get(tx, &root, &crn)).unwrap().is_some()
+    };
+    assert_eq!(world.open("prod", first).await.0, StatusCode::ACCEPTED);
+    until(&mut sim, "TakeUp").await;
+    cancel(&world, false).await.unwrap();
+    assert!(registered(first), "a KEK under it is reported");
+    assert_eq!(world.open("prod", second).await.0, StatusCode::ACCEPTED);
+    sim.run().await;
+    assert!(registered(second) && !registered(first));
+}
+
 #[tokio::test]
 async fn a_rotation_gives_way_to_a_switch_only() {
     let world = World::new();

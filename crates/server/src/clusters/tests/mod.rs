@@ -6,6 +6,7 @@ mod ending;
 mod giving_up;
 mod nodes;
 mod operators;
+mod plaintext;
 mod simulation;
 mod stream;
 mod world;

@@ -2,6 +2,7 @@
 
 use super::simulation::Sim;
 use super::world::{By, World, code, node_of};
+use crate::http::auth::Node;
 use axum::http::StatusCode;
 use claviger_domain::access::PlatformRole;
 use claviger_domain::cluster::plan::{Step, Why};
@@ -69,6 +70,47 @@ async fn a_node_that_is_gone_is_removed_and_nothing_waits_for_it() {
     assert!(world.join(&token, "n2").await.is_ok());
     let (status, _) = world.call(By::Node(&gone), "GET /agent/v1/state", &Value::Null).await;
     assert_eq!(status, StatusCode::UNAUTHORIZED, "its old certificate stays refused");
+}
+
+/// What was dated before the server's clock was set back is of the future, for days perhaps.
+#[tokio::test]
+async fn a_clock_that_is_set_back_revives_nobody() {
+    let world = World::new();
+    let root = world.key("root", true);
+    let mut sim = Sim::new(&world, "prod", &["n1", "n2"]).await;
+    sim.nodes_act().await;
+    assert_eq!(world.open("prod", root).await.0, StatusCode::ACCEPTED);
+    sim.run().await;
+    let ask = serde_json::json!({ "fencing": null });
+    let lease = async |node: &Node| world.call(By::Node(node), "POST /agent/v1/lease", &ask).await;
+    let gone = sim.nodes.pop().unwrap();
+    world.advance(15_000);
+    assert_eq!(lease(&gone).await.0, StatusCode::OK);
+    world.set_back(10 * 86_400_000);
+    let administrator = world.person("admin", None);
+    let admin = async |line: &str| world.call(By::Token(&administrator), line, &Value::Null).await;
+    let node = sim.nodes[0].clone();
+    let (status, value) = lease(&node).await;
+    assert_eq!(status, StatusCode::OK, "its holder may be dead: {value}");
+    sim.nodes_act().await;
+    let (_, shown) = admin("GET /v2/getCluster?cluster=prod").await;
+    let text = shown["masterStatus"].as_str().unwrap_or_default();
+    assert!(text.starts_with("No word from agent n2"), "{shown}");
+    let (status, value) = admin("DELETE /v3/clusters/prod/nodes/n2?force=true").await;
+    assert_eq!(status, StatusCode::OK, "{value}");
+    sim.nodes_act().await;
+    assert_eq!(lease(&node).await.0, StatusCode::OK);
+
+    // A certificate of before the jump is dated after the join that replaces it.
+    let (_, token) = admin("POST /v3/clusters/prod/join-tokens").await;
+    let again = world.join(token["join_token"].as_str().unwrap(), "n1").await.unwrap();
+    let state = "GET /agent/v1/state";
+    let (status, _) = world.call(By::Node(&node), state, &Value::Null).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED, "the former one counts no longer");
+    let (status, value) = world.call(By::Node(&again), state, &Value::Null).await;
+    assert_eq!(status, StatusCode::OK, "{value}");
+    let said = |node: &Node| value["seen"].get(node.agent.as_str()).is_some();
+    assert!(!said(&again), "nothing is left of what was said under its name");
 }
 
 /// A node that cannot reach the server asks in writing.

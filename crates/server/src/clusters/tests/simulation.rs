@@ -271,7 +271,13 @@ async fn enable(agents: &[&str], take_up: TakeUp) -> Vec<String> {
     assert_eq!(before.master_kube_version, "1.37.2_0.1.0");
 
     let RootKey { instance, key } = root;
-    let ask = OpenOperation { instance_id: instance, crk_id: key, public_endpoint: false, take_up };
+    let ask = OpenOperation {
+        instance_id: instance,
+        crk_id: key,
+        public_endpoint: false,
+        take_up,
+        accept_plaintext: false,
+    };
     let (status, value) = {
         let line = "POST /v3/clusters/prod/kms/operations";
         let ask = serde_json::to_value(ask).unwrap();

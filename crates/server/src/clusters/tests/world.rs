@@ -103,6 +103,10 @@ impl World {
         self.clock.advance(Duration::from_millis(ms));
     }
 
+    pub fn set_back(&self, ms: u64) {
+        self.clock.set_back(Duration::from_millis(ms));
+    }
+
     pub fn now(&self) -> UnixMs {
         self.app.clock.now()
     }
@@ -290,6 +294,7 @@ impl World {
             crk_id: root.key,
             public_endpoint: false,
             take_up: Default::default(),
+            accept_plaintext: false,
         };
         let line = format!("POST /v3/clusters/{cluster}/kms/operations");
         self.call(By::Token(&self.admin), &line, &serde_json::to_value(ask).unwrap()).await
