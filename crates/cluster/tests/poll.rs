@@ -4,7 +4,7 @@
 
 use claviger_client::{AgentApi, KeyService, NodeConfig};
 use claviger_cluster::config::AgentConfig;
-use claviger_cluster::control::kube::{Kube, KubeConfig};
+use claviger_cluster::local::Local;
 use claviger_cluster::node::{Clients, Node, Parts};
 use claviger_cluster::sync;
 use claviger_crypto::SecretBytes;
@@ -13,7 +13,6 @@ use claviger_domain::cluster::ring::Ring;
 use claviger_domain::cluster::{Cluster, RootStatus};
 use claviger_domain::id::{ClusterId, InstanceId, KeyId, KeyVersionId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
-use claviger_etcd::{Etcd, EtcdConfig};
 use claviger_kms_plugin::Plugin;
 use claviger_kms_plugin::resolve::{Resolve, ResolveError, Resolving};
 use claviger_supervise::unit::ProcessUnit;
@@ -161,19 +160,7 @@ async fn news_come_by_polling_while_there_is_no_stream() {
         at("e.yaml"),
     ))
     .unwrap();
-    let kube = Kube::new(&KubeConfig {
-        url: config.kube.url.clone(),
-        ca: config.kube.ca.clone(),
-        cert: config.kube.cert.clone(),
-        key: config.kube.key.clone(),
-    });
-    let etcd = Etcd::prepare(&EtcdConfig {
-        endpoints: vec!["http://localhost:1".to_owned()],
-        ca: None,
-        cert: None,
-        key: None,
-        timeout: EtcdConfig::TIMEOUT,
-    });
+    let local = Local::new(&config).unwrap();
     let us = || NodeConfig {
         url: url.clone(),
         ca: certificate.clone(),
@@ -185,8 +172,7 @@ async fn news_come_by_polling_while_there_is_no_stream() {
         config,
         cluster: cluster.clone(),
         plugin: Plugin::new(cluster, Arc::new(Nobody)),
-        kube: kube.unwrap(),
-        etcd: etcd.unwrap(),
+        local,
         supervisor: Arc::new(ProcessUnit::open(&dir.path().join("unit")).unwrap()),
         clients: Clients {
             url: url.clone(),

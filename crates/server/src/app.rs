@@ -75,11 +75,6 @@ impl ManualClock {
     pub fn set(&self, now: UnixMs) {
         self.wall.store(now.0, Ordering::SeqCst);
     }
-
-    /// Sets it back.
-    pub fn set_back(&self, by: Duration) {
-        self.0.fetch_sub(by.as_millis() as i64, Ordering::SeqCst);
-    }
 }
 
 impl Clock for ManualClock {

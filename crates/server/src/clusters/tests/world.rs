@@ -104,7 +104,8 @@ impl World {
     }
 
     pub fn set_back(&self, ms: u64) {
-        self.clock.set_back(Duration::from_millis(ms));
+        let now = self.app.clock.now();
+        self.clock.set(UnixMs(now.0 - ms as i64));
     }
 
     pub fn now(&self) -> UnixMs {
