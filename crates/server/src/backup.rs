@@ -324,9 +324,9 @@ mod tests {
     use claviger_store::keys::Key;
     use std::sync::Arc;
 
-    fn a_key() -> Key {
+    fn a_key(instance: InstanceId) -> Key {
         Key {
-            root: RootKey { instance: InstanceId::random(), key: KeyId::random() },
+            root: RootKey { instance, key: KeyId::random() },
             name: "k".into(),
             description: None,
             tags: Vec::new(),
@@ -378,7 +378,8 @@ mod tests {
         let (place, store) = Place::new();
         let value = vec![7; 2 * CHUNK + 5];
         store.tx("t", |tx| claviger_store::meta::put(tx, "large", &value)).unwrap();
-        let key = a_key();
+        let instances = store.read("t", |tx| claviger_store::iam::instances(tx)).unwrap();
+        let key = a_key(instances[0].id);
         store.tx("t", |tx| claviger_store::keys::add(tx, &key, None)).unwrap();
         let happens = |store: &Store| {
             let kind = EventKind::Disable;
