@@ -378,7 +378,7 @@ mod tests {
         let (place, store) = Place::new();
         let value = vec![7; 2 * CHUNK + 5];
         store.tx("t", |tx| claviger_store::meta::put(tx, "large", &value)).unwrap();
-        let instances = store.read("t", |tx| claviger_store::iam::instances(tx)).unwrap();
+        let instances = store.read("t", claviger_store::iam::instances).unwrap();
         let key = a_key(instances[0].id);
         store.tx("t", |tx| claviger_store::keys::add(tx, &key, None)).unwrap();
         let happens = |store: &Store| {
