@@ -202,10 +202,10 @@ fn check(before: &Cluster, commit: &Commit, result: &Result<(), Refusal>, after:
             assert!(!keys || !after.servers.is_empty(), "nobody knows the stage any more");
             continue;
         };
-        let moved = match commit {
-            Commit::Joined { .. } | Commit::Left { .. } | Commit::PlaintextAccepted => true,
-            _ => false,
-        };
+        let moved = matches!(
+            commit,
+            Commit::Joined { .. } | Commit::Left { .. } | Commit::PlaintextAccepted
+        );
         let fell = (target.stage, now.stage) == (Stage::Only, Stage::WriteFirst);
         assert!(now.stage >= target.stage || moved && fell, "{commit:?}: a stage falls");
         assert!(!moved || now.stage < Stage::Only, "{commit:?}: the proof stands");

@@ -367,9 +367,9 @@ mod tests {
     use claviger_store::keys::Key;
     use std::sync::Arc;
 
-    fn a_key() -> Key {
+    fn a_key(instance: InstanceId) -> Key {
         Key {
-            root: RootKey { instance: InstanceId::random(), key: KeyId::random() },
+            root: RootKey { instance, key: KeyId::random() },
             name: "k".into(),
             description: None,
             tags: Vec::new(),
@@ -421,7 +421,8 @@ mod tests {
         let (place, store) = Place::new();
         let value = vec![7; 2 * CHUNK + 5];
         store.tx("t", |tx| claviger_store::meta::put(tx, "large", &value)).unwrap();
-        let key = a_key();
+        let instances = store.read("t", claviger_store::iam::instances).unwrap();
+        let key = a_key(instances[0].id);
         store.tx("t", |tx| claviger_store::keys::add(tx, &key, None)).unwrap();
         let happens = |store: &Store| {
             let kind = EventKind::Disable;

@@ -74,10 +74,6 @@ impl Random {
                 0..=1 => Op::Join(r),
                 2 => Op::Leave,
                 3 => Op::Reinstall(i, r),
-                4..=6 => Op::Plant(r),
-                7..=9 => Op::Count,
-                10 => Op::Accept,
-                11 => Op::SetBack,
                 _ => Op::Tick,
             },
         }
@@ -274,7 +270,7 @@ fn shape(world: &World) -> u64 {
         })
         .collect();
     let plan = w.plan.as_ref().map(|p| (p.revision, p.step.clone()));
-    let etcd = (w.etcd, w.planted, w.cluster.disproof.map(|t| (t.stale, t.plaintext, t.unknown)));
+    let etcd = w.etcd;
     format!("{stages:?}{op:?}{roles:?}{roots:?}{nodes:?}{seen:?}{plan:?}{etcd:?}")
         .hash(&mut hasher);
     hasher.finish()
@@ -284,7 +280,6 @@ fn events(world: &World) -> Vec<Op> {
     let n = world.nodes.len() as u8;
     let mut ops = vec![Op::Look, Op::Act, Op::LongTick, Op::Join(1), Op::Rotate];
     ops.extend([Op::Cancel, Op::Leave, Op::Reinstall(0, 1)]);
-    ops.extend([Op::Plant(1), Op::Count, Op::Accept]);
     if n == 1 {
         ops.extend([Op::Disable, Op::EnableRoots]);
     }

@@ -92,8 +92,6 @@ pub struct World {
     pub finishes: u32,
     /// A machine was reinstalled, so that there is plaintext which nobody was told of.
     pub reinstalled: bool,
-    /// Records that somebody has planted in plaintext, past every API server.
-    pub planted: [bool; RECORDS],
 }
 
 /// What can happen. `u8` picks a node or a record, modulo their number.
@@ -131,14 +129,6 @@ pub enum Op {
     Cancel,
     /// The target is gone for good.
     Destroy,
-    /// Somebody who writes to etcd plants a record.
-    Plant(u8),
-    /// An operator has the records counted.
-    Count,
-    /// An operator lets plaintext be read that nothing explains, once he was told of it.
-    Accept,
-    /// The server's clock is set back.
-    SetBack,
 }
 
 fn uuid(n: u128) -> Uuid {
@@ -192,7 +182,6 @@ impl World {
             counter: 100,
             finishes: 0,
             reinstalled: false,
-            planted: [false; RECORDS],
         }
     }
 
@@ -308,8 +297,6 @@ impl World {
                     self.reinstalled = true;
                     self.store(r, Stored::Plain);
                     let agent = self.nodes[i].name.clone();
-                    // Nothing that was said under its name counts any more.
-                    self.seen.remove(&agent);
                     assert!(self.commit(Commit::Joined { agent }));
                 }
             }
@@ -322,32 +309,6 @@ impl World {
                 }
             }
             Op::Cancel => self.cancel(),
-            Op::Plant(r) => {
-                let r = usize::from(r) % RECORDS;
-                let readable = !matches!(self.etcd[r], Stored::Under(s) if self.lost(s));
-                if !self.cluster.reads_plaintext() && readable && !self.planted[r] {
-                    self.store(r, Stored::Plain);
-                    self.planted[r] = true;
-                }
-            }
-            Op::Count => {
-                let (job, tally) = (JobId(uuid(1)), self.tally());
-                self.commit(Commit::Counted { job, tally });
-            }
-            Op::Accept => {
-                let waits = plan(&self.facts(Some(&self.tally())));
-                let told = self.cluster.unexplained() > 0;
-                if told || matches!(waits, Step::Wait(Why::Plaintext(_))) {
-                    assert!(self.commit(Commit::PlaintextAccepted));
-                }
-            }
-            Op::SetBack => {
-                self.now -= 200_000;
-                // Requests know nothing of that clock.
-                for api in self.nodes.iter_mut().filter_map(|n| n.api.as_mut()) {
-                    api.ghost = api.ghost.map(|until| until - 200_000);
-                }
-            }
             Op::Join(n) => {
                 if self.nodes.len() < 3 {
                     // A node of which the API server does not run yet.
@@ -601,10 +562,6 @@ impl World {
         if stored == Stored::Plain {
             self.history.push(self.revision);
         }
-        if self.planted[record] {
-            assert!(self.cluster.reads_plaintext(), "I8: a planted record is rewritten");
-            self.planted[record] = false;
-        }
         self.etcd[record] = stored;
     }
 
@@ -617,14 +574,11 @@ impl World {
             (true, None) => return,
             (false, _) => Stored::Plain,
         };
-        // What cannot be read cannot be changed; what was planted nobody knows of.
+        // What cannot be read cannot be changed.
         let r = usize::from(r) % RECORDS;
         if let Stored::Under(s) = self.etcd[r]
             && self.lost(s)
         {
-            return;
-        }
-        if self.planted[r] {
             return;
         }
         self.store(r, stored);
@@ -791,9 +745,8 @@ impl World {
                 continue;
             }
             let Some(api) = self.nodes.iter().find_map(|n| n.api.as_ref()) else { return };
-            // What it cannot read it cannot patch, and what is not to be read is left alone.
-            let reads = api.loaded < Stage::Only && self.cluster.reads_plaintext();
-            if self.etcd[r] == Stored::Plain && !reads {
+            // What it cannot read it cannot patch.
+            if self.etcd[r] == Stored::Plain && api.loaded == Stage::Only {
                 continue;
             }
             // A record that is not as this API server would write it is written.
@@ -825,7 +778,6 @@ impl World {
             let told = self.cluster.servers[&node.name].stage;
             for (r, record) in self.etcd.iter().enumerate() {
                 let readable = match record {
-                    Stored::Plain if self.planted[r] => true,
                     Stored::Plain if self.reinstalled => api.loaded.min(told) < Stage::Only,
                     Stored::Plain => api.loaded < Stage::Only,
                     Stored::Under(s) if self.lost(*s) => true,
@@ -860,8 +812,7 @@ impl World {
             assert!(may, "a live record is under {serial}, which is {role:?}");
         }
         if self.cluster.servers.values().any(|t| t.stage == Stage::Only) {
-            let ours = |r: usize| self.etcd[r] == Stored::Plain && !self.planted[r];
-            assert!(!(0..RECORDS).any(ours), "[kms] while plaintext is there");
+            assert!(!self.etcd.contains(&Stored::Plain), "[kms] while plaintext is there");
             for node in &self.nodes {
                 let Some(api) = &node.api else { continue };
                 assert!(
@@ -929,7 +880,6 @@ impl World {
                 return;
             }
             self.step(Op::EnableRoots);
-            self.step(Op::Accept);
             for op in self.round() {
                 self.step(op);
                 self.check();
