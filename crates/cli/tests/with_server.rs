@@ -43,7 +43,6 @@ impl Server {
             .arg(dir.path().join("data"))
             .arg("--bootstrap")
             .arg(&bootstrap)
-            .args(flags)
             .env_clear()
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
