@@ -51,7 +51,13 @@ impl Service {
         Ok(service)
     }
 
-    fn told(&self, path: &str) -> String {
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What its first start told, by a JSON pointer; empty if it told no such text.
+    pub fn told(&self, path: &str) -> String {
         self.bootstrap.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned()
     }
 
@@ -111,7 +117,8 @@ pub struct Caller {
     url: String,
     /// The instance that he asks about.
     pub instance: String,
-    token: String,
+    /// His access token.
+    pub token: String,
 }
 
 impl Caller {

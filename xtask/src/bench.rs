@@ -19,6 +19,7 @@ const BENCHES: &[(&str, Needs)] = &[
     ("limits", Needs::Server),
     ("plugin", Needs::Nothing),
     ("rewrite", Needs::Cluster),
+    ("service", Needs::Server),
     ("start", Needs::Cluster),
     ("timing", Needs::Server),
 ];
