@@ -3,7 +3,7 @@
 //! A machine's clock can be ahead for a moment: a clock chip that ran dry, a machine that was
 //! restored, a bad NTP server. What was expired, shredded or purged in that moment is lost, so
 //! [`Sure`] holds the clock against what was seen before and against the time since boot, which
-//! nobody can set. Decision 11 says why it is so.
+//! nobody can set. Decision 15 says why it is so.
 
 use crate::app::{App, Clock};
 use crate::first;
