@@ -20,19 +20,25 @@ pub struct Repeat {
 }
 
 /// The change that this very request made at `since` or later; none if it made none, or if what it
-/// changed was changed again.
-pub fn find(tx: &Tx<'_>, request: &[u8; 32], since: UnixMs) -> Result<Option<Repeat>, StoreError> {
-    let sql = "SELECT key, at FROM repeats WHERE request = ?1 AND at >= ?2";
+/// changed was changed again. One of later than `now` was made while the clock was ahead, and counts
+/// not.
+pub fn find(
+    tx: &Tx<'_>,
+    request: &[u8; 32],
+    since: UnixMs,
+    now: UnixMs,
+) -> Result<Option<Repeat>, StoreError> {
+    let sql = "SELECT key, at FROM repeats WHERE request = ?1 AND at >= ?2 AND at <= ?3";
     let found: Option<(Option<String>, i64)> = tx
         .prepare_cached(sql)?
-        .query_row(params![request, since.0], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row(params![request, since.0, now.0], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     let Some((key, at)) = found else { return Ok(None) };
     let key = key.as_deref().map(crate::keys::id).transpose()?;
     Ok(Some(Repeat { key, at: UnixMs(at) }))
 }
 
-/// Notes that `subject` was changed: what changed it before cannot be repeated any more, but
+/// Notes that `subject`, or if it ends in a blank all whose name begins so, was changed: what changed it before cannot be repeated any more, but
 /// `request` can, if it is one that may be.
 pub fn changed(
     tx: &Tx<'_>,
@@ -41,6 +47,11 @@ pub fn changed(
     repeat: Repeat,
 ) -> Result<(), StoreError> {
     tx.prepare_cached("DELETE FROM repeats WHERE subject = ?1")?.execute([subject])?;
+    if subject.ends_with(' ') {
+        // A whole thing: what is part of it may have changed with it.
+        let sql = "DELETE FROM repeats WHERE subject > ?1 AND subject < ?1 || char(1114111)";
+        tx.prepare_cached(sql)?.execute([subject])?;
+    }
     let Some(request) = request else { return Ok(()) };
     let key = repeat.key.map(|key| key.to_string());
     let sql = "INSERT OR REPLACE INTO repeats (request, subject, key, at) VALUES (?1, ?2, ?3, ?4)";
@@ -81,7 +92,7 @@ mod tests {
         let key = Some(KeyId::random());
         let at = |at: i64| Repeat { key, at: UnixMs(at) };
         let done = store.tx("t", |tx| -> Result<(), StoreError> {
-            let known = |n: i64, since: i64| find(tx, &request(n), UnixMs(since));
+            let known = |n: i64, since: i64| find(tx, &request(n), UnixMs(since), UnixMs(100));
             changed(tx, "a", Some(&request(1)), at(10))?;
             changed(tx, "b", Some(&request(2)), at(20))?;
             assert_eq!(known(1, 10)?, Some(at(10)));
@@ -95,6 +106,13 @@ mod tests {
             changed(tx, "c", Some(&request(2)), at(50))?;
             assert_eq!(known(2, 0)?, Some(at(50)), "the same request later");
             changed(tx, "d", Some(&request(4)), at(60))?;
+            let early = find(tx, &request(4), UnixMs(0), UnixMs(59))?;
+            assert_eq!(early, None, "of a clock that was ahead");
+            changed(tx, "k alias", Some(&request(8)), at(60))?;
+            changed(tx, "l alias", Some(&request(9)), at(60))?;
+            changed(tx, "k ", Some(&request(10)), at(60))?;
+            assert_eq!(known(8, 0)?, None, "a part of what changed");
+            assert!(known(9, 0)?.is_some() && known(10, 0)?.is_some());
             assert!(!due(tx, UnixMs(50))?);
             assert!(due(tx, UnixMs(51))?);
             assert_eq!(forget(tx, UnixMs(60))?, 1);
@@ -116,9 +134,9 @@ mod tests {
             let sql = "INSERT INTO repeats VALUES (?1, ?2, 'x', NULL, 0)";
             tx.execute(sql, params![MOST, request(-1)])?;
             changed(tx, "1", Some(&request(1)), one(1))?;
-            assert_eq!(find(tx, &request(0), UnixMs(0))?, None, "the oldest goes");
-            assert!(find(tx, &request(-1), UnixMs(0))?.is_some());
-            assert!(find(tx, &request(1), UnixMs(0))?.is_some());
+            assert_eq!(find(tx, &request(0), UnixMs(0), UnixMs(9))?, None, "the oldest goes");
+            assert!(find(tx, &request(-1), UnixMs(0), UnixMs(9))?.is_some());
+            assert!(find(tx, &request(1), UnixMs(0), UnixMs(9))?.is_some());
             for n in 0..=AT_ONCE as i64 {
                 changed(tx, &format!("s{n}"), Some(&request(100 + n)), one(2))?;
             }

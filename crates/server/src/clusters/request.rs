@@ -122,6 +122,11 @@ pub async fn recorded<T: Send + 'static>(
     let run = move |app: &App| {
         let result = work(app, &doing, now);
         if let Err(fault) = &result {
+            // Whoever has no credential could fill the disk so.
+            let stranger = &*doing.who == "-";
+            if stranger && app.refusals.login_failed(app, now, doing.trace.origin.address) {
+                return Err(Fault::TooMany("too many tries from this address have failed; wait"));
+            }
             // The refusal is answered even if it cannot be put on record: nothing was done.
             let _ = app.recorder.record_blocking(&doing.failed(now, fault));
         }

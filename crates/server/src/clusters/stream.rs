@@ -21,7 +21,8 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, oneshot, watch};
 use tokio::time::Instant;
 
-type Who = (ClusterId, AgentName);
+/// An agent and its certificate: one that counts no longer ends no stream of its successor.
+type Who = (ClusterId, AgentName, String);
 
 /// The streams that are open. An agent's newest ones count: what a lost connection left behind
 /// ends when the agent comes back, however long TCP would keep it.
@@ -80,7 +81,8 @@ pub async fn stream(
     Extension(streams): Extension<Arc<Streams>>,
     node: Node,
 ) -> Result<Response, Fault> {
-    let (slot, ended) = streams.open((node.cluster.clone(), node.agent.clone()))?;
+    let (slot, ended) =
+        streams.open((node.cluster.clone(), node.agent.clone(), node.fingerprint.clone()))?;
     // Listen before the first look, so that nothing falls between the two.
     let mut live = Live {
         clusters: app.hub.cluster_events(),

@@ -235,13 +235,20 @@ impl FromRequestParts<Arc<App>> for Caller {
 pub(crate) fn admit(app: &App, iam_id: &str, credential: &Credential) -> Result<(), TooOften> {
     match credential {
         // By its agent, as when it shows its certificate.
-        Credential::Node { agent, .. } => {
-            app.throttle.admit(app, Kind::Agent, &agent_of(iam_id, agent))
+        Credential::Node { agent, fingerprint, .. } => {
+            app.throttle.admit(app, Kind::Agent, &caller_of(iam_id, agent, fingerprint))
         }
         Credential::ApiKey(_) | Credential::Trust { .. } | Credential::Login { .. } => {
             app.throttle.admit(app, Kind::Principal, iam_id)
         }
     }
+}
+
+/// An agent, as its calls are counted: by its certificate too. TLS takes one that counts no longer, and
+/// what is called with that must take nothing of the agent that has its place.
+fn caller_of(cluster: &str, agent: &AgentName, fingerprint: &str) -> String {
+    let short = fingerprint.get(..16).unwrap_or(fingerprint);
+    format!("{} certificate {short}", agent_of(cluster, agent))
 }
 
 /// An agent, as records name it; `cluster` is the IAM id of its cluster.
@@ -388,6 +395,13 @@ impl Node {
     pub(crate) fn who(&self, app: &App) -> String {
         agent_of(&format!("crn-{}", app.account.cluster_crn(&self.cluster)), &self.agent)
     }
+
+    /// Whether it may call now.
+    pub(crate) fn admit(&self, app: &App) -> Result<(), TooOften> {
+        let cluster = format!("crn-{}", app.account.cluster_crn(&self.cluster));
+        let who = caller_of(&cluster, &self.agent, &self.fingerprint);
+        app.throttle.admit(app, Kind::Agent, &who)
+    }
 }
 
 impl FromRequestParts<Arc<App>> for Node {
@@ -402,7 +416,7 @@ impl FromRequestParts<Arc<App>> for Node {
                 "claviger ks cluster join-token",
             )
         })?;
-        let admitted = app.throttle.admit(app, Kind::Agent, &node.who(app));
+        let admitted = node.admit(app);
         let form = Form::of(parts.uri.path());
         admitted.map(|()| node).map_err(|e| form.too_often(e))
     }

@@ -23,6 +23,9 @@ use claviger_wire::iam::{
 };
 use std::sync::Arc;
 
+/// That an issuer does not give its keys.
+pub(super) const NO_KEYS: &str = "BXNIM0513E";
+
 /// Why no token is given.
 pub(super) struct Refused {
     pub(super) status: StatusCode,
@@ -31,6 +34,11 @@ pub(super) struct Refused {
 }
 
 impl Refused {
+    /// Whether a stranger can cause it as often as he likes.
+    fn by_the_caller(&self) -> bool {
+        self.status.is_client_error() || self.code == NO_KEYS
+    }
+
     pub(super) fn bad(code: &'static str, message: &'static str) -> Refused {
         Refused { status: StatusCode::BAD_REQUEST, code, message }
     }
@@ -73,14 +81,20 @@ pub(crate) async fn token(
         GRANT_EXCHANGE => {
             Err(Refused::bad("BXNIM0448E", "Only an ID token is taken as subject_token_type."))
         }
-        GRANT_NODE => by_certificate(&app, node.map(|n| n.0)).await,
+        GRANT_NODE => {
+            let node = node.map(|n| n.0);
+            if let Some(Err(too_often)) = node.as_ref().map(|node| node.admit(&app)) {
+                return Form::Identity.too_often(too_often);
+            }
+            by_certificate(&app, node).await
+        }
         _ => Err(Refused::bad(
             "BXNIM0106E",
             "This grant_type is not supported; use an API key, a refresh token, a cr-token or an ID token.",
         )),
     };
     if let Err(refused) = &found
-        && refused.status == StatusCode::BAD_REQUEST
+        && refused.by_the_caller()
         && app.refusals.login_failed(&app, now, trace.origin.address)
     {
         let what = "Too many logins from this address have failed. Wait, and use a credential that is good.";
@@ -89,8 +103,16 @@ pub(crate) async fn token(
         answer.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_S.into());
         return answer;
     }
+    // Nothing was begun, so there is nothing to put on record, and no strangers' flood of it.
+    if let Err(refused) = &found
+        && refused.message == error::BUSY
+    {
+        return error::identity(refused.status, refused.code, refused.message, &trace.correlation);
+    }
     // Whoever comes in counts like his other calls: each login is on record.
-    if let Ok(login) = &found {
+    if let Ok(login) = &found
+        && grant != GRANT_NODE
+    {
         let (iam_id, credential) = (&login.principal.iam_id, &login.credential);
         if let Err(too_often) = auth::admit(&app, iam_id, credential) {
             return Form::Identity.too_often(too_often);

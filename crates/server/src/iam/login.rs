@@ -2,13 +2,14 @@
 //! that the operator named. Who someone is, issuer and subject say together, never an e-mail
 //! address: that may be another's tomorrow.
 
-use super::grant::{Login, Refused, storage};
+use super::grant::{Login, NO_KEYS, Refused, storage};
 use super::issuer_keys::NoKey;
 use super::principals::PRINCIPALS_MAX;
 use super::token::{Credential, LEEWAY_S};
 use super::trust::{Audience, TOKEN_MAX, issuer_of, signed};
 use crate::app::{App, LoginIssuer};
 use crate::http::admin::facts;
+use crate::room::For;
 use axum::http::StatusCode;
 use claviger_domain::audit::{Change, Data, Facts, Record};
 use claviger_domain::id::UnixMs;
@@ -106,7 +107,7 @@ pub(super) async fn login(app: &Arc<App>, token: String, now: UnixMs) -> Result<
             tracing::warn!(error = %down, "a login fails");
             return Err(Refused {
                 status: StatusCode::SERVICE_UNAVAILABLE,
-                code: "BXNIM0513E",
+                code: NO_KEYS,
                 message: "The issuer of this token does not give its keys, so the token cannot be verified. Try again.",
             });
         }
@@ -118,7 +119,7 @@ pub(super) async fn login(app: &Arc<App>, token: String, now: UnixMs) -> Result<
     }
     let (issuer, subject) = (issuer.issuer, claims.sub);
     let credential = Credential::Login { issuer: issuer.clone(), subject: subject.clone() };
-    let found = app.blocking(move |app| {
+    let found = app.asked(For::Other, move |app| {
         let known = app.store.read("login", |tx| person(tx, &issuer, &subject))?;
         match known {
             None if app.settings.login.open => {

@@ -189,7 +189,8 @@ impl Act {
                 doing.act.admit(app, tx)?;
                 // Whoever asks twice at once waits here for himself: there is one writer.
                 if let (Some(again), Some(request)) = (&again, &request)
-                    && let Some(before) = repeats::find(tx, request, repeat::since(doing.now))?
+                    && let Some(before) =
+                        repeats::find(tx, request, repeat::since(doing.now), doing.now)?
                 {
                     doing.note_repeat(tx, before)?;
                     return Ok(Outcome::Before(again(app, tx, &doing, before, doing.now)?));

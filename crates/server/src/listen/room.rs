@@ -34,7 +34,8 @@ enum Source {
     Stranger(IpAddr),
     /// Whoever comes by a proxy.
     Proxy,
-    Agent(ClusterId, AgentName),
+    /// By its certificate, too: one that counts no longer takes no room from its successor.
+    Agent(ClusterId, AgentName, String),
 }
 
 /// The connections that are open. Holds one entry for each source that has some.
@@ -76,7 +77,8 @@ impl Room {
 
     /// For an agent.
     pub(super) fn agent(self: &Arc<Self>, node: &Node) -> Result<Place, Full> {
-        let source = Source::Agent(node.cluster.clone(), node.agent.clone());
+        let source =
+            Source::Agent(node.cluster.clone(), node.agent.clone(), node.fingerprint.clone());
         self.take(source, self.limits.of_agent, None).ok_or(Full("connection of this agent"))
     }
 

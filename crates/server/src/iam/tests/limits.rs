@@ -100,9 +100,12 @@ async fn agents_are_limited_by_themselves() {
     let by_token = w.ask(&token, "GET", &format!("/api/v2/keys/{key}/metadata"), Value::Null).await;
     by_token.refused(429, "TOO_MANY_REQUESTS_ERR");
     assert_eq!(state("n2").await.status, 401, "another agent");
+    let mut other = Request::get("/agent/v1/state").body(Body::empty()).unwrap();
+    other.extensions_mut().insert(Node { fingerprint: "u".to_owned(), ..node("n1") });
+    assert_eq!(w.raw(other).await.status, 401, "another certificate of the same agent");
     assert_eq!(w.lists_keys(&w.manager).await, 200);
     w.clock.advance(Duration::from_secs(1));
     w.settle().await;
-    let who = format!("crn-{crn} agent n1");
+    let who = format!("crn-{crn} agent n1 certificate t");
     assert_eq!(refused(&w.acts()), [(&*who, "agent", 429, Some(2))]);
 }
