@@ -80,6 +80,9 @@ fn pin(core: usize) {
     let _ = sched_setaffinity(None, &set);
 }
 
+/// A call, the headers of its answer, and its body.
+type Recorded = (String, Vec<(String, String)>, String);
+
 /// What a floor answers to a request: the bytes of the service, or its own.
 #[derive(Clone)]
 struct Answers(Arc<Vec<(String, Response<()>, Bytes)>>);
@@ -88,7 +91,7 @@ impl Answers {
     /// Of a file with recorded answers; none of F0.
     fn read(path: &Path) -> Result<Self, Failure> {
         let text = std::fs::read(path.join("answers.json")).unwrap_or_else(|_| b"[]".to_vec());
-        let all: Vec<(String, Vec<(String, String)>, String)> = serde_json::from_slice(&text)?;
+        let all: Vec<Recorded> = serde_json::from_slice(&text)?;
         let all = all.into_iter().map(|(call, headers, body)| {
             let mut head = Response::builder();
             for (name, value) in headers {
