@@ -18,31 +18,20 @@ use std::path::Path;
 /// master key are looked at.
 pub(super) fn check(config: &Config, held: &[Held], file: Option<&Path>, look: Look) -> Done {
     let _ = claviger_crypto::harden::harden();
-    let found = findings(config);
-    let (lines, failure) = match found {
-        Ok(lines) => (lines, None),
-        Err((lines, failure)) => (lines, Some(failure)),
-    };
+    // What is said until the end, or until something keeps a server from starting.
+    let mut lines = Vec::new();
+    let looked = look_at(config, &mut lines);
     let values: Vec<Value> = shown(held)
         .map(|(setting, held)| {
             let from = held.origin.of(setting, file);
             json!({ "setting": held.name, "value": held.value, "from": from })
         })
         .collect();
-    let answer = json!({ "good": failure.is_none(), "settings": values, "found": lines });
+    let answer = json!({ "good": looked.is_ok(), "settings": values, "found": lines });
     look.answer(&answer, || {
         settings(held, file).into_iter().chain(lines.iter().cloned()).collect()
     });
-    failure.map_or(Ok(()), Err)
-}
-
-/// What is said until the end, or until something keeps a server from starting.
-fn findings(config: &Config) -> Result<Vec<String>, (Vec<String>, Failure)> {
-    let mut lines = Vec::new();
-    match look_at(config, &mut lines) {
-        Ok(()) => Ok(lines),
-        Err(failure) => Err((lines, failure)),
-    }
+    looked
 }
 
 fn look_at(config: &Config, lines: &mut Vec<String>) -> Done {
