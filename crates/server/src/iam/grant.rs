@@ -23,24 +23,34 @@ use claviger_wire::iam::{
 };
 use std::sync::Arc;
 
-/// That an issuer does not give its keys.
-pub(super) const NO_KEYS: &str = "BXNIM0513E";
-
 /// Why no token is given.
 pub(super) struct Refused {
     pub(super) status: StatusCode,
     pub(super) code: &'static str,
     pub(super) message: &'static str,
+    pub(super) record: OnRecord,
+}
+
+/// How a refusal is put on record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnRecord {
+    /// By itself: it is this server's fault.
+    Each,
+    /// A stranger can cause it as often as he likes: by itself until his address has too many.
+    Limited,
+    /// Not at all: nothing was begun.
+    Never,
 }
 
 impl Refused {
-    /// Whether a stranger can cause it as often as he likes.
-    fn by_the_caller(&self) -> bool {
-        self.status.is_client_error() || self.code == NO_KEYS
+    pub(super) fn bad(code: &'static str, message: &'static str) -> Refused {
+        let (status, record) = (StatusCode::BAD_REQUEST, OnRecord::Limited);
+        Refused { status, code, message, record }
     }
 
-    pub(super) fn bad(code: &'static str, message: &'static str) -> Refused {
-        Refused { status: StatusCode::BAD_REQUEST, code, message }
+    fn storage(message: &'static str, record: OnRecord) -> Refused {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Refused { status, code: "BXNIM0999E", message, record }
     }
 }
 
@@ -94,7 +104,7 @@ pub(crate) async fn token(
         )),
     };
     if let Err(refused) = &found
-        && refused.by_the_caller()
+        && refused.record == OnRecord::Limited
         && app.refusals.login_failed(&app, now, trace.origin.address)
     {
         let what = "Too many logins from this address have failed. Wait, and use a credential that is good.";
@@ -103,9 +113,8 @@ pub(crate) async fn token(
         answer.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_S.into());
         return answer;
     }
-    // Nothing was begun, so there is nothing to put on record, and no strangers' flood of it.
     if let Err(refused) = &found
-        && refused.message == error::BUSY
+        && refused.record == OnRecord::Never
     {
         return error::identity(refused.status, refused.code, refused.message, &trace.correlation);
     }
@@ -132,11 +141,7 @@ pub(crate) async fn token(
     let record = Record { status, reason: reason.into(), ..record };
     let found = match app.recorder.record(record).await {
         Ok(()) => found,
-        Err(e) => Err(Refused {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            code: "BXNIM0999E",
-            message: e.what(),
-        }),
+        Err(e) => Err(Refused::storage(e.what(), OnRecord::Each)),
     };
     match found {
         Ok(login) => Json(issue(&app, &login, &grant, now)).into_response(),
@@ -221,6 +226,7 @@ async fn by_certificate(app: &Arc<App>, node: Option<Node>) -> Result<Login, Ref
         status: StatusCode::UNAUTHORIZED,
         code: "BXNIM0410E",
         message: "This grant needs the certificate of a node that belongs to a cluster.",
+        record: OnRecord::Limited,
     };
     let node = node.ok_or_else(refused)?;
     let crn = app.account.cluster_crn(&node.cluster);
@@ -243,15 +249,10 @@ async fn by_certificate(app: &Arc<App>, node: Option<Node>) -> Result<Login, Ref
 
 pub(super) fn storage(e: claviger_store::StoreError) -> Refused {
     if matches!(e, claviger_store::StoreError::Busy) {
-        let status = StatusCode::SERVICE_UNAVAILABLE;
-        return Refused { status, code: "BXNIM0999E", message: crate::http::error::BUSY };
+        return Refused::storage(error::BUSY, OnRecord::Never);
     }
     tracing::error!(error = %e, "database");
-    Refused {
-        status: StatusCode::SERVICE_UNAVAILABLE,
-        code: "BXNIM0999E",
-        message: "The server's database did not answer. Try again.",
-    }
+    Refused::storage("The server's database did not answer. Try again.", OnRecord::Each)
 }
 
 /// Reads `application/x-www-form-urlencoded` (WHATWG URL standard, section 5.1).

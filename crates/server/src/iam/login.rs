@@ -2,7 +2,7 @@
 //! that the operator named. Who someone is, issuer and subject say together, never an e-mail
 //! address: that may be another's tomorrow.
 
-use super::grant::{Login, NO_KEYS, Refused, storage};
+use super::grant::{Login, OnRecord, Refused, storage};
 use super::issuer_keys::NoKey;
 use super::principals::PRINCIPALS_MAX;
 use super::token::{Credential, LEEWAY_S};
@@ -107,8 +107,9 @@ pub(super) async fn login(app: &Arc<App>, token: String, now: UnixMs) -> Result<
             tracing::warn!(error = %down, "a login fails");
             return Err(Refused {
                 status: StatusCode::SERVICE_UNAVAILABLE,
-                code: NO_KEYS,
+                code: "BXNIM0513E",
                 message: "The issuer of this token does not give its keys, so the token cannot be verified. Try again.",
+                record: OnRecord::Limited,
             });
         }
     };
