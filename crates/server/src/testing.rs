@@ -17,13 +17,47 @@ use claviger_store::events::EventKind;
 use claviger_store::iam::{ApiKey, Grant, Principal};
 use claviger_store::{Store, StoreError, clusters, events, iam};
 use http_body_util::BodyExt;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::ops::Index;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tower::ServiceExt;
 
 pub(crate) const START: UnixMs = UnixMs(1_800_000_000_000);
+
+/// The time of a test's world, which its certificates go by.
+#[derive(Debug)]
+struct Then;
+
+impl rustls::time_provider::TimeProvider for Then {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(START.0.unsigned_abs() + 1000)))
+    }
+}
+
+/// A TLS 1.3 connection of a client that trusts `ca` alone, at [`START`].
+pub(crate) async fn connect(
+    at: SocketAddr,
+    name: &'static str,
+    ca: &CertificateDer<'static>,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(ca.clone()).expect("a certificate");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_details(provider, Arc::new(Then))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = TcpStream::connect(at).await?;
+    let name = name.try_into().expect("a name");
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+}
 
 /// A server, and a person who is Manager everywhere.
 pub(crate) struct World {

@@ -2,12 +2,11 @@
 
 use super::*;
 use crate::app::Settings;
-use crate::testing::World;
+use crate::testing::{World, connect};
 use axum::body::Body;
 use axum::routing::post;
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, StatusCode};
-use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
 
@@ -122,17 +121,6 @@ async fn a_connection_is_known_by_its_listener() {
 
 type Secure = tokio_rustls::client::TlsStream<TcpStream>;
 
-/// The time of a test's world, which its certificates go by.
-#[derive(Debug)]
-struct Then;
-
-impl rustls::time_provider::TimeProvider for Then {
-    fn current_time(&self) -> Option<UnixTime> {
-        let ms = crate::testing::START.0.unsigned_abs();
-        Some(UnixTime::since_unix_epoch(Duration::from_millis(ms)))
-    }
-}
-
 /// A server on a real socket.
 struct Open {
     world: World,
@@ -163,17 +151,7 @@ impl Open {
     }
 
     async fn connect(&self) -> std::io::Result<Secure> {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(self.world.app.authority.der().clone()).expect("a certificate");
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ClientConfig::builder_with_details(provider, Arc::new(Then))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("TLS 1.3")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let stream = TcpStream::connect(self.address).await?;
-        let name = "localhost".try_into().expect("a name");
-        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await
+        connect(self.address, "localhost", self.world.app.authority.der()).await
     }
 
     /// Waits until a number of connections is open.

@@ -3,29 +3,16 @@
 use super::*;
 use crate::app::Settings;
 use crate::listen::{self, Listeners};
-use crate::testing::{START, World};
+use crate::testing::{self, START, World};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::ClientConfig;
-use rustls_pki_types::UnixTime;
 use std::fs::Permissions;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 const SOON: Duration = Duration::from_secs(50);
-
-/// The server's clock.
-#[derive(Debug)]
-struct Then;
-
-impl rustls::time_provider::TimeProvider for Then {
-    fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(Duration::from_millis(START.0 as u64 + 1000)))
-    }
-}
 
 /// An authority of the operator's.
 struct Office {
@@ -59,19 +46,7 @@ async fn connect(
     name: &'static str,
     ca: &CertificateDer<'static>,
 ) -> Result<TlsStream<TcpStream>, std::io::Error> {
-    let mut roots = RootCertStore::empty();
-    roots.add(ca.clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_details(provider, Arc::new(Then))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let stream = TcpStream::connect(at).await.unwrap();
-    let name = name.try_into().unwrap();
-    tokio::time::timeout(SOON, TlsConnector::from(Arc::new(config)).connect(name, stream))
-        .await
-        .expect("in time")
+    tokio::time::timeout(SOON, testing::connect(at, name, ca)).await.expect("in time")
 }
 
 fn shown(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
