@@ -13,6 +13,22 @@ use claviger_kms_plugin::{OpenKek, OpenRing};
 
 pub use claviger_tests::cpu_seconds;
 
+/// The numbers that the arguments after the program's name give, `NAME N` each; of those that they do
+/// not give, what `numbers` says.
+pub fn arguments<const N: usize>(
+    mut numbers: [(&str, usize); N],
+) -> Result<[usize; N], real::Failure> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    for pair in args.chunks(2) {
+        let known = numbers.iter_mut().find(|(name, _)| *name == pair[0]);
+        match (known, pair.get(1)) {
+            (Some((_, number)), Some(value)) => *number = value.parse()?,
+            _ => return Err(format!("unknown arguments {pair:?}").into()),
+        }
+    }
+    Ok(numbers.map(|(_, number)| number))
+}
+
 /// The middle of `values`; 0 of none.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();

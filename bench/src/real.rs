@@ -22,21 +22,6 @@ pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// How long an API server may take to its first answer.
 const READY: Duration = Duration::from_secs(60);
 
-/// How many Secrets and how many rounds the arguments ask for, by `--secrets N` and `--rounds N`;
-/// without them `secrets` and five.
-pub fn sizes(mut secrets: usize) -> Result<(usize, usize), Failure> {
-    let mut rounds = 5;
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    for pair in args.chunks(2) {
-        match pair {
-            [name, value] if name == "--secrets" => secrets = value.parse()?,
-            [name, value] if name == "--rounds" => rounds = value.parse()?,
-            other => return Err(format!("unknown arguments {other:?}").into()),
-        }
-    }
-    Ok((secrets, rounds))
-}
-
 /// One API server of a cluster of `claviger dev`, started again under our plugin.
 pub struct Real {
     /// The cluster.

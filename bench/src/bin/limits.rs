@@ -4,9 +4,9 @@
 //! Rounds alternate; reported are medians over rounds. `--limit N` sets the calls per second of one
 //! caller, `--rounds N` and `--seconds N` how long it is measured.
 
-use claviger_bench::median;
 use claviger_bench::real::Failure;
 use claviger_bench::service::{Caller, Service};
+use claviger_bench::{arguments, median};
 use reqwest::Method;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,16 +24,9 @@ type Answers = BTreeMap<u16, u64>;
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
-    let (mut limit, mut rounds, mut seconds) = (500u32, 5u32, 10u64);
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    for pair in args.chunks(2) {
-        match pair {
-            [name, value] if name == "--limit" => limit = value.parse()?,
-            [name, value] if name == "--rounds" => rounds = value.parse()?,
-            [name, value] if name == "--seconds" => seconds = value.parse()?,
-            other => return Err(format!("unknown arguments {other:?}").into()),
-        }
-    }
+    let numbers = [("--limit", 500), ("--rounds", 5), ("--seconds", 10)];
+    let [limit, rounds, seconds] = arguments(numbers)?;
+    let (limit, seconds) = (u32::try_from(limit)?, seconds as u64);
     let flags = ["--calls-per-second", &limit.max(1).to_string()];
     let service = Service::start("limits", &flags)?;
     let first = service.first().await?;

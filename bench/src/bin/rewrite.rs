@@ -9,8 +9,8 @@
 //!
 //! Needs `CLAVIGER_BIN`; `--secrets N` and `--rounds N` make it smaller.
 
-use claviger_bench::real::{Failure, Real, sizes};
-use claviger_bench::{cpu_seconds, median};
+use claviger_bench::real::{Failure, Real};
+use claviger_bench::{arguments, cpu_seconds, median};
 use claviger_cluster::control::rewrite::{Pass, WORKERS, name_of};
 use claviger_domain::cluster::ring::serial_of;
 use claviger_domain::id::Serial;
@@ -48,7 +48,7 @@ struct Figures {
 }
 
 fn main() -> Result<(), Failure> {
-    let (secrets, rounds) = sizes(10_000)?;
+    let [secrets, rounds] = arguments([("--secrets", 10_000), ("--rounds", 5)])?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(measure(secrets, rounds))
 }

@@ -13,7 +13,7 @@
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use claviger_bench::real::Failure;
 use claviger_bench::service::Service;
-use claviger_bench::{cpu_seconds, median};
+use claviger_bench::{arguments, cpu_seconds, median};
 use claviger_crypto::Key32;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -30,7 +30,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -47,8 +47,6 @@ const AT_ONCE: usize = 32;
 /// Bytes that F2 keeps of a request, and groups of them at most.
 const KEPT: usize = 512;
 const GROUP: usize = 256;
-/// How long a server may take to its first line.
-const START: Duration = Duration::from_secs(30);
 const CALLS: [&str; 2] = ["wrap", "unwrap"];
 
 fn main() -> Result<(), Failure> {
@@ -60,14 +58,7 @@ fn main() -> Result<(), Failure> {
             runtime.block_on(floor(Path::new(&args[2]), &args[3]))
         }
         _ => {
-            let (mut rounds, mut many) = (ROUNDS, MANY);
-            for pair in args[1..].chunks(2) {
-                match pair {
-                    [name, value] if name == "--rounds" => rounds = value.parse()?,
-                    [name, value] if name == "--requests" => many = value.parse()?,
-                    other => return Err(format!("unknown arguments {other:?}").into()),
-                }
-            }
+            let [rounds, many] = arguments([("--rounds", ROUNDS), ("--requests", MANY)])?;
             runtime.block_on(measure(rounds, many))
         }
     }
@@ -217,19 +208,12 @@ impl Drop for Side {
 
 type Stream = TlsStream<TcpStream>;
 
-/// The first line `url: …` of a server.
+/// The address that a floor tells in its only line.
 fn started(child: &mut Child) -> Result<String, Failure> {
-    let out = child.stdout.take().ok_or("no standard output")?;
-    let (say, said) = mpsc::channel();
-    // Ends with the server.
-    std::thread::spawn(move || {
-        for line in BufReader::new(out).lines().map_while(Result::ok) {
-            if let Some(url) = line.strip_prefix("url: https://") {
-                let _ = say.send(url.to_owned());
-            }
-        }
-    });
-    Ok(said.recv_timeout(START)?)
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().ok_or("no standard output")?).read_line(&mut line)?;
+    let address = line.trim_end().strip_prefix("url: https://");
+    Ok(address.ok_or("a floor did not start")?.to_owned())
 }
 
 fn connector(pem: &[u8]) -> Result<TlsConnector, Failure> {

@@ -5,8 +5,8 @@
 //!
 //! Needs `CLAVIGER_BIN`; `--secrets N` and `--rounds N` change 1,000 and five.
 
-use claviger_bench::median;
-use claviger_bench::real::{Failure, Real, sizes};
+use claviger_bench::real::{Failure, Real};
+use claviger_bench::{arguments, median};
 use claviger_crypto::kek::ANNOTATION;
 use claviger_crypto::{SecretBytes, value};
 use claviger_domain::id::Serial;
@@ -19,7 +19,7 @@ use std::time::Instant;
 const STATES: [&str; 3] = ["plaintext", "one seed", "a seed each"];
 
 fn main() -> Result<(), Failure> {
-    let (secrets, rounds) = sizes(1_000)?;
+    let [secrets, rounds] = arguments([("--secrets", 1_000), ("--rounds", 5)])?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(measure(secrets, rounds))
 }

@@ -5,9 +5,9 @@
 //! Calls alternate, in a random order within each turn. `t` is Welch's statistic of the logarithms: beyond
 //! 4 or so the two can be told apart with so many calls. `--calls N` sets how many.
 
-use claviger_bench::median;
 use claviger_bench::real::Failure;
 use claviger_bench::service::Service;
+use claviger_bench::{arguments, median};
 use claviger_tests::load::Random;
 use reqwest::Method;
 use std::time::Instant;
@@ -16,13 +16,7 @@ const MISSING: &str = "11111111-2222-4333-8444-555555555555";
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
-    let mut calls = 5_000usize;
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    match args.as_slice() {
-        [] => {}
-        [name, value] if name == "--calls" => calls = value.parse()?,
-        other => return Err(format!("unknown arguments {other:?}").into()),
-    }
+    let [calls] = arguments([("--calls", 5_000)])?;
     let service = Service::start("timing", &["--calls-per-second", "0"])?;
     let first = service.first().await?;
     let (there, mine) = (first.root("there").await?, first.root("mine").await?);
