@@ -78,9 +78,6 @@ mod tests {
         let root = RootKey { instance: InstanceId::random(), key: KeyId::random() };
         let [old, new] = [(), ()].map(|()| KeyVersionId::random());
         let on = |version, operation| Cluster {
-            id: ClusterId::random(),
-            name: "c".into(),
-            created: UnixMs(0),
             revision: 1,
             ring: Ring {
                 keks: vec![Kek {
@@ -92,14 +89,9 @@ mod tests {
                 }],
                 minted: 2,
             },
-            servers: BTreeMap::new(),
             operation,
-            history: Vec::new(),
             used: vec![root],
-            public_endpoint: false,
-            verified: None,
-            residue: None,
-            disproof: None,
+            ..Cluster::new(ClusterId::random(), "c".into(), UnixMs(0))
         };
         let status = |state| RootStatus {
             root,

@@ -540,19 +540,9 @@ mod tests {
                 created: UnixMs(0),
             };
             let cluster = Cluster {
-                id: ClusterId::random(),
-                name: "c".to_owned(),
-                created: UnixMs(0),
                 revision: 1,
                 ring: Ring { keks: vec![kek], minted: 1 },
-                servers: BTreeMap::new(),
-                operation: None,
-                history: Vec::new(),
-                used: Vec::new(),
-                public_endpoint: false,
-                verified: None,
-                residue: None,
-                disproof: None,
+                ..Cluster::new(ClusterId::random(), "c".to_owned(), UnixMs(0))
             };
             let kept = Kept { cluster, key_service: "https://keys".to_owned() };
             kept.save(&config.state("ring.json")).unwrap();

@@ -178,19 +178,13 @@ pub(crate) mod tests {
         });
         State {
             cluster: Cluster {
-                id: template.map_or_else(ClusterId::random, |t| t.cluster.id.clone()),
-                name: "c".to_owned(),
-                created: UnixMs(0),
                 revision,
                 ring: Ring { keks: keks.collect(), minted: serials },
-                servers: BTreeMap::new(),
-                operation: None,
-                history: Vec::new(),
-                used: Vec::new(),
-                public_endpoint: false,
-                verified: None,
-                residue: None,
-                disproof: None,
+                ..Cluster::new(
+                    template.map_or_else(ClusterId::random, |t| t.cluster.id.clone()),
+                    "c".to_owned(),
+                    UnixMs(0),
+                )
             },
             seen: BTreeMap::new(),
             roots: Vec::new(),

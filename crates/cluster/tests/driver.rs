@@ -202,19 +202,9 @@ fn first_state() -> State {
     };
     State {
         cluster: Cluster {
-            id: ClusterId::random(),
-            name: "c".to_owned(),
-            created: UnixMs(0),
             revision: 5,
             ring: Ring { keks: vec![kek], minted: 1 },
-            servers: BTreeMap::new(),
-            operation: None,
-            history: Vec::new(),
-            used: Vec::new(),
-            public_endpoint: false,
-            verified: None,
-            residue: None,
-            disproof: None,
+            ..Cluster::new(ClusterId::random(), "c".to_owned(), UnixMs(0))
         },
         seen: BTreeMap::new(),
         roots: vec![RootStatus {

@@ -9,7 +9,6 @@ use claviger_cluster::node::{Clients, Node, Parts};
 use claviger_cluster::sync;
 use claviger_crypto::SecretBytes;
 use claviger_crypto::kek::Carried;
-use claviger_domain::cluster::ring::Ring;
 use claviger_domain::cluster::{Cluster, RootStatus};
 use claviger_domain::id::{ClusterId, InstanceId, KeyId, KeyVersionId, UnixMs};
 use claviger_domain::key::{KeyState, RootKey};
@@ -42,19 +41,8 @@ impl Resolve for Nobody {
 fn state(root: RootKey) -> State {
     State {
         cluster: Cluster {
-            id: ClusterId::random(),
-            name: "c".to_owned(),
-            created: UnixMs(0),
             revision: 5,
-            ring: Ring::default(),
-            servers: BTreeMap::new(),
-            operation: None,
-            history: Vec::new(),
-            used: Vec::new(),
-            public_endpoint: false,
-            verified: None,
-            residue: None,
-            disproof: None,
+            ..Cluster::new(ClusterId::random(), "c".to_owned(), UnixMs(0))
         },
         seen: BTreeMap::new(),
         roots: vec![RootStatus {

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)] // A panic is the report of a test.
 
 use claviger_domain::cluster::commit::{Commit, Refusal, apply};
-use claviger_domain::cluster::ring::{Kek, Ring, Role};
+use claviger_domain::cluster::ring::{Kek, Role};
 use claviger_domain::cluster::{
     Cluster, HISTORY_MAX, OperationKind, Residue, Rewrite, Stage, TakeUp, Tally, Verified,
 };
@@ -25,21 +25,7 @@ fn agent(n: u8) -> AgentName {
 }
 
 fn empty() -> Cluster {
-    Cluster {
-        id: "abcdefghij0123456789".parse::<ClusterId>().unwrap(),
-        name: "c".into(),
-        created: UnixMs(0),
-        revision: 0,
-        ring: Ring::default(),
-        servers: BTreeMap::new(),
-        operation: None,
-        history: Vec::new(),
-        used: Vec::new(),
-        public_endpoint: false,
-        verified: None,
-        residue: None,
-        disproof: None,
-    }
+    Cluster::new("abcdefghij0123456789".parse::<ClusterId>().unwrap(), "c".into(), UnixMs(0))
 }
 
 fn stage() -> impl Strategy<Value = Stage> {

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used)] // A panic is the report of a test.
 
 use claviger_domain::cluster::files::{EtcdFiles, left};
-use claviger_domain::cluster::ring::Ring;
 use claviger_domain::cluster::{Cluster, Observation, Residue, Seen, Stage, Target};
 use claviger_domain::id::{AgentName, UnixMs};
 use std::collections::BTreeMap;
@@ -88,19 +87,9 @@ fn every_member_counts_once_and_whoever_has_not_counted_is_named() {
             );
         }
         let cluster = Cluster {
-            id: "aaaaaaaabbbbbbbbcccc".parse().unwrap(),
-            name: "c".to_owned(),
-            created: UnixMs(0),
-            revision: 0,
-            ring: Ring::default(),
             servers,
-            operation: None,
-            history: Vec::new(),
-            used: Vec::new(),
-            public_endpoint: false,
-            verified: None,
             residue: of_cluster,
-            disproof: None,
+            ..Cluster::new("aaaaaaaabbbbbbbbcccc".parse().unwrap(), "c".to_owned(), UnixMs(0))
         };
         let left = left(&cluster, &seen);
         assert_eq!((left.sum, left.members), (sum, members), "{name}");

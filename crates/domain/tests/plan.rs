@@ -2,7 +2,7 @@
 
 use claviger_domain::cluster::commit::{Commit, apply};
 use claviger_domain::cluster::plan::{Facts, Step, Unattended, Why, must_fence, not_told, plan};
-use claviger_domain::cluster::ring::{Kek, Ring, Role};
+use claviger_domain::cluster::ring::{Kek, Role};
 use claviger_domain::cluster::*;
 use claviger_domain::id::*;
 use claviger_domain::key::{KeyState, RootKey, RootVersion};
@@ -36,21 +36,11 @@ fn process(i: usize) -> Process {
 
 impl Case {
     fn new(n: usize) -> Self {
-        let cluster = Cluster {
-            id: "aaaaaaaabbbbbbbbcccc".parse().expect("20 characters"),
-            name: "c".to_owned(),
-            created: UnixMs(0),
-            revision: 0,
-            ring: Ring::default(),
-            servers: BTreeMap::new(),
-            operation: None,
-            history: Vec::new(),
-            used: Vec::new(),
-            public_endpoint: false,
-            verified: None,
-            residue: None,
-            disproof: None,
-        };
+        let cluster = Cluster::new(
+            "aaaaaaaabbbbbbbbcccc".parse().expect("20 characters"),
+            "c".to_owned(),
+            UnixMs(0),
+        );
         let status = |n| RootStatus {
             root: root(n),
             name: "r".to_owned(),

@@ -218,10 +218,8 @@ fn count(n: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use claviger_domain::cluster::ring::Ring;
     use claviger_domain::id::{AgentName, InstanceId, KeyId};
     use claviger_domain::key::RootKey;
-    use std::collections::BTreeMap;
 
     fn database() -> Connection {
         let db = Connection::open_in_memory().unwrap();
@@ -235,21 +233,7 @@ mod tests {
         let id = ClusterId::random();
         ClusterRow {
             crn: format!("crn:v1:claviger:public:containers-kubernetes:local:a/x:{id}::"),
-            cluster: Cluster {
-                id,
-                name: name.into(),
-                created: UnixMs(1),
-                revision: 0,
-                ring: Ring::default(),
-                servers: BTreeMap::new(),
-                operation: None,
-                history: Vec::new(),
-                used: Vec::new(),
-                public_endpoint: false,
-                verified: None,
-                residue: None,
-                disproof: None,
-            },
+            cluster: Cluster::new(id, name.into(), UnixMs(1)),
             server_url: "https://127.0.0.1:6443".into(),
             ca: String::new(),
             registered_by: "IBMid-1".into(),

@@ -138,16 +138,12 @@ mod tests {
     use claviger_domain::cluster::ring::{Kek, Ring, Role};
     use claviger_domain::id::{InstanceId, KeyId};
     use claviger_domain::key::{KeyState, RootKey, RootVersion};
-    use std::collections::BTreeMap;
 
     #[test]
     fn a_cluster_under_an_older_version_is_not_verified() {
         let root = RootKey { instance: InstanceId::random(), key: KeyId::random() };
         let [old, new] = [(), ()].map(|()| KeyVersionId::random());
         let on = |versions: &[KeyVersionId]| Cluster {
-            id: ClusterId::random(),
-            name: "c".into(),
-            created: UnixMs(0),
             revision: 1,
             ring: Ring {
                 keks: versions
@@ -162,14 +158,7 @@ mod tests {
                     .collect(),
                 minted: 1,
             },
-            servers: BTreeMap::new(),
-            operation: None,
-            history: Vec::new(),
-            used: Vec::new(),
-            public_endpoint: false,
-            verified: None,
-            residue: None,
-            disproof: None,
+            ..Cluster::new(ClusterId::random(), "c".into(), UnixMs(0))
         };
         let status = |current| RootStatus {
             root,

@@ -119,6 +119,25 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// One that was registered at `created` and of which nothing else is known yet.
+    pub fn new(id: ClusterId, name: String, created: UnixMs) -> Self {
+        Self {
+            id,
+            name,
+            created,
+            revision: 0,
+            ring: Ring::default(),
+            servers: BTreeMap::new(),
+            operation: None,
+            history: Vec::new(),
+            used: Vec::new(),
+            public_endpoint: false,
+            verified: None,
+            residue: None,
+            disproof: None,
+        }
+    }
+
     /// Whether etcd's bytes proved that nothing is stored in plaintext, and none disproved it since.
     pub fn is_proven(&self) -> bool {
         self.verified.is_some() && self.disproof.is_none_or(|tally| tally.plaintext == 0)

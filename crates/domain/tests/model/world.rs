@@ -139,21 +139,11 @@ impl World {
     /// `n` API servers, without an operation. `flags` tells whether they have a configuration
     /// file already (identity alone), so that it can be reloaded.
     pub fn new(n: usize) -> Self {
-        let mut cluster = Cluster {
-            id: "aaaaaaaabbbbbbbbcccc".parse().expect("20 characters"),
-            name: "c".to_owned(),
-            created: UnixMs(0),
-            revision: 0,
-            ring: Ring::default(),
-            servers: BTreeMap::new(),
-            operation: None,
-            history: Vec::new(),
-            used: Vec::new(),
-            public_endpoint: false,
-            verified: None,
-            residue: None,
-            disproof: None,
-        };
+        let mut cluster = Cluster::new(
+            "aaaaaaaabbbbbbbbcccc".parse().expect("20 characters"),
+            "c".to_owned(),
+            UnixMs(0),
+        );
         let nodes: Vec<Node> = (0..n).map(|i| node(i, Some(Stage::Bare))).collect();
         for node in &nodes {
             let joined = Commit::Joined { agent: node.name.clone() };

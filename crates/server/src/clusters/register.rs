@@ -9,12 +9,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use claviger_crypto::SecretBytes;
 use claviger_domain::cluster::Cluster;
-use claviger_domain::cluster::ring::Ring;
 use claviger_domain::id::{AgentName, ClusterId, UnixMs};
 use claviger_store::Tx;
 use claviger_store::clusters::{self, ClusterRow};
 use claviger_wire::ks::{RegisterCluster, Registered};
-use std::collections::BTreeMap;
 use zeroize::Zeroizing;
 
 /// Checks what an operator wants to register.
@@ -72,21 +70,7 @@ pub fn register(
     }
     let id = ClusterId::random();
     let row = ClusterRow {
-        cluster: Cluster {
-            id: id.clone(),
-            name: request.name.clone(),
-            created: now,
-            revision: 0,
-            ring: Ring::default(),
-            servers: BTreeMap::new(),
-            operation: None,
-            history: Vec::new(),
-            used: Vec::new(),
-            public_endpoint: false,
-            verified: None,
-            residue: None,
-            disproof: None,
-        },
+        cluster: Cluster::new(id.clone(), request.name.clone(), now),
         crn: app.account.cluster_crn(&id),
         server_url: request.server_url.clone(),
         ca: request.ca.clone(),

@@ -532,19 +532,8 @@ mod tests {
             (5, Some(at(80)), Access::Open, "not confirmed, last seen 1 min ago"),
         ];
         let cluster = Cluster {
-            id: claviger_domain::id::ClusterId::random(),
-            name: "c".into(),
-            created: at(0),
             revision: 1,
-            ring: claviger_domain::cluster::ring::Ring::default(),
-            servers: std::collections::BTreeMap::new(),
-            operation: None,
-            history: Vec::new(),
-            used: Vec::new(),
-            public_endpoint: false,
-            verified: None,
-            residue: None,
-            disproof: None,
+            ..Cluster::new(claviger_domain::id::ClusterId::random(), "c".into(), at(0))
         };
         for (spoke, unfenced, access, expected) in rows {
             let said = Observation { access, ..Observation::nothing("a".parse().unwrap()) };
